@@ -1,0 +1,149 @@
+"""Prompts and greedy answers of a Hugging Face model: how every part of the project asks a question.
+
+The prompt is the processor's own chat template around one picture (where there is one) and the question.
+Answers are greedy on the raw logits. ScAle acts through hooks: attach it around the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .datasets import Question
+from .errors import UserError
+from .prompts import Message, assistant_message, user_message
+from .records import Float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a model answered to one question.
+
+    Attributes:
+        text: the decoded answer without special tokens, stripped.
+        token_ids: the generated tokens, the end token included where it came.
+        margins: float32, one per token: the best logit minus the second best.
+        peaks: float32, one per token: the largest absolute logit, the yardstick of a near-tie.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    margins: Float32
+    peaks: Float32
+
+
+def conversation(question: Question, answer: str | None = None) -> list[Message]:
+    """The chat messages of a question, and of its answer where one is given."""
+    asked = user_message([] if question.image is None else [question.image], question.prompt)
+    return [asked] if answer is None else [asked, assistant_message(answer)]
+
+
+def encode_prompts(processor: Any, questions: Sequence[Question]) -> dict[str, Tensor]:
+    """The processor's inputs for a batch, padded on the left, generation prompt included.
+
+    Returns ``input_ids`` and ``attention_mask`` ``[B, T]`` int64, ``pixel_values`` and whatever else the
+    family takes.
+
+    Raises:
+        UserError: the processor has no chat template, or a batch needs padding and no pad token is set.
+    """
+    if getattr(processor, "chat_template", None) is None:
+        raise UserError("the model's processor has no chat template to ask with; add a chat_template.jinja")
+    if len(questions) > 1 and processor.tokenizer.pad_token is None:
+        raise UserError("the model's tokenizer has no pad token to make batches with; set one (any does)")
+    inputs = processor.apply_chat_template(
+        [conversation(question) for question in questions],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": len(questions) > 1, "padding_side": "left"},
+    )
+    return dict(inputs)
+
+
+def to_model(inputs: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """The inputs on the model's device, floating ones in its dtype."""
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        for name, value in inputs.items()
+    }
+
+
+def end_tokens(model: Any, processor: Any) -> list[int]:
+    """The token ids that end an answer, the tokenizer's own first.
+
+    Raises:
+        UserError: neither the tokenizer nor the generation config names one.
+    """
+    configured = model.generation_config.eos_token_id
+    ids = [processor.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
+    found = list(dict.fromkeys(int(i) for i in ids if i is not None))
+    if not found:
+        raise UserError("the model names no end token; set eos_token in its tokenizer or generation config")
+    return found
+
+
+@torch.no_grad()
+def answer_questions(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Answer]:
+    """Greedy answers in the questions' order, in left-padded batches.
+
+    ``progress`` is told how many of how many are done after each batch. The model should be in ``eval`` mode.
+
+    Raises:
+        UserError: as ``encode_prompts`` and ``end_tokens``.
+    """
+    ends = end_tokens(model, processor)
+    pad = processor.tokenizer.pad_token_id
+    answers: list[Answer] = []
+    for start in range(0, len(questions), batch_size):
+        inputs = to_model(encode_prompts(processor, questions[start : start + batch_size]), model)
+        output = model.generate(
+            **inputs,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=ends[0] if pad is None else pad,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        tokens = output.sequences[:, inputs["input_ids"].shape[1] :]
+        logits = torch.stack(output.logits, dim=1).float()
+        rows = zip(tokens.tolist(), logits, strict=True)
+        answers += [_answer(row, scores, ends, processor.tokenizer) for row, scores in rows]
+        if progress:
+            progress(len(answers), len(questions))
+    return answers
+
+
+def _answer(tokens: list[int], logits: Tensor, ends: Iterable[int], tokenizer: Any) -> Answer:
+    """One row of a batch, cut after its first end token; ``logits [steps, V]`` float32."""
+    steps = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+    best = logits[:steps].topk(2, dim=-1).values
+    return Answer(
+        text=tokenizer.decode(tokens[:steps], skip_special_tokens=True).strip(),
+        token_ids=tuple(tokens[:steps]),
+        margins=(best[:, 0] - best[:, 1]).cpu().numpy().astype(np.float32),
+        peaks=logits[:steps].abs().amax(-1).cpu().numpy().astype(np.float32),
+    )
+
+
+def is_correct(answer: str, question: Question) -> bool:
+    """Exact match of the stripped, lower-cased texts."""
+    return answer.strip().lower() == question.answer.strip().lower()

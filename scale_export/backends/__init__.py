@@ -1,0 +1,91 @@
+"""Backends: each emits graphs for one runtime, and opens an ``Engine`` on what it emitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+from ..records import Float32
+
+Array = NDArray[Any]
+Phase = Literal["base", "scaled"]
+"""Which weights a forward runs on in a two-phase package; the other packages have one set for both."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scalars:
+    """Scalars that override a gated decoder's defaults: ``attn [L, H]`` and ``mlp [L]``, float32."""
+
+    attn: Float32
+    mlp: Float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One forward of the decoder over T new positions of B rows.
+
+    Attributes:
+        inputs_embeds: ``[B, T, D]``; rows shorter than T are padded on the right.
+        lengths: int64 ``[B]``, how many of the T positions are tokens.
+        position_ids: int64 ``[B, T]``.
+        gated: whether the last valid position of each row carries the scalars (not so in a chunk of a
+            prompt that another chunk follows).
+    """
+
+    inputs_embeds: Array
+    lengths: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    gated: bool = True
+
+
+class Engine(Protocol):
+    """A runtime holding one exported model: what generation needs of a backend."""
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of an embedding."""
+        ...
+
+    @property
+    def can_override(self) -> bool:
+        """Whether ``forward`` takes scalars (a gated decoder), or holds them in its weights."""
+        ...
+
+    def vision(self, pixel_values: Array) -> dict[str, Array]:
+        """``[tiles, 3, height, width]`` → the tower's named outputs."""
+        ...
+
+    def embed(self, input_ids: Array, image_features: Array) -> Array:
+        """``input_ids [B, T]`` and the rows ``[image tokens, D]`` for their image tokens → ``[B, T, D]``."""
+        ...
+
+    def new_cache(self, rows: int) -> Any:
+        """An empty KV cache for that many rows."""
+        ...
+
+    def forward(self, cache: Any, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
+        """Run one step, grow the cache in place, and return logits ``[B, V]`` of each row's last valid position."""
+        ...
+
+
+def open_engine(
+    backend: str, graphs: Mapping[str, Path], *, context_length: int, providers: Sequence[str], threads: int | None
+) -> Engine:
+    """The engine of that backend over a package's graphs (role → file).
+
+    Raises:
+        UserError: the backend's runtime is not installed, or refuses a graph.
+    """
+    if backend != "onnxruntime":
+        raise UserError(f"this machine has no runtime for {backend!r} packages")
+    try:
+        from .onnxruntime.engine import OnnxEngine
+    except ModuleNotFoundError as error:
+        raise UserError("ONNX Runtime is not installed: pip install 'scale-export[ort]'") from error
+    return OnnxEngine(graphs, context_length=context_length, providers=providers, threads=threads)

@@ -1,0 +1,69 @@
+"""The ONNX Runtime backend as the pipeline sees it: emit, open, and the strictest kernels to measure against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from ...fold import FoldedDecoder
+from ...plan import Plan
+from ...records import Precision
+from .. import Engine
+from .graphs import GraphPlan, decoder_code_hashes, emit_graphs, strict_copy, write_adapter
+from .kernels import GraphOptions
+
+ADAPTER = "scale.onnx_adapter"
+
+
+def emit(
+    folded: FoldedDecoder,
+    vision: nn.Module,
+    plan: Plan,
+    directory: Path,
+    *,
+    precision: Precision,
+    vision_precision: Precision,
+    pixel_shape: tuple[int, int, int],
+) -> dict[str, str]:
+    """Write the graphs of ``folded`` (already quantized where ``precision`` says so); role → file name."""
+    options = GraphOptions(
+        precision=precision, block_size=plan.block_size, accuracy_level=plan.target.accuracy_level
+    )
+    graph_plan = GraphPlan(
+        options=options,
+        vision_precision=vision_precision,
+        context_length=plan.context_length,
+        image_token_id=plan.base.family.image_token_id(plan.base.config),
+        pixel_shape=pixel_shape,
+    )
+    return emit_graphs(folded, vision, graph_plan, directory)
+
+
+def emit_side_files(folded: FoldedDecoder, directory: Path) -> None:
+    """Write the scalars in the runtime's own format, where the graph can take them."""
+    if folded.gate:
+        attn, mlp = folded.dense()
+        write_adapter(attn, mlp, directory / ADAPTER)
+
+
+def strictest(graphs: Mapping[str, Path], directory: Path) -> dict[str, Path]:
+    """The same graphs on kernels that round nothing: decoders rewritten into ``directory``, the rest as they are."""
+    strict = dict(graphs)
+    for role in graphs.keys() & {"decoder", "decoder_folded"}:
+        strict[role] = directory / graphs[role].name
+        strict_copy(graphs[role], strict[role])
+    return strict
+
+
+def code_hashes(graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]:
+    """SHA-256 of the integer codes of each named matrix, in the decoder that holds the folded scales."""
+    return decoder_code_hashes(graphs.get("decoder_folded", graphs["decoder"]), names)
+
+
+def open_engine(graphs: Mapping[str, Path], plan: Plan) -> Engine:
+    """Sessions on this machine, with the target's execution providers."""
+    from .engine import OnnxEngine
+
+    return OnnxEngine(graphs, context_length=plan.context_length, providers=plan.target.execution_providers)

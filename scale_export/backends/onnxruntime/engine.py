@@ -1,0 +1,145 @@
+"""Running emitted graphs: sessions, I/O binding, and a KV cache whose buffers are both past and present."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ...errors import UserError
+from ...records import Float32
+from .. import Array, Phase, Scalars, Step
+
+QUIET = 3  # errors only: the warnings about overridable inputs are what the gate is made of
+NUMPY_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+
+
+@dataclass(kw_only=True)
+class SharedCache:
+    """Buffers ``[rows, K, context_length, hd]`` of every layer's keys and values, and how full each row is."""
+
+    buffers: dict[str, ort.OrtValue]
+    lengths: NDArray[np.int64]
+
+
+def open_session(path: Path, *, providers: Sequence[str], threads: int | None = None) -> ort.InferenceSession:
+    """A session on one graph.
+
+    Raises:
+        UserError: this build of ONNX Runtime lacks a provider, or refuses the graph.
+    """
+    available = ort.get_available_providers()
+    for provider in providers:
+        if provider not in available:
+            raise UserError(
+                f"ONNX Runtime here has no {provider}; it has {', '.join(available)}: install a build that has it"
+            )
+    options = ort.SessionOptions()
+    options.log_severity_level = QUIET
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(path, options, providers=list(providers))
+    except Exception as error:  # ONNX Runtime raises one class per status code, with no common base
+        raise UserError(f"ONNX Runtime cannot load {path.name}: {str(error).splitlines()[0]}") from error
+
+
+class DecoderSession:
+    """One decoder graph. The same instance may serve many caches, one call at a time."""
+
+    def __init__(self, session: ort.InferenceSession, context_length: int) -> None:
+        self.session = session
+        inputs = {i.name: i for i in session.get_inputs()}
+        self.dtype = NUMPY_TYPES[inputs["inputs_embeds"].type]
+        self.cache_shapes = {n: tuple(i.shape) for n, i in inputs.items() if n.startswith("past_key_values.")}
+        self.context_length = context_length
+        self.can_override = "attn_scale" in {i.name for i in session.get_overridable_initializers()}
+
+    def new_cache(self, rows: int) -> SharedCache:
+        buffers = {
+            name: ort.OrtValue.ortvalue_from_numpy(
+                np.zeros((rows, shape[1], self.context_length, shape[3]), self.dtype)
+            )
+            for name, shape in self.cache_shapes.items()
+        }
+        return SharedCache(buffers=buffers, lengths=np.zeros(rows, np.int64))
+
+    def forward(self, cache: SharedCache, step: Step, scalars: Scalars | None) -> Float32:
+        """See ``Engine.forward``."""
+        tokens = step.inputs_embeds.shape[1]
+        total = int(cache.lengths.max()) + tokens
+        if total > self.context_length:
+            raise UserError(
+                f"{total} tokens do not fit the package's context of {self.context_length}: "
+                f"shorten the prompt or ask for fewer new tokens"
+            )
+        after = cache.lengths + step.lengths
+        feeds: dict[str, Array] = {
+            "inputs_embeds": step.inputs_embeds.astype(self.dtype, copy=False),
+            "attention_mask": (np.arange(total) < after[:, None]).astype(np.int64),
+            "position_ids": step.position_ids,
+            "gate_position": step.lengths - 1 if step.gated else np.full_like(step.lengths, tokens),
+        }
+        if scalars is not None:
+            feeds |= {"attn_scale": scalars.attn, "mlp_scale": scalars.mlp}
+        binding = self.session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)))
+        for name, buffer in cache.buffers.items():
+            binding.bind_ortvalue_input(name, buffer)
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), buffer)
+        binding.bind_output("logits")
+        self.session.run_with_iobinding(binding)
+        cache.lengths = after
+        logits: Float32 = binding.get_outputs()[-1].numpy()
+        return logits[:, -1]
+
+
+class OnnxEngine:
+    """An ``Engine`` over the graphs of one package.
+
+    Args:
+        graphs: role → file: ``decoder``, ``vision``, ``embedding``, and ``decoder_folded`` for two phases.
+    """
+
+    def __init__(
+        self, graphs: Mapping[str, Path], *, context_length: int, providers: Sequence[str], threads: int | None = None
+    ) -> None:
+        sessions = {
+            role: open_session(path, providers=providers, threads=threads) for role, path in graphs.items()
+        }
+        self._vision = sessions["vision"]
+        self._embedding = sessions["embedding"]
+        self._hidden_size = int(self._embedding.get_outputs()[0].shape[2])
+        self._decoders: dict[Phase, DecoderSession] = {"base": DecoderSession(sessions["decoder"], context_length)}
+        folded = sessions.get("decoder_folded")
+        self._decoders["scaled"] = DecoderSession(folded, context_length) if folded else self._decoders["base"]
+
+    @property
+    def hidden_size(self) -> int:
+        return self._hidden_size
+
+    @property
+    def can_override(self) -> bool:
+        return self._decoders["base"].can_override
+
+    def vision(self, pixel_values: Array) -> dict[str, Array]:
+        names = [output.name for output in self._vision.get_outputs()]
+        outputs = self._vision.run(names, {"pixel_values": pixel_values.astype(np.float32, copy=False)})
+        return dict(zip(names, outputs, strict=True))
+
+    def embed(self, input_ids: Array, image_features: Array) -> Array:
+        feeds = {"input_ids": input_ids.astype(np.int64), "image_features": image_features.astype(np.float32)}
+        embeds: Array = self._embedding.run(None, feeds)[0]
+        return embeds
+
+    def new_cache(self, rows: int) -> SharedCache:
+        return self._decoders["base"].new_cache(rows)
+
+    def forward(self, cache: SharedCache, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
+        return self._decoders[phase].forward(cache, step, scalars)
+

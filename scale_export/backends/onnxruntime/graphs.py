@@ -1,0 +1,124 @@
+"""Emitting all graphs of a package, and reading back what was emitted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime as ort
+from torch import nn
+
+from ...fold import FoldedDecoder
+from ...records import Float32, Precision
+from .decoder import GateDefaults, emit_decoder
+from .embedding import emit_embedding
+from .kernels import GraphOptions
+from .vision import emit_vision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphPlan:
+    """What the graphs of one package have in common beside the weights."""
+
+    options: GraphOptions
+    vision_precision: Precision
+    context_length: int
+    image_token_id: int
+    pixel_shape: tuple[int, int, int]
+
+
+def emit_graphs(folded: FoldedDecoder, vision: nn.Module, plan: GraphPlan, directory: Path) -> dict[str, str]:
+    """Write every graph into ``directory``; role → file name.
+
+    Args:
+        folded: quantized where ``plan.options`` name a quantized precision.
+        vision: the tower with its projector, float32; see ``Family.vision_module``.
+    """
+    attn, mlp = folded.dense()
+    gate = GateDefaults(scope=folded.coefficients.scope, attn_scale=attn, mlp_scale=mlp) if folded.gate else None
+    decoder = directory / "decoder.onnx"
+    emit_decoder(folded.weights, decoder, options=plan.options, context_length=plan.context_length, gate=gate)
+    graphs = {"decoder": decoder.name, "vision": "vision.onnx", "embedding": "embedding.onnx"}
+    if folded.scaled is not None:
+        graphs["decoder_folded"] = "decoder_folded.onnx"
+        _emit_folded_twin(folded, plan, decoder, directory / graphs["decoder_folded"])
+    emit_embedding(
+        folded.weights, directory / graphs["embedding"], options=plan.options, image_token_id=plan.image_token_id
+    )
+    emit_vision(vision, plan.pixel_shape, directory / graphs["vision"], precision=plan.vision_precision)
+    return graphs
+
+
+def _emit_folded_twin(folded: FoldedDecoder, plan: GraphPlan, decoder: Path, path: Path) -> None:
+    """A second decoder graph that shares the first one's external data but for the tensors that folding changes."""
+    assert folded.scaled is not None
+    emit_decoder(folded.scaled, path, options=plan.options, context_length=plan.context_length, gate=None)
+    twin, first = ir.load(path), ir.load(decoder)
+    own = {f"{name}{suffix}" for name in folded.factors for suffix in ("", ".scales", ".bias")}
+    kept: list[ir.Value] = []
+    for name, value in twin.graph.initializers.items():
+        shared = first.graph.initializers.get(name)
+        if shared is not None and isinstance(shared.const_value, ir.ExternalTensor) and name not in own:
+            value.const_value = shared.const_value
+        elif isinstance(value.const_value, ir.ExternalTensor):
+            kept.append(value)
+    data = path.with_name(f"{path.name}.data")
+    loaded = [ir.tensor(value.const_value.numpy().copy(), name=value.name) for value in kept]
+    data.unlink()
+    external = ir.external_data.convert_tensors_to_external(loaded, path.parent, data.name)
+    for value, tensor in zip(kept, external, strict=True):
+        value.const_value = tensor
+    ir.save(twin, path)
+
+
+def strict_copy(decoder: Path, path: Path) -> None:
+    """Write ``path``: the same decoder at accuracy level 0, over a hard link to the same external data.
+
+    The runtime refuses data outside the graph's folder, hence the link; a file system without hard links
+    gets a copy.
+    """
+    model = ir.load(decoder)
+    for node in model.graph:
+        if "accuracy_level" in node.attributes:
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 0)
+    for name in _data_files(model):
+        link_or_copy(decoder.with_name(name), path.with_name(name))
+    ir.save(model, path)
+
+
+def link_or_copy(source: Path, destination: Path) -> None:
+    """A hard link to ``source`` at ``destination``, or a copy where links are not to be had."""
+    if destination.exists():
+        return
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)
+
+
+def _data_files(model: ir.Model) -> set[str]:
+    values = model.graph.initializers.values()
+    return {v.const_value.location for v in values if isinstance(v.const_value, ir.ExternalTensor)}
+
+
+def decoder_code_hashes(decoder: Path, names: Iterable[str]) -> Mapping[str, str]:
+    """SHA-256 of the integer codes of each named matrix as they lie in an emitted decoder."""
+    initializers = ir.load(decoder).graph.initializers
+    return {
+        name: hashlib.sha256(initializers[f"{name}.codes"].const_value.tobytes()).hexdigest() for name in names
+    }
+
+
+def write_adapter(attn: Float32, mlp: Float32, path: Path) -> None:
+    """Write the scalars as ONNX Runtime's ``.onnx_adapter``, to be swapped in at run time."""
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(1)
+    values = {"attn_scale": attn, "mlp_scale": mlp}
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
+    adapter.export_adapter(str(path))

@@ -1,0 +1,94 @@
+"""Tracing modules into ONNX models whose weights are attached afterwards."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+OPSET = 22
+
+
+def trace(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_shapes: tuple[Any, ...],
+) -> ir.Model:
+    """``torch.onnx.export`` by ``torch.export``, quietly; the model in memory."""
+    with quiet_export():
+        program = torch.onnx.export(
+            module,
+            args,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=dynamic_shapes,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """Silence the exporter's log lines and deprecation warnings, which a user can't act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def attach_weights(model: ir.Model, tensors: dict[str, Tensor], value: Callable[[str], NDArray[Any]]) -> None:
+    """Turn the weights' graph inputs into initializers whose values are worked out when they are written.
+
+    Args:
+        tensors: name → placeholder, giving each weight's shape and dtype.
+        value: name → its values, in any dtype that casts to the placeholder's.
+    """
+    inputs = {v.name: v for v in model.graph.inputs}
+    for name, tensor in tensors.items():
+        graph_input = inputs[name]
+        dtype = ir.DataType.from_numpy(torch.empty(0, dtype=tensor.dtype).numpy().dtype)
+        graph_input.const_value = ir.LazyTensor(
+            lambda name=name, dtype=dtype: ir.tensor(value(name).astype(dtype.numpy()), name=name),
+            dtype=dtype,
+            shape=ir.Shape(tensor.shape),
+            name=name,
+        )
+        model.graph.inputs.remove(graph_input)
+        model.graph.register_initializer(graph_input)
+
+
+def set_default(model: ir.Model, name: str, default: NDArray[np.generic]) -> None:
+    """Make a graph input optional: it stays an input, and an initializer of its name is its default."""
+    value = next(v for v in model.graph.inputs if v.name == name)
+    value.const_value = ir.tensor(default, name=name)
+    model.graph.register_initializer(value)
+
+
+def forget_inner_shapes(model: ir.Model) -> None:
+    """Drop the tracer's dimension names from between inputs and outputs."""
+    kept = {*model.graph.inputs, *model.graph.outputs}
+    for node in model.graph:
+        for output in node.outputs:
+            if output not in kept:
+                output.shape = None

@@ -1,0 +1,68 @@
+"""Emitting the vision tower with its projector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import torch
+from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+from torch import Tensor, nn
+from torch.export import Dim
+
+from ...records import Precision
+from .kernels import BITS
+from .save import save_model
+from .trace import forget_inner_shapes, trace
+
+
+class _Face(nn.Module):
+    """A tower that computes in ``dtype`` and shows float32 outside."""
+
+    def __init__(self, tower: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.tower = tower
+        self.dtype = dtype
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        return [output.to(torch.float32) for output in self.tower(pixel_values.to(self.dtype)).values()]
+
+
+def emit_vision(tower: nn.Module, pixel_shape: tuple[int, int, int], path: Path, *, precision: Precision) -> None:
+    """Write ``vision.onnx``: ``pixel_values [tiles, 3, height, width]`` float32 → the tower's named outputs.
+
+    Args:
+        tower: float32; see ``Family.vision_module``.
+        pixel_shape: (3, height, width).
+        precision: of the weights; int8 is block-wise by ONNX Runtime's quantizer, in blocks of 32.
+    """
+    example = torch.zeros(2, *pixel_shape)
+    with torch.no_grad():
+        names = list(tower(example))
+    dtype = torch.float16 if precision == "float16" else torch.float32
+    model = trace(
+        _Face(tower.to(dtype), dtype).eval(),
+        (example,),
+        input_names=["pixel_values"],
+        output_names=names,
+        dynamic_shapes=({0: Dim("tiles")},),
+    )
+    forget_inner_shapes(model)
+    save_model(model, path)
+    tower.to(torch.float32)
+    if precision in BITS:
+        _quantize(path, BITS[precision])
+
+
+def _quantize(path: Path, bits: int) -> None:
+    config = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, accuracy_level=0, bits=bits)
+    quantizer = MatMulNBitsQuantizer(onnx.load(path), algo_config=config)
+    quantizer.process()
+    path.with_name(f"{path.name}.data").unlink()
+    onnx.save(
+        quantizer.model.model,
+        path,
+        save_as_external_data=True,
+        location=f"{path.name}.data",
+        size_threshold=256,
+    )

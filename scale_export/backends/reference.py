@@ -1,0 +1,98 @@
+"""The portable decoder in PyTorch as an ``Engine``: what every emitted package is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
+from ..records import Float32, Scope
+from ..weights import DecoderWeights
+from . import Array, Phase, Scalars, Step
+
+
+@dataclass(kw_only=True)
+class TorchCache:
+    """Growing caches of every layer, and which of their slots hold a token (``[rows, P]`` int64)."""
+
+    layers: list[Cache]
+    mask: NDArray[np.int64]
+
+
+class ReferenceEngine:
+    """Vision tower, embedding and portable decoder in float32.
+
+    Args:
+        weights: of phase ``base``.
+        scaled: of phase ``scaled``; the same as ``weights`` where there is one set.
+        gate: the scalars of a gated decoder, with their scope, or None.
+    """
+
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        *,
+        scaled: DecoderWeights | None,
+        vision: nn.Module,
+        image_token_id: int,
+        gate: tuple[Scope, Scalars] | None,
+    ) -> None:
+        self.spec = weights.spec
+        base = PortableDecoder(self.spec, TorchKernels(weights), last_logits_only=True)
+        folded = base if scaled is None else PortableDecoder(self.spec, TorchKernels(scaled), last_logits_only=True)
+        self._decoders: dict[Phase, PortableDecoder] = {"base": base, "scaled": folded}
+        self._vision = vision.eval()
+        self._table = weights.embedding()
+        self._image_token_id = image_token_id
+        self._gate = gate
+
+    @property
+    def hidden_size(self) -> int:
+        return self.spec.hidden_size
+
+    @property
+    def can_override(self) -> bool:
+        return self._gate is not None
+
+    @torch.no_grad()
+    def vision(self, pixel_values: Array) -> dict[str, Array]:
+        outputs = self._vision(torch.from_numpy(np.ascontiguousarray(pixel_values, np.float32)))
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    def embed(self, input_ids: Array, image_features: Array) -> Array:
+        embeds: Array = self._table[torch.from_numpy(input_ids)].numpy()
+        embeds[input_ids == self._image_token_id] = image_features
+        return embeds
+
+    def new_cache(self, rows: int) -> TorchCache:
+        return TorchCache(layers=empty_cache(self.spec, rows), mask=np.zeros((rows, 0), np.int64))
+
+    @torch.no_grad()
+    def forward(self, cache: TorchCache, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
+        tokens = step.inputs_embeds.shape[1]
+        new = (np.arange(tokens) < step.lengths[:, None]).astype(np.int64)
+        cache.mask = np.concatenate((cache.mask, new), axis=1)
+        position = step.lengths - 1 if step.gated else np.full_like(step.lengths, tokens)
+        logits, cache.layers = self._decoders[phase](
+            torch.from_numpy(np.ascontiguousarray(step.inputs_embeds)),
+            torch.from_numpy(cache.mask),
+            torch.from_numpy(step.position_ids),
+            cache.layers,
+            self._make_gate(scalars),
+            torch.from_numpy(position),
+        )
+        result: Float32 = logits[:, -1].numpy()
+        return result
+
+    def _make_gate(self, scalars: Scalars | None) -> Gate | None:
+        if self._gate is None:
+            return None
+        scope, defaults = self._gate
+        chosen = scalars or defaults
+        return Gate(
+            scope=scope, attn_scale=torch.from_numpy(chosen.attn), mlp_scale=torch.from_numpy(chosen.mlp)
+        )

@@ -1,0 +1,94 @@
+"""The base model that scalars belong to: its files, config, family, processor and Hugging Face module."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import Checkpoint
+from .errors import UserError
+from .families import Family, load_family
+from .records import DecoderSpec
+from .weights import CheckpointWeights
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """An opened base model; heavy parts load on first use.
+
+    ``name`` is how the user or the coefficient file called it, for manifests and messages.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    config: Any
+    family: Family
+
+    @property
+    def directory(self) -> Path:
+        return self.checkpoint.directory
+
+    @functools.cached_property
+    def spec(self) -> DecoderSpec:
+        """The language decoder's shape."""
+        return self.family.decoder_spec(self.config)
+
+    @functools.cached_property
+    def weights(self) -> CheckpointWeights:
+        """The language decoder's weights, read from disk tensor by tensor."""
+        return CheckpointWeights(checkpoint=self.checkpoint, spec=self.spec, prefix=self.family.text_prefix)
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        """Hugging Face's processor of this model."""
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(self.directory, trust_remote_code=False)
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The Hugging Face model in float32, in evaluation mode: the reference of every parity leg."""
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        model = AutoModelForImageTextToText.from_pretrained(
+            self.directory, dtype=torch.float32, trust_remote_code=False
+        )
+        return model.eval().requires_grad_(False)
+
+
+def open_base(name: str, *, relative_to: Path | None = None) -> BaseModel:
+    """Open a base model by directory (tried relative to ``relative_to`` first) or by hub id.
+
+    Raises:
+        UserError: nothing of that name here or on the hub, or a model type that is not supported.
+    """
+    from transformers import AutoConfig
+
+    directory = _locate(name, relative_to)
+    checkpoint = Checkpoint(directory)
+    family = load_family(str(checkpoint.config.get("model_type")))
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    return BaseModel(name=name, checkpoint=checkpoint, config=config, family=family)
+
+
+def _locate(name: str, relative_to: Path | None) -> Path:
+    candidates = [relative_to / name] if relative_to else []
+    for candidate in (*candidates, Path(name)):
+        if candidate.is_dir():
+            return candidate.resolve()
+    if name.startswith((".", "/")) or name.count("/") != 1:
+        raise UserError(f"there is no base model directory {name}: give the right one with --model DIR")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        files = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+        return Path(snapshot_download(name, allow_patterns=files))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"base model {name!r} is neither a directory here nor a model that the hub gave "
+            f"({type(error).__name__}): give a local copy with --model DIR"
+        ) from error

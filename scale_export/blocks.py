@@ -1,0 +1,55 @@
+"""Block-wise quantized matrices."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .records import Float32
+
+Bits = Literal[4, 8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockMatrix:
+    """A symmetric block-wise quantized matrix ``[out, in]``, in the layout of ONNX Runtime's MatMulNBits.
+
+    weight[n, k] = (code[n, k] − 2^(bits−1)) · scales[n, k // block_size]
+
+    Attributes:
+        codes: uint8 ``[out, blocks, block_size · bits / 8]``, low bits first.
+        scales: float32 ``[out, blocks]``; may be negative or zero.
+        in_features: the true input width (the last block may be padded).
+    """
+
+    codes: NDArray[np.uint8]
+    scales: Float32
+    bits: Bits
+    block_size: int
+    in_features: int
+
+    @property
+    def codes_sha256(self) -> str:
+        """SHA-256 of the codes as stored."""
+        return hashlib.sha256(self.codes.tobytes()).hexdigest()
+
+    def integers(self) -> NDArray[np.uint8]:
+        """The codes one per element: uint8 ``[out, in]``."""
+        codes = self.codes
+        if self.bits == 4:
+            codes = np.stack((codes & 0x0F, codes >> 4), axis=-1)
+        return codes.reshape(codes.shape[0], -1)[:, : self.in_features]
+
+    def dequantize(self) -> Float32:
+        """The weights that a runtime computes with: float32 ``[out, in]``."""
+        scales = np.repeat(self.scales, self.block_size, axis=1)[:, : self.in_features]
+        centred = self.integers().astype(np.float32) - np.float32(2 ** (self.bits - 1))
+        return centred * scales
+
+    def with_block_factors(self, factors: Float32) -> BlockMatrix:
+        """A new matrix whose scales are multiplied by ``factors [blocks]``; the codes stay."""
+        return replace(self, scales=(self.scales * factors).astype(np.float32))

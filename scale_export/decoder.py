@@ -1,0 +1,240 @@
+"""The portable decoder: one small language decoder that every backend is emitted from.
+
+Its structure (norms, projections, attention over a KV cache, gated MLP, the ScAle gate) stands here once.
+The arithmetic is asked of ``Kernels``: plain PyTorch for the reference, a runtime's fused operators when a
+graph is emitted. Kernels own the weights, so that an emitter can put packed or lazy tensors in their place.
+
+Shapes: B batch, T new tokens, P tokens already in the cache, D hidden size, L layers, H query heads,
+K key/value heads, hd head_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .records import DecoderSpec, Scope
+from .weights import DecoderWeights
+
+Cache = tuple[Tensor, Tensor]
+"""Keys and values of one layer, each ``[B, K, P, hd]``."""
+
+
+class Kernels(Protocol):
+    """The arithmetic that a backend supplies to the decoder."""
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """``[B, T, in]`` → ``[B, T, out]``, with the bias if the matrix has one."""
+        ...
+
+    def rms_norm(self, name: str, x: Tensor) -> Tensor: ...
+
+    def add_rms_norm(self, name: str, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of ``x + residual``, and the sum itself."""
+        ...
+
+    def begin(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Any:
+        """Whatever all layers of one forward share (rotary tables, masks); handed to ``attention``."""
+        ...
+
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, past: Cache, shared: Any) -> tuple[Tensor, Cache]:
+        """Rotary causal attention of ``q [B, T, H·hd]`` over the cache and ``k, v [B, T, K·hd]``.
+
+        Returns the heads' outputs ``[B, T, H·hd]`` and the grown cache.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """The ScAle scalars of one forward (contract C1).
+
+    Attributes:
+        scope: ``last`` gates one position per row, ``all`` every position.
+        attn_scale: ``[L, H]`` float32.
+        mlp_scale: ``[L]`` float32.
+    """
+
+    scope: Scope
+    attn_scale: Tensor
+    mlp_scale: Tensor
+
+
+def last_index(gate_position: Tensor, tokens: int) -> Tensor:
+    """``gate_position [B]`` or ``[1]`` with negatives counted from the end of T tokens; may be T or more."""
+    return torch.where(gate_position < 0, gate_position + tokens, gate_position)
+
+
+def gate_factors(gate: Gate, gate_position: Tensor, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """What each layer multiplies by: 1 + g[t]·(s − 1), in ``x``'s dtype.
+
+    Returns:
+        L factors ``[1, B, T, H, 1]`` for the heads and L factors ``[B, T, 1]`` for the MLP output.
+    """
+    tokens = x.shape[1]
+    layers, heads = gate.attn_scale.shape
+    if gate.scope == "all":
+        g = torch.ones(1, 1, dtype=torch.float32)
+    else:
+        steps = torch.arange(tokens, dtype=torch.int64)
+        g = (steps.unsqueeze(0) == last_index(gate_position, tokens).unsqueeze(1)).to(torch.float32)
+    attn = 1 + g[None, :, :, None, None] * (gate.attn_scale - 1).reshape(layers, 1, 1, heads, 1)
+    mlp = 1 + g[None, :, :, None] * (gate.mlp_scale - 1).reshape(layers, 1, 1, 1)
+    return attn.to(x.dtype).split(1, 0), tuple(m.squeeze(0) for m in mlp.to(x.dtype).split(1, 0))
+
+
+class PortableDecoder(nn.Module):
+    """A pre-norm decoder with grouped-query attention, rotary positions and a gated SiLU MLP.
+
+    Args:
+        last_logits_only: return logits ``[B, 1, V]`` at the gate position (the last position where it
+            lies outside this forward) instead of ``[B, T, V]``.
+    """
+
+    def __init__(self, spec: DecoderSpec, kernels: Kernels, *, last_logits_only: bool = False) -> None:
+        super().__init__()
+        self.spec = spec
+        self.kernels = kernels
+        self.last_logits_only = last_logits_only
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past: list[Cache],
+        gate: Gate | None,
+        gate_position: Tensor,
+    ) -> tuple[Tensor, list[Cache]]:
+        """One prefill, prefill chunk or decode step.
+
+        Args:
+            inputs_embeds: ``[B, T, D]``.
+            attention_mask: ``[B, P + T]`` int64; 1 where the cache or the new tokens hold a token.
+            position_ids: ``[B, T]`` int64.
+            past: one cache per layer (P may be 0).
+            gate: the scalars, or None where they are folded into the weights.
+            gate_position: ``[B]`` or ``[1]`` int64; see ``last_index``.
+
+        Returns:
+            logits ``[B, T or 1, V]`` and the grown caches.
+        """
+        kernels, spec = self.kernels, self.spec
+        shared = kernels.begin(inputs_embeds, attention_mask, position_ids)
+        factors = gate_factors(gate, gate_position, inputs_embeds) if gate else None
+        residual, x = inputs_embeds, kernels.rms_norm("layers.0.input_norm", inputs_embeds)
+        presents: list[Cache] = []
+        for i in range(spec.num_layers):
+            name = f"layers.{i}"
+            q, k, v = (kernels.linear(f"{name}.{part}_proj", x) for part in "qkv")
+            heads, present = kernels.attention(i, q, k, v, past[i], shared)
+            presents.append(present)
+            if factors:
+                heads = self._scale_heads(heads, factors[0][i])
+            attended = kernels.linear(f"{name}.o_proj", heads)
+            x, residual = kernels.add_rms_norm(f"{name}.post_attention_norm", attended, residual)
+            mlp = F.silu(kernels.linear(f"{name}.gate_proj", x)) * kernels.linear(f"{name}.up_proj", x)
+            mlp = kernels.linear(f"{name}.down_proj", mlp)
+            if factors:
+                mlp = mlp * factors[1][i]
+            next_norm = f"layers.{i + 1}.input_norm" if i + 1 < spec.num_layers else "norm"
+            x, residual = kernels.add_rms_norm(next_norm, mlp, residual)
+        if self.last_logits_only:
+            x = self._pick(x, gate_position)
+        return kernels.linear("lm_head", x), presents
+
+    def _scale_heads(self, heads: Tensor, factor: Tensor) -> Tensor:
+        b, t = heads.shape[0], heads.shape[1]
+        split = heads.reshape(b, t, self.spec.num_heads, self.spec.head_dim)
+        return (split * factor).reshape(b, t, self.spec.num_heads * self.spec.head_dim)
+
+    def _pick(self, x: Tensor, gate_position: Tensor) -> Tensor:
+        tokens = x.shape[1]
+        index = last_index(gate_position, tokens).clamp(max=tokens - 1)
+        return torch.gather(x, 1, index[:, None, None].expand(x.shape[0], 1, x.shape[2]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchShared:
+    """What the layers of one PyTorch forward share."""
+
+    cos: Tensor  # [B, 1, T, hd]
+    sin: Tensor
+    visible: Tensor  # [B, 1, T, P + T] bool, causal and not padding
+    distance: Tensor  # [B, 1, T, P + T] int64, how many tokens back a key lies
+
+
+class TorchKernels(nn.Module):
+    """Plain PyTorch arithmetic in one dtype: the reference that every emitted graph is measured against."""
+
+    def __init__(self, weights: DecoderWeights, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.spec = weights.spec
+        self.tensors: dict[str, Tensor] = {}
+        for name, (_, _, has_bias) in weights.spec.linears().items():
+            self.tensors[name] = weights.matrix(name).to(dtype)
+            if has_bias:
+                bias = weights.bias(name)
+                assert bias is not None
+                self.tensors[f"{name}.bias"] = bias.to(dtype)
+        for name in weights.spec.norms():
+            self.tensors[name] = weights.norm(name).to(dtype)
+        self.register_buffer("inv_freq", torch.tensor(weights.spec.inv_freq, dtype=torch.float32))
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, self.tensors[name], self.tensors.get(f"{name}.bias"))
+
+    def rms_norm(self, name: str, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.to(torch.float32)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.spec.rms_norm_eps)
+        return self.tensors[name] * wide.to(x.dtype)
+
+    def add_rms_norm(self, name: str, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return self.rms_norm(name, total), total
+
+    def begin(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor) -> TorchShared:
+        tokens, total = inputs_embeds.shape[1], attention_mask.shape[1]
+        angles = position_ids[:, None, :, None].to(torch.float32) * self.inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        slots = torch.arange(total)
+        new = slots[total - tokens :, None]
+        valid = attention_mask.to(torch.bool)[:, None, None, :]
+        # A padding query sees at least itself: a row of −inf would become NaN and leak through the values.
+        visible = ((slots <= new) & valid) | (slots == new)
+        order = attention_mask.cumsum(-1)
+        distance = order[:, None, total - tokens :, None] - order[:, None, None, :]
+        scale = self.spec.rotary_scale
+        cos, sin = (angles.cos() * scale).to(inputs_embeds.dtype), (angles.sin() * scale).to(inputs_embeds.dtype)
+        return TorchShared(cos=cos, sin=sin, visible=visible, distance=distance)
+
+    def attention(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, past: Cache, shared: TorchShared
+    ) -> tuple[Tensor, Cache]:
+        spec = self.spec
+        b, t, _ = q.shape
+        q = rotate(q.view(b, t, spec.num_heads, spec.head_dim).transpose(1, 2), shared)
+        k = rotate(k.view(b, t, spec.num_kv_heads, spec.head_dim).transpose(1, 2), shared)
+        v = v.view(b, t, spec.num_kv_heads, spec.head_dim).transpose(1, 2)
+        keys, values = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        window = spec.sliding_windows[layer]
+        visible = shared.visible if window is None else shared.visible & (shared.distance < window)
+        z = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible, enable_gqa=True)
+        return z.transpose(1, 2).reshape(b, t, spec.num_heads * spec.head_dim), (keys, values)
+
+
+def rotate(x: Tensor, shared: TorchShared) -> Tensor:
+    """Rotary embedding of ``[B, heads, T, hd]``, halves paired as in Llama (Su et al., 2021)."""
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * shared.cos + turned * shared.sin
+
+
+def empty_cache(spec: DecoderSpec, batch: int, dtype: torch.dtype = torch.float32) -> list[Cache]:
+    """A KV cache that holds nothing yet: L pairs of ``[B, K, 0, hd]``."""
+    shape = (batch, spec.num_kv_heads, 0, spec.head_dim)
+    return [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(spec.num_layers)]

@@ -1,0 +1,86 @@
+"""Model families: where a vision-language model's parts are, and how images and positions enter.
+
+One file per ``model_type``; its module-level ``FAMILY`` is its registration. Nothing here imports torch at
+module level, since a device needs the image half without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError, did_you_mean
+from ..records import DecoderSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Array = NDArray[Any]
+
+
+class Family(ABC):
+    """What the exporter and the runtime must know of one ``model_type``."""
+
+    model_type: str
+    text_prefix: str = "model.language_model"
+    """The module that holds ``layers``, ``norm`` and ``embed_tokens``."""
+
+    @abstractmethod
+    def decoder_spec(self, config: Any) -> DecoderSpec:
+        """The language decoder's shape, from the Hugging Face config. Imports torch."""
+
+    @abstractmethod
+    def vision_module(self, model: Any) -> nn.Module:
+        """The vision tower with its projector, from a loaded Hugging Face model.
+
+        Takes ``pixel_values [tiles, 3, height, width]`` float32; returns a dict of named outputs, among
+        them ``image_features [tiles, tokens, D]``.
+        """
+
+    def image_token_id(self, config: Any) -> int:
+        """The id of the token that stands where image features go."""
+        return int(config.image_token_id)
+
+    def runtime_config(self, config: Any) -> dict[str, Any]:
+        """JSON values that ``tiles`` and ``pack`` need on a device; kept in the manifest."""
+        return {}
+
+    def tiles(self, inputs: Mapping[str, Array]) -> Array:
+        """The processor's pixels as ``[tiles, 3, height, width]``, in the order that ``pack`` expects."""
+        return inputs["pixel_values"]
+
+    def pack(self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> Array:
+        """The tower's outputs as rows ``[image tokens, D]``, in the order of the prompt's image tokens."""
+        features = outputs["image_features"]
+        return features.reshape(-1, features.shape[-1])
+
+    def positions(self, attention_mask: Array) -> NDArray[np.int64]:
+        """Position ids ``[B, T]`` of a prompt's tokens: their count from the first that is not padding."""
+        return np.maximum(np.cumsum(attention_mask, axis=-1) - 1, 0).astype(np.int64)
+
+
+def family_names() -> list[str]:
+    """Every supported ``model_type``."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def load_family(model_type: str) -> Family:
+    """The family of that ``model_type``.
+
+    Raises:
+        UserError: no file here has that name.
+    """
+    known = family_names()
+    if model_type not in known:
+        raise UserError(
+            f"model type {model_type!r} is not supported{did_you_mean(model_type, known)}; "
+            f"supported: {', '.join(known)}"
+        )
+    family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
+    return family

@@ -1,0 +1,29 @@
+"""LLaVA 1.5: one CLIP-like tower, a two-layer projector, one fixed picture size (Liu et al., 2023)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..records import DecoderSpec
+from . import Family
+from ._text import text_spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Llava(Family):
+    """``LlavaForConditionalGeneration`` in Hugging Face transformers."""
+
+    model_type = "llava"
+
+    def decoder_spec(self, config: Any) -> DecoderSpec:
+        return text_spec(config.text_config)
+
+    def vision_module(self, model: Any) -> nn.Module:
+        from ..vision import SelectedFeatures
+
+        return SelectedFeatures(model.model.vision_tower, model.model.multi_modal_projector, model.config)
+
+
+FAMILY = Llava()

@@ -1,0 +1,88 @@
+"""LLaVA-NeXT (1.6): the picture as tiles of the best-fitting grid plus one overview (Liu et al., 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..records import DecoderSpec
+from . import Array, Family
+from ._text import text_spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class LlavaNext(Family):
+    """``LlavaNextForConditionalGeneration`` in Hugging Face transformers."""
+
+    model_type = "llava_next"
+
+    def decoder_spec(self, config: Any) -> DecoderSpec:
+        return text_spec(config.text_config)
+
+    def vision_module(self, model: Any) -> nn.Module:
+        from ..vision import SelectedFeatures
+
+        inner = model.model
+        constants = {"image_newline": inner.image_newline.detach()}
+        return SelectedFeatures(inner.vision_tower, inner.multi_modal_projector, model.config, constants)
+
+    def runtime_config(self, config: Any) -> dict[str, Any]:
+        return {
+            "grid_pinpoints": [list(pair) for pair in config.image_grid_pinpoints],
+            "tile_size": config.vision_config.image_size,
+            "tile_side": config.vision_config.image_size // config.vision_config.patch_size,
+        }
+
+    def tiles(self, inputs: Mapping[str, Array]) -> Array:
+        """Every picture's tiles, overview first; the processor pads pictures with fewer tiles by zeros at the end."""
+        pixels = inputs["pixel_values"]
+        return pixels.reshape(-1, *pixels.shape[-3:])
+
+    def pack(self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> Array:
+        features, newline = outputs["image_features"], outputs["image_newline"]
+        per_picture = features.reshape(len(inputs["image_sizes"]), -1, *features.shape[1:])
+        rows = [
+            _pack_picture(tiles, [int(n) for n in size], newline, runtime)
+            for tiles, size in zip(per_picture, inputs["image_sizes"], strict=True)
+        ]
+        return np.concatenate(rows)
+
+
+def _pack_picture(tiles: Array, size: list[int], newline: Array, runtime: Mapping[str, Any]) -> Array:
+    """One picture's rows: its overview, then its grid without the padding, a newline after each grid row.
+
+    Args:
+        tiles: ``[tiles, side², D]``, overview first, padding tiles last.
+        size: the picture's (height, width) in pixels.
+    """
+    grid_height, grid_width = _grid(size, runtime)
+    side, width = runtime["tile_side"], tiles.shape[-1]
+    grid = tiles[1 : 1 + grid_height * grid_width].reshape(grid_height, grid_width, side, side, width)
+    plane = grid.transpose(0, 2, 1, 3, 4).reshape(grid_height * side, grid_width * side, width)
+    plane = _unpad(plane, size)
+    ends = np.broadcast_to(newline, (plane.shape[0], 1, width))
+    return np.concatenate((tiles[0], np.concatenate((plane, ends), axis=1).reshape(-1, width)))
+
+
+def _grid(size: list[int], runtime: Mapping[str, Any]) -> tuple[int, int]:
+    from transformers.image_processing_utils import select_best_resolution
+
+    height, width = select_best_resolution(size, runtime["grid_pinpoints"])
+    return height // runtime["tile_size"], width // runtime["tile_size"]
+
+
+def _unpad(plane: Array, size: list[int]) -> Array:
+    """Cut the rows or columns that only cover the padding which kept the picture's aspect ratio."""
+    (rows, columns), (height, width) = plane.shape[:2], size
+    if width / height > columns / rows:
+        cut = (rows - int(round(height * (columns / width), 7))) // 2
+        return plane[cut : rows - cut]
+    cut = (columns - int(round(width * (rows / height), 7))) // 2
+    return plane[:, cut : columns - cut]
+
+
+FAMILY = LlavaNext()

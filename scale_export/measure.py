@@ -1,0 +1,251 @@
+"""Measuring emitted graphs against the PyTorch ScAle model: every leg, in the order of the chain."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from .backends import Engine, Scalars
+from .backends.reference import ReferenceEngine
+from .datasets import Question, load_questions
+from .fold import FoldedDecoder, fold
+from .generation import Generator
+from .parity import (
+    ParityReport,
+    fold_leg,
+    lowering_leg,
+    path_logits,
+    preprocessing_leg,
+    quantization_leg,
+    runtime_leg,
+)
+from .plan import Plan
+from .progress import WorkLog
+from .prompts import encode_messages, user_message
+from .quantize import QuantizedWeights, load_quantizer
+from .records import Float32, Precision
+from .reference import Case, parity_prompts, reference_cases
+from .runtime import Responder, end_token_ids, load_processor
+from .task import MAX_NEW_TOKENS, Answered, agreement, ask_all, task_leg
+
+
+class Backend(Protocol):
+    """What a backend's ``backend.py`` offers the pipeline."""
+
+    def emit(
+        self,
+        folded: FoldedDecoder,
+        vision: nn.Module,
+        plan: Plan,
+        directory: Path,
+        *,
+        precision: Precision,
+        vision_precision: Precision,
+        pixel_shape: tuple[int, int, int],
+    ) -> dict[str, str]: ...
+
+    def emit_side_files(self, folded: FoldedDecoder, directory: Path) -> None: ...
+
+    def strictest(self, graphs: Mapping[str, Path], directory: Path) -> dict[str, Path]: ...
+
+    def open_engine(self, graphs: Mapping[str, Path], plan: Plan) -> Engine: ...
+
+    def code_hashes(self, graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]: ...
+
+
+def load_backend(name: str) -> Backend:
+    """The backend of that name."""
+    backend: Backend = importlib.import_module(f"scale_export.backends.{name}.backend")  # type: ignore[assignment]
+    return backend
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The report, and what the package and the report page are made of beside it."""
+
+    report: ParityReport
+    cases: tuple[Case, ...]
+    shipped_logits: tuple[Float32, ...]
+    scale_answers: tuple[str, ...]
+    answered: tuple[Answered, ...]
+
+
+@dataclass(kw_only=True)
+class Measurement:
+    """One measurement of ``graphs`` (role → file) beside the processor files in ``directory``."""
+
+    plan: Plan
+    directory: Path
+    graphs: Mapping[str, Path]
+    log: WorkLog
+
+    def run(self, eval_spec: str | None, limit: int | None) -> Measured:
+        """Every leg that applies to the plan; those that don't are named in the report."""
+        plan, base = self.plan, self.plan.base
+        report = ParityReport()
+        with self.log.stage("PyTorch ScAle reference"):
+            cases = reference_cases(base.model, base.processor, plan.coefficients, parity_prompts())
+        folded = fold(base.weights, plan.coefficients, plan.fold)
+        with self.log.stage("fold leg"):
+            portable = path_logits(self._generator(self._reference(folded)), cases)
+            report.legs["fold"] = fold_leg(cases, portable)
+        with tempfile.TemporaryDirectory(dir=self.directory.parent, prefix=".parity-") as scratch:
+            shipped = self._graph_legs(report, folded, cases, portable, Path(scratch))
+        with self.log.stage("preprocessing leg"):
+            processor = load_processor(self.directory)
+            inputs = [encode_messages(processor, [user_message(c.prompt.images, c.prompt.text)]) for c in cases]
+            levels = levels_per_unit(base.processor)
+            report.legs["preprocessing"] = preprocessing_leg([c.inputs for c in cases], inputs, levels)
+        responder = Responder(
+            processor=processor,
+            generator=self._generator(load_backend(plan.target.backend).open_engine(self.graphs, plan)),
+            eos_token_ids=end_token_ids(processor, self.directory),
+        )
+        scale_answers = self._agreement(report, responder, cases)
+        answered = self._task(report, responder, eval_spec, limit)
+        return Measured(
+            report=report,
+            cases=tuple(cases),
+            shipped_logits=tuple(shipped),
+            scale_answers=scale_answers,
+            answered=answered,
+        )
+
+    def _generator(self, engine: Engine) -> Generator:
+        base = self.plan.base
+        return Generator(
+            engine=engine,
+            family=base.family,
+            fold=self.plan.fold,
+            image_token_id=base.family.image_token_id(base.config),
+            runtime_config=base.family.runtime_config(base.config),
+        )
+
+    def _reference(self, folded: FoldedDecoder) -> ReferenceEngine:
+        base = self.plan.base
+        attn, mlp = folded.dense()
+        return ReferenceEngine(
+            folded.weights,
+            scaled=folded.scaled,
+            vision=base.family.vision_module(base.model),
+            image_token_id=base.family.image_token_id(base.config),
+            gate=(folded.coefficients.scope, Scalars(attn=attn, mlp=mlp)) if folded.gate else None,
+        )
+
+    def _graph_legs(
+        self,
+        report: ParityReport,
+        folded: FoldedDecoder,
+        cases: Sequence[Case],
+        portable: Sequence[Float32],
+        scratch: Path,
+    ) -> list[Float32]:
+        """The lowering, quantization and runtime legs; returns the logits of the package as it runs."""
+        plan = self.plan
+        shipped = self._logits(self.graphs, cases, "shipped graphs")
+        if not plan.quantized:
+            report.legs["lowering"] = lowering_leg(portable, shipped, plan.precision)
+            report.skip("quantization", f"weights are {plan.precision}, nothing is quantized")
+            report.skip("runtime", f"{plan.precision} graphs have no faster, looser kernels here to compare with")
+            return shipped
+        backend = load_backend(plan.target.backend)
+        with self.log.stage("unquantized graphs"):
+            names = backend.emit(
+                folded,
+                plan.base.family.vision_module(plan.base.model),
+                plan,
+                scratch,
+                precision="float32",
+                vision_precision="float32",
+                pixel_shape=pixel_shape(plan),
+            )
+        plain = self._logits({role: scratch / name for role, name in names.items()}, cases, "lowering leg")
+        report.legs["lowering"] = lowering_leg(portable, plain, "float32")
+        strict_folder = scratch / "strict"
+        strict_folder.mkdir()
+        strict = self._logits(backend.strictest(self.graphs, strict_folder), cases, "quantization leg")
+        limits = plan.target.parity.of(plan.precision)
+        codes = self._codes_kept(folded)
+        report.legs["quantization"] = quantization_leg(plain, strict, limits, codes)
+        report.legs["runtime"] = runtime_leg(strict, shipped, limits)
+        return shipped
+
+    def _logits(self, graphs: Mapping[str, Path], cases: Sequence[Case], stage: str) -> list[Float32]:
+        with self.log.stage(stage):
+            engine = load_backend(self.plan.target.backend).open_engine(graphs, self.plan)
+            return path_logits(self._generator(engine), cases)
+
+    def _codes_kept(self, folded: FoldedDecoder) -> dict[str, bool | None]:
+        """Matrix → whether the package's codes are those of the unfolded base, for every folded matrix."""
+        plan, names = self.plan, sorted(folded.factors)
+        if not names:
+            return {}
+        base = QuantizedWeights(
+            base=plan.base.weights,
+            quantizer=load_quantizer("rtn"),
+            bits=4 if plan.precision == "int4" else 8,
+            block_size=plan.block_size,
+        )
+        found = load_backend(plan.target.backend).code_hashes(self.graphs, names)
+        return {name: found[name] == base.block(name).codes_sha256 for name in names}
+
+    def _agreement(self, report: ParityReport, responder: Responder, cases: Sequence[Case]) -> tuple[str, ...]:
+        """Answers on the parity prompts: always measured, whatever the model."""
+        questions = [
+            Question(
+                id=c.prompt.name,
+                instance=c.prompt.name,
+                image=c.prompt.images[0] if c.prompt.images else None,
+                prompt=c.prompt.text,
+                answer="",
+                kind="other",
+                topic="parity",
+            )
+            for c in cases
+        ]
+        answered = self._ask(responder, questions, "answer agreement")
+        report.answer_agreement = agreement(answered)
+        return tuple(a.scale for a in answered)
+
+    def _task(
+        self, report: ParityReport, responder: Responder, eval_spec: str | None, limit: int | None
+    ) -> tuple[Answered, ...]:
+        if eval_spec is None:
+            report.skip("task", "no evaluation set was named (--eval gridworld, for one)")
+            return ()
+        questions = load_questions(eval_spec, "test", limit=limit)
+        answered = self._ask(responder, questions, "task leg")
+        limits = self.plan.target.parity.of(self.plan.precision)
+        report.legs["task"] = task_leg(eval_spec, answered, limits)
+        return tuple(answered)
+
+    def _ask(self, responder: Responder, questions: Sequence[Question], stage: str) -> list[Answered]:
+        base = self.plan.base
+
+        def ask(question: Question) -> str:
+            images = [] if question.image is None else [question.image]
+            return responder.answer(images, question.prompt, max_new_tokens=MAX_NEW_TOKENS)
+
+        with self.log.stage(stage):
+            return ask_all(base.model, base.processor, self.plan.coefficients, ask, questions, self.log.advance)
+
+
+def levels_per_unit(processor: Any) -> float:
+    """How many 8-bit levels one unit of ``pixel_values`` is, at the most over channels."""
+    images = processor.image_processor
+    std = max(images.image_std) if images.do_normalize else 1.0
+    return std / images.rescale_factor if images.do_rescale else std
+
+
+def pixel_shape(plan: Plan) -> tuple[int, int, int]:
+    """(3, height, width) of one tile, as the model's own processor makes it."""
+    prompt = parity_prompts(1)[0]
+    inputs = encode_messages(plan.base.processor, [user_message(prompt.images, prompt.text)])
+    channels, height, width = plan.base.family.tiles(inputs).shape[1:]
+    return channels, height, width

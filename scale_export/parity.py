@@ -1,0 +1,166 @@
+"""The parity legs (contract C7): each source of error measured apart, on the same cases, against its own limit.
+
+Rules:
+1. A leg compares two neighbours in the chain Hugging Face → portable decoder → emitted graph → quantized graph
+   on strict kernels → the package as it runs.
+2. Every leg is driven along the reference's tokens; the candidate's own choices never excuse it.
+3. A leg that did not run is None and is named in ``not_checked`` with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import tolerances
+from .generation import Generator, Inputs
+from .records import Float32, Precision
+from .reference import Case
+from .statistics import mean_kl, top1_agreement
+from .targets import ParityLimits
+
+Leg = dict[str, Any]
+"""One leg as it stands in ``parity.json``: its metrics, ``limit``, ``cases`` and ``passed``."""
+
+LEGS = ("fold", "lowering", "quantization", "runtime", "preprocessing", "task")
+SCHEMA = 1
+
+
+@dataclass(kw_only=True)
+class ParityReport:
+    """What was measured so far; ``to_json`` is ``parity.json``."""
+
+    legs: dict[str, Leg | None] = field(default_factory=lambda: dict.fromkeys(LEGS))
+    not_checked: list[str] = field(default_factory=list)
+    answer_agreement: Leg | None = None
+
+    def skip(self, leg: str, reason: str) -> None:
+        """Say that a leg did not run, and why."""
+        self.not_checked.append(f"{leg}: {reason}")
+
+    @property
+    def failed(self) -> list[str]:
+        """The legs beyond their limits."""
+        return [name for name, leg in self.legs.items() if leg and leg["passed"] is False]
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was measured and nothing failed."""
+        return not self.failed and any(self.legs.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of contract C7."""
+        return {
+            "schema": SCHEMA,
+            "passed": self.passed,
+            "legs": self.legs,
+            "answer_agreement": self.answer_agreement,
+            "not_checked": self.not_checked,
+        }
+
+
+def path_logits(generator: Generator, cases: Sequence[Case]) -> list[Float32]:
+    """One engine's logits along every case's path, each ``[steps, V]``."""
+    return [generator.forced_logits(case.inputs, case.tokens) for case in cases]
+
+
+def relative_error(reference: Float32, other: Float32) -> float:
+    """max |Δlogit| / max |logit| of the reference; infinite where ``other`` is not finite."""
+    if not np.isfinite(other).all():
+        return float("inf")
+    return float(np.abs(other - reference).max() / np.abs(reference).max())
+
+
+def error_leg(reference: Sequence[Float32], other: Sequence[Float32], limit: float) -> Leg:
+    """The worst relative error over all cases; infinite errors are written as null and fail."""
+    value = max(relative_error(r, o) for r, o in zip(reference, other, strict=True))
+    return {
+        "metric": "max |Δlogit| / max |logit|",
+        "value": value if np.isfinite(value) else None,
+        "limit": limit,
+        "cases": len(reference),
+        "passed": value <= limit,
+    }
+
+
+def fold_leg(cases: Sequence[Case], portable: Sequence[Float32]) -> Leg:
+    """Hooked Hugging Face model against the folded or gated portable decoder, float32."""
+    return error_leg([case.logits for case in cases], portable, tolerances.FOLD_RELATIVE)
+
+
+def lowering_leg(portable: Sequence[Float32], emitted: Sequence[Float32], precision: Precision) -> Leg:
+    """Portable decoder against the unquantized emitted graph in its runtime."""
+    return {**error_leg(portable, emitted, tolerances.LOWERING_RELATIVE[precision]), "precision": precision}
+
+
+def distribution_leg(
+    reference: Sequence[Float32], other: Sequence[Float32], max_kl: float | None, min_top1: float | None
+) -> Leg:
+    """Mean KL divergence and top-1 agreement over every step of every case."""
+    left, right = np.concatenate(list(reference)), np.concatenate(list(other))
+    kl, top1 = mean_kl(left, right), top1_agreement(left, right)
+    within = (max_kl is None or kl <= max_kl) and (min_top1 is None or top1 >= min_top1)
+    return {
+        "kl": kl,
+        "top1_agreement": top1,
+        "limits": {"kl": max_kl, "top1_agreement": min_top1},
+        "cases": len(reference),
+        "steps": len(left),
+        "passed": bool(within),
+    }
+
+
+def quantization_leg(
+    plain: Sequence[Float32], strict: Sequence[Float32], limits: ParityLimits, codes: Mapping[str, bool | None]
+) -> Leg:
+    """Quantized graph on strict kernels against the unquantized one; folding must not have moved integer codes.
+
+    ``codes``: matrix → whether its codes are byte-identical to the base's, for every folded matrix.
+    """
+    leg = distribution_leg(plain, strict, limits.max_kl, limits.min_top1_agreement)
+    if codes:
+        leg["folded_matrices"] = len(codes)
+        leg["codes_identical"] = all(codes.values())
+        leg["passed"] = leg["passed"] and leg["codes_identical"]
+    return leg
+
+
+def runtime_leg(strict: Sequence[Float32], shipped: Sequence[Float32], limits: ParityLimits) -> Leg:
+    """The package's kernels on this machine against the strictest ones."""
+    return distribution_leg(strict, shipped, limits.runtime_max_kl, limits.runtime_min_top1_agreement)
+
+
+def preprocessing_leg(reference: Sequence[Inputs], packaged: Sequence[Inputs], levels_per_unit: float) -> Leg:
+    """The package's own image and prompt path against Hugging Face's processor.
+
+    Args:
+        levels_per_unit: how many 8-bit levels one unit of ``pixel_values`` is: 255 · image_std.
+    """
+    worst = 0.0
+    ids = True
+    for left, right in zip(reference, packaged, strict=True):
+        ids = ids and _same(left["input_ids"], right["input_ids"])
+        if left.keys() != right.keys():
+            worst = float("inf")
+        elif "pixel_values" in left:
+            worst = max(worst, _pixel_difference(left["pixel_values"], right["pixel_values"]) * levels_per_unit)
+    return {
+        "metric": "max pixel difference, 8-bit levels",
+        "value": worst if np.isfinite(worst) else None,
+        "limit": tolerances.PIXEL_LEVELS,
+        "ids_identical": ids,
+        "cases": len(reference),
+        "passed": bool(ids and worst <= tolerances.PIXEL_LEVELS),
+    }
+
+
+def _same(left: NDArray[Any], right: NDArray[Any]) -> bool:
+    return left.shape == right.shape and bool((left == right).all())
+
+
+def _pixel_difference(left: NDArray[Any], right: NDArray[Any]) -> float:
+    return float(np.abs(left - right).max()) if left.shape == right.shape else float("inf")

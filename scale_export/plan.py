@@ -1,0 +1,173 @@
+"""Planning an export: every decision and every refusal, before a weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .base import BaseModel
+from .coefficients import check_base
+from .errors import UserError, did_you_mean
+from .records import FOLD_MODES, Coefficients, FoldMode, Precision
+from .targets import Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What a user may ask beyond the coefficients and the target; None and ``auto`` take the target's choice."""
+
+    precision: str | None = None
+    fold: str = "auto"
+    block_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A decided export.
+
+    ``decisions`` says, sentence by sentence, what was chosen and why; the report and ``--dry-run`` show it.
+    """
+
+    base: BaseModel
+    coefficients: Coefficients
+    target: Target
+    precision: Precision
+    vision_precision: Precision
+    block_size: int
+    context_length: int
+    fold: FoldMode
+    decisions: tuple[str, ...]
+
+    @property
+    def quantized(self) -> bool:
+        """Whether weights are block-quantized integers."""
+        return self.precision in ("int8", "int4")
+
+
+def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, options: ExportOptions) -> Plan:
+    """Decide precision, block size, context and fold mode.
+
+    Raises:
+        UserError: a base model that the coefficients don't fit, or a choice that the target can't run or
+            that would not be exact.
+    """
+    check_base(coefficients, base.checkpoint)
+    if coefficients.mlp_site != base.spec.mlp_site:
+        raise UserError(
+            f"the coefficients scale the MLP at {coefficients.mlp_site!r}, but {base.family.model_type} has its "
+            f"site at {base.spec.mlp_site!r}: train them again on this model"
+        )
+    precision = _precision(target, options.precision)
+    block_size = options.block_size or target.block_size
+    if block_size < 16 or block_size & (block_size - 1):
+        raise UserError(f"block size {block_size} is refused: it must be a power of two from 16")
+    quantized = precision in ("int8", "int4")
+    if quantized and base.spec.hidden_size % block_size:
+        raise UserError(
+            f"hidden size {base.spec.hidden_size} is not a multiple of block size {block_size}: "
+            f"name a smaller --block-size"
+        )
+    straddles = quantized and _straddles(coefficients, base.spec.head_dim, block_size)
+    fold, why = _fold_mode(coefficients, base.spec.num_layers, target, options.fold, straddles, block_size)
+    context_length = min(target.context_length, base.spec.max_positions)
+    return Plan(
+        base=base,
+        coefficients=coefficients,
+        target=target,
+        precision=precision,
+        vision_precision=target.vision_precision if quantized else precision,
+        block_size=block_size,
+        context_length=context_length,
+        fold=fold,
+        decisions=(
+            why,
+            _precision_reason(precision, options.precision, target, block_size),
+            f"The context holds {context_length} tokens: the smaller of the target's {target.context_length} "
+            f"and the model's {base.spec.max_positions}.",
+        ),
+    )
+
+
+def _precision(target: Target, asked: str | None) -> Precision:
+    for precision in target.precisions:
+        if precision == (asked or target.default_precision):
+            return precision
+    known = ", ".join(target.precisions)
+    near = did_you_mean(asked or "", target.precisions)
+    raise UserError(f"target {target.name} has no precision {asked!r}{near}; it has {known}")
+
+
+def _precision_reason(precision: Precision, asked: str | None, target: Target, block_size: int) -> str:
+    who = "as asked" if asked else f"target {target.name}'s default"
+    if precision in ("int8", "int4"):
+        return f"Weights are {precision} in symmetric blocks of {block_size}, {who}."
+    return f"Weights are {precision}, {who}."
+
+
+def scaled_layers(coefficients: Coefficients) -> tuple[int, ...]:
+    """The layers where some scalar differs from 1."""
+    rows = zip(coefficients.layer_indices, coefficients.head_scale, coefficients.mlp_scale, strict=True)
+    return tuple(layer for layer, heads, mlp in rows if np.any(heads != 1) or mlp != 1)
+
+
+def _straddles(coefficients: Coefficients, head_dim: int, block_size: int) -> bool:
+    """Whether some block of o_proj's columns would hold two heads with different scalars."""
+    for heads in coefficients.head_scale:
+        columns = np.repeat(heads, head_dim)
+        padded = np.pad(columns, (0, -len(columns) % block_size), mode="edge").reshape(-1, block_size)
+        if np.any(padded != padded[:, :1]):
+            return True
+    return False
+
+
+def _fold_mode(
+    coefficients: Coefficients, num_layers: int, target: Target, asked: str, straddles: bool, block_size: int
+) -> tuple[FoldMode, str]:
+    """The cheapest exact mode, or the asked one if it is exact (contract C3); with the sentence that says why."""
+    layers = scaled_layers(coefficients)
+    last_layer_only = set(layers) <= {num_layers - 1}
+    refusals: dict[FoldMode, str] = {}
+    if coefficients.scope == "all":
+        reason = "the scalars act on every token, as weights do"
+        refusals["two-phase"] = "two phases leave the prompt unscaled, but these scalars act on every token"
+    elif last_layer_only:
+        reason = "only the final decoder layer is scaled, and nothing later reads its other positions"
+    else:
+        reason = "the scalars act on the last token only, weights would act on every token"
+        refusals["weights"] = (
+            f"folding into weights would scale every token, but these scalars act on the last token only, "
+            f"in layers before the final one ({', '.join(map(str, layers[:4]))}{', …' if len(layers) > 4 else ''})"
+        )
+    if straddles:
+        text = f"a quantization block of {block_size} columns would straddle heads with different scalars"
+        refusals.setdefault("weights", text)
+        refusals.setdefault("two-phase", text)
+    for mode in FOLD_MODES:
+        if mode not in target.fold_modes:
+            refusals.setdefault(mode, f"target {target.name} does not run it")
+    exact = [mode for mode in FOLD_MODES if mode not in refusals]
+    if asked == "auto":
+        if not exact:
+            raise UserError(f"no fold mode is exact here: {'; '.join(refusals.values())}")
+        return _explain(exact[0], reason, refusals)
+    if asked not in FOLD_MODES:
+        raise UserError(f"unknown fold mode {asked!r}{did_you_mean(asked, FOLD_MODES)}; known: auto, {', '.join(FOLD_MODES)}")
+    mode = FOLD_MODES[FOLD_MODES.index(asked)]
+    if mode in refusals:
+        ways = " or ".join(f"--fold {m}" for m in exact) or "another target"
+        raise UserError(f"--fold {mode} is refused: {refusals[mode]}; use {ways}{_working_block(straddles)}")
+    return mode, f"Fold mode {mode}, as asked: it is exact here ({reason})."
+
+
+def _working_block(straddles: bool) -> str:
+    return ", or a --block-size that divides head_dim" if straddles else ""
+
+
+def _explain(mode: FoldMode, reason: str, refusals: dict[FoldMode, str]) -> tuple[FoldMode, str]:
+    if mode == "weights":
+        return mode, f"Scalars are folded into weights at no cost: {reason}."
+    why_not = refusals.get("weights", reason)
+    if mode == "gate":
+        return mode, f"Scalars stay as a gate inside the graph: {why_not}."
+    return mode, f"Two sets of weights, one for the prefix and one for the last token on: {why_not}."

@@ -1,0 +1,41 @@
+"""From pictures and words to a processor's NumPy inputs; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .backends import Array
+from .errors import UserError
+
+Message = dict[str, Any]
+
+
+def user_message(images: Sequence[Image.Image], text: str) -> Message:
+    """One user turn: the pictures first, then the words."""
+    pictures = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
+
+
+def assistant_message(text: str) -> Message:
+    """One answer of the model, for a chat that goes on."""
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def encode_messages(processor: Any, messages: Sequence[Message]) -> dict[str, Array]:
+    """The processor's inputs for one conversation, generation prompt included.
+
+    Returns ``input_ids`` and ``attention_mask`` ``[1, T]``, ``pixel_values`` and whatever else the family takes.
+
+    Raises:
+        UserError: the processor has no chat template.
+    """
+    if getattr(processor, "chat_template", None) is None:
+        raise UserError("the model's processor has no chat template to ask with; add a chat_template.jinja to it")
+    inputs = processor.apply_chat_template(
+        list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="np"
+    )
+    return {name: np.asarray(value) for name, value in inputs.items()}

@@ -1,0 +1,20 @@
+"""Round-to-nearest, by ONNX Runtime's own block quantizer."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    DefaultWeightOnlyQuantConfig,
+    DefaultWeightOnlyQuantizer,
+)
+
+from ..blocks import Bits, BlockMatrix
+from ..records import Float32
+
+
+def quantize(weight: Float32, bits: Bits, block_size: int) -> BlockMatrix:
+    """Quantize ``weight [out, in]`` symmetrically in blocks along the input dimension."""
+    config = DefaultWeightOnlyQuantConfig(block_size=block_size, is_symmetric=True, bits=bits)
+    by_input = np.ascontiguousarray(weight.T, dtype=np.float32)
+    codes, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(by_input)
+    return BlockMatrix(codes=codes, scales=scales, bits=bits, block_size=block_size, in_features=weight.shape[1])

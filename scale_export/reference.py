@@ -1,0 +1,93 @@
+"""The PyTorch ScAle model's own trajectories: what every parity leg compares with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .adapter import attach
+from .datasets import Question, load_questions
+from .generation import Inputs
+from .prompts import encode_messages, user_message
+from .records import Coefficients, Float32
+
+FORCED_STEPS = 4
+"""Decode steps of a case. They go on past an end token: a case is a path of logits, not an answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """Pictures and words of one parity case."""
+
+    name: str
+    images: tuple[Image.Image, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One prompt with the reference's greedy path.
+
+    Attributes:
+        inputs: the base processor's output.
+        tokens: the reference's greedy tokens, fed to every leg alike.
+        logits: float32 ``[len(tokens) + 1, V]``, after the prompt and after each token.
+    """
+
+    prompt: Prompt
+    inputs: Inputs
+    tokens: tuple[int, ...]
+    logits: Float32
+
+
+def parity_prompts(count: int = 12) -> list[Prompt]:
+    """Prompts for any model: grid-world questions, one of them on a picture that is not square, one without picture."""
+    questions = load_questions("gridworld", "calibration", limit=count)
+    prompts = [_prompt(question) for question in questions]
+    first = questions[0]
+    if first.image is not None:
+        wide = first.image.crop((0, 0, first.image.width, first.image.height * 2 // 3))
+        prompts.append(Prompt(name="wide picture", images=(wide,), text=first.prompt))
+    prompts.append(Prompt(name="no picture", images=(), text=first.prompt))
+    return prompts
+
+
+def _prompt(question: Question) -> Prompt:
+    images = () if question.image is None else (question.image,)
+    return Prompt(name=question.id, images=images, text=question.prompt)
+
+
+def reference_cases(
+    model: Any, processor: Any, coefficients: Coefficients, prompts: Sequence[Prompt]
+) -> list[Case]:
+    """Run the hooked Hugging Face model on each prompt: one prefill, then ``FORCED_STEPS`` decode steps."""
+    cases = []
+    with attach(model, coefficients):
+        for prompt in prompts:
+            inputs = encode_messages(processor, [user_message(prompt.images, prompt.text)])
+            tokens, logits = _greedy_path(model, inputs)
+            cases.append(Case(prompt=prompt, inputs=inputs, tokens=tokens, logits=logits))
+    return cases
+
+
+@torch.no_grad()
+def _greedy_path(model: Any, inputs: Inputs) -> tuple[tuple[int, ...], Float32]:
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+    output = model(**tensors, use_cache=True)
+    rows, tokens = [output.logits[0, -1].numpy()], []
+    length = tensors["input_ids"].shape[1]
+    for step in range(FORCED_STEPS):
+        tokens.append(int(rows[-1].argmax()))
+        output = model(
+            input_ids=torch.tensor([tokens[-1:]]),
+            attention_mask=torch.ones(1, length + step + 1, dtype=torch.int64),
+            past_key_values=output.past_key_values,
+            use_cache=True,
+        )
+        rows.append(output.logits[0, -1].numpy())
+    return tuple(tokens), np.stack(rows)

@@ -1,0 +1,218 @@
+"""Opening a package and asking it: preprocessing, tokens, streaming, strength and swapped scalars.
+
+Nothing here imports torch: a device needs numpy, transformers' processors and the backend's own runtime.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .backends import Engine, Scalars, open_engine
+from .coefficients import load_coefficients
+from .errors import UserError
+from .families import load_family
+from .generation import Generator, Inputs
+from .package import PackageFiles, open_package_files
+from .prompts import Message, encode_messages, user_message
+from .records import Coefficients, Float32
+
+PROCESSOR_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+"""The files of a Hugging Face model directory that its processor reads; a package carries those there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Responder:
+    """A generator with its processor: from a conversation to text."""
+
+    processor: Any
+    generator: Generator
+    eos_token_ids: frozenset[int]
+
+    def stream(self, inputs: Inputs, *, max_new_tokens: int) -> Iterator[str]:
+        """A greedy answer, piece by piece as its text becomes certain."""
+        tokens: list[int] = []
+        shown = ""
+        for token in self.generator.stream(inputs, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids):
+            tokens.append(token)
+            text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+            if text.startswith(shown) and not text.endswith("\ufffd"):  # half a character: wait for the rest
+                yield text[len(shown) :]
+                shown = text
+
+    def answer(self, images: Sequence[Image.Image], prompt: str, *, max_new_tokens: int) -> str:
+        """A whole greedy answer, stripped."""
+        inputs = encode_messages(self.processor, [user_message(images, prompt)])
+        return "".join(self.stream(inputs, max_new_tokens=max_new_tokens)).strip()
+
+
+class Package:
+    """An opened package: every hash was verified; graphs and processor load on first use.
+
+    Attributes:
+        files: the verified files and their manifest.
+    """
+
+    def __init__(self, files: PackageFiles, *, threads: int | None = None) -> None:
+        self.files = files
+        self._threads = threads
+        self._strength = 1.0
+        self._coefficients = load_coefficients(files.path(files.manifest.coefficients))
+        self._own = self._coefficients
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        """Hugging Face's processor, from the package's own files."""
+        return load_processor(self.files.directory)
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """The backend's sessions on the package's graphs."""
+        manifest = self.files.manifest
+        graphs = {str(role): self.files.path(name) for role, name in manifest.graphs.items()}
+        return open_engine(
+            manifest.backend,
+            graphs,
+            context_length=manifest.context_length,
+            providers=manifest.execution_providers,
+            threads=self._threads,
+        )
+
+    @functools.cached_property
+    def generator(self) -> Generator:
+        """The engine with the family's image rules and this package's fold mode."""
+        manifest = self.files.manifest
+        return Generator(
+            engine=self.engine,
+            family=load_family(manifest.model_type),
+            fold=manifest.fold,
+            image_token_id=manifest.image_token_id,
+            runtime_config=manifest.extras,
+        )
+
+    @functools.cached_property
+    def responder(self) -> Responder:
+        """The generator and the processor together."""
+        ends = end_token_ids(self.processor, self.files.directory)
+        return Responder(processor=self.processor, generator=self.generator, eos_token_ids=ends)
+
+    @property
+    def scale(self) -> float:
+        """The scalars' strength: 0 is the base model, 1 is ScAle as trained; between, s = 1 + strength · (s − 1)."""
+        return self._strength
+
+    @scale.setter
+    def scale(self, strength: float) -> None:
+        if not 0 <= strength <= 1:
+            raise UserError(f"strength {strength} is refused: it lies between 0 (base model) and 1 (ScAle)")
+        self._override(self._coefficients, strength)
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """The scalars in force; assigning others of the same base model and scope swaps them live."""
+        return self._coefficients
+
+    @coefficients.setter
+    def coefficients(self, other: Coefficients) -> None:
+        own, new = self._own.base, other.base
+        if (own.config_sha256, own.model_type) != (new.config_sha256, new.model_type):
+            raise UserError("these coefficients belong to another base model than the package's")
+        for name in own.tensor_sha256.keys() & new.tensor_sha256.keys():
+            if own.tensor_sha256[name] != new.tensor_sha256[name]:
+                raise UserError(f"these coefficients belong to another base model: {name} differs")
+        if other.scope != self._own.scope:
+            raise UserError(
+                f"these coefficients have scope {other.scope!r}, the package was built for {self._own.scope!r}: "
+                f"export them on their own"
+            )
+        self._override(other, self._strength)
+
+    def _override(self, coefficients: Coefficients, strength: float) -> None:
+        unchanged = coefficients is self._own and strength == 1
+        if not unchanged and not self.engine.can_override:
+            raise UserError(
+                f"the scalars of this package are in its weights (fold mode {self.files.manifest.fold}): "
+                f"export it again with --fold gate to change them"
+            )
+        self._coefficients, self._strength = coefficients, strength
+        self.generator.scalars = None if unchanged else self._scalars()
+
+    def _scalars(self) -> Scalars:
+        facts = self.files.manifest.decoder
+        attn, mlp = self._coefficients.dense(facts.num_layers, facts.num_heads)
+        return Scalars(attn=_strengthen(attn, self._strength), mlp=_strengthen(mlp, self._strength))
+
+    def prepare(self, images: Sequence[Image.Image], prompt: str) -> Inputs:
+        """The model's inputs for one question."""
+        return self.prepare_chat([user_message(images, prompt)])
+
+    def prepare_chat(self, messages: Sequence[Message]) -> Inputs:
+        """The model's inputs for a conversation whose last turn is the user's."""
+        return encode_messages(self.processor, messages)
+
+    def generate(self, images: Sequence[Image.Image], prompt: str, *, max_new_tokens: int = 64) -> Iterator[str]:
+        """Stream a greedy answer, piece by piece as its text becomes certain."""
+        return self.stream(self.prepare(images, prompt), max_new_tokens=max_new_tokens)
+
+    def stream(self, inputs: Inputs, *, max_new_tokens: int = 64) -> Iterator[str]:
+        """``generate`` from prepared inputs."""
+        return self.responder.stream(inputs, max_new_tokens=max_new_tokens)
+
+    def answer(self, images: Sequence[Image.Image], prompt: str, *, max_new_tokens: int = 64) -> str:
+        """A whole greedy answer."""
+        return self.responder.answer(images, prompt, max_new_tokens=max_new_tokens)
+
+    def logits(self, images: Sequence[Image.Image], prompt: str, tokens: Sequence[int] = ()) -> Float32:
+        """Logits ``[len(tokens) + 1, V]`` after the prompt and after each token fed as if generated."""
+        return self.generator.forced_logits(self.prepare(images, prompt), tokens)
+
+
+def open_package(path: str | Path, *, threads: int | None = None) -> Package:
+    """Open a package, verifying every file's hash first.
+
+    Raises:
+        UserError: not a package, or one that was changed since it was written.
+    """
+    return Package(open_package_files(Path(path)), threads=threads)
+
+
+def load_processor(directory: Path) -> Any:
+    """Hugging Face's processor of a directory, without remote code."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return transformers.AutoProcessor.from_pretrained(directory, trust_remote_code=False)
+
+
+def end_token_ids(processor: Any, directory: Path) -> frozenset[int]:
+    """The tokens that end an answer: the tokenizer's own and the generation config's."""
+    ids = {processor.tokenizer.eos_token_id}
+    path = directory / "generation_config.json"
+    if path.exists():
+        configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        ids |= set(configured if isinstance(configured, list) else [configured])
+    return frozenset(int(i) for i in ids if i is not None)
+
+
+def _strengthen(scale: Float32, strength: float) -> Float32:
+    return (1 + strength * (scale - 1)).astype("float32")

@@ -1,0 +1,265 @@
+"""Target files (contract C6): what a device's runtime can take, and how far its output may stray.
+
+``targets/<name>.toml`` becomes one frozen :class:`Target`; the file's name is its registration. Rules:
+
+1. A file states every setting; only the optional budgets and limits may be left out, which means "none".
+2. Unknown keys, unknown words and values of another type are refused.
+3. Settings that contradict one another are refused, with the reason.
+4. A user's own file is read by the same rules as a shipped one.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+
+from .errors import UserError, did_you_mean
+from .records import FoldMode, Precision
+from .resources import resource_dir
+
+Backend = Literal["onnxruntime"]
+FloatType = Literal["float32", "float16"]
+ExecutionProvider = Literal[
+    "ACLExecutionProvider",
+    "AzureExecutionProvider",
+    "CANNExecutionProvider",
+    "CPUExecutionProvider",
+    "CUDAExecutionProvider",
+    "CoreMLExecutionProvider",
+    "DmlExecutionProvider",
+    "DnnlExecutionProvider",
+    "JsExecutionProvider",
+    "MIGraphXExecutionProvider",
+    "NnapiExecutionProvider",
+    "NvTensorRTRTXExecutionProvider",
+    "OpenVINOExecutionProvider",
+    "QNNExecutionProvider",
+    "RknpuExecutionProvider",
+    "TensorrtExecutionProvider",
+    "VSINPUExecutionProvider",
+    "VitisAIExecutionProvider",
+    "WebGpuExecutionProvider",
+    "WebNNExecutionProvider",
+    "XnnpackExecutionProvider",
+]
+
+_MAX_FILE_BYTES: Final = 65_536
+_MIN_BLOCK: Final = 16
+_BLOCKWISE: Final[tuple[Precision, ...]] = ("int8", "int4")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Divergence = Annotated[float, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ParityLimits(_Record):
+    """Limits of the parity legs that depend on a target, for one weight precision (contract C7).
+
+    Attributes:
+        max_kl: quantization leg: mean KL divergence from the unquantized graph, in nats; None for float32,
+            where nothing is quantized.
+        min_top1_agreement: quantization leg: share of positions with the same best token; None as above.
+        runtime_max_kl: runtime leg: mean KL divergence of this machine's kernels from the strictest, in nats.
+        runtime_min_top1_agreement: runtime leg: share of positions with the same best token.
+        min_gain_retention: task leg: (export - base) / (PyTorch ScAle - base); None for no limit.
+        min_answer_agreement: task leg: share of answers equal to PyTorch ScAle's; None for no limit.
+        near_tie_budget: task leg: the largest share of cases that may be set aside as near-ties.
+    """
+
+    max_kl: Divergence | None = None
+    min_top1_agreement: Fraction | None = None
+    runtime_max_kl: Divergence
+    runtime_min_top1_agreement: Fraction
+    min_gain_retention: Annotated[float, Field(gt=0)] | None = None
+    min_answer_agreement: Fraction | None = None
+    near_tie_budget: Fraction
+
+
+class ParityTable(_Record):
+    """The limits by weight precision; None for a precision that the target does not take."""
+
+    float32: ParityLimits | None = None
+    float16: ParityLimits | None = None
+    int8: ParityLimits | None = None
+    int4: ParityLimits | None = None
+
+
+class Target(_Record):
+    """One device class, as its TOML file states it; ``targets/cpu.toml`` comments every key.
+
+    Attributes:
+        execution_providers: in order of preference.
+        precisions: the weight precisions that may be asked for.
+        block_size: weights per scale of int8 and int4, along the input dimension.
+        accuracy_level: of block-wise matrix products: 0 computes in float, 4 rounds activations to int8.
+        activations, kv_cache: what the decoder computes in and what it keeps.
+        fold_modes: how the scalars may enter the graph (contract C3).
+        context_length: the most tokens of prompt and answer together.
+        max_package_bytes, max_memory_bytes: budgets, None for unlimited.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    title: Annotated[str, Field(min_length=1)]
+    backend: Backend
+    execution_providers: Annotated[tuple[ExecutionProvider, ...], Strict(False), Field(min_length=1)]
+    precisions: Annotated[tuple[Precision, ...], Strict(False), Field(min_length=1)]
+    default_precision: Precision
+    block_size: Annotated[int, Field(ge=_MIN_BLOCK)]
+    accuracy_level: Literal[0, 4]
+    activations: FloatType
+    kv_cache: FloatType
+    vision_precision: FloatType
+    fold_modes: Annotated[tuple[FoldMode, ...], Strict(False), Field(min_length=1)]
+    context_length: Annotated[int, Field(ge=1)]
+    max_package_bytes: Annotated[int, Field(gt=0)] | None = None
+    max_memory_bytes: Annotated[int, Field(gt=0)] | None = None
+    parity: ParityTable
+
+    def limits(self, precision: Precision) -> ParityLimits:
+        """The parity limits of one of ``precisions``.
+
+        Raises:
+            UserError: the target does not take that precision.
+        """
+        found: ParityLimits | None = getattr(self.parity, precision, None)
+        if found is None:
+            near = did_you_mean(precision, self.precisions)
+            known = ", ".join(self.precisions)
+            raise UserError(f"target {self.name!r} takes no {precision!r} weights{near}; it takes: {known}")
+        return found
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        for reason in (*_contradictions(self), *_parity_contradictions(self)):
+            raise ValueError(reason)
+        return self
+
+
+def _contradictions(target: Target) -> Iterable[str]:
+    lists: dict[str, Sequence[str]] = {
+        "execution_providers": target.execution_providers,
+        "precisions": target.precisions,
+        "fold_modes": target.fold_modes,
+    }
+    for key, words in lists.items():
+        for word in sorted({w for w in words if words.count(w) > 1}):
+            yield f"{key} lists {word!r} twice: keep one"
+    if target.default_precision not in target.precisions:
+        yield f"default_precision {target.default_precision!r} is not among precisions: add it or change it"
+    if target.block_size & (target.block_size - 1):
+        yield f"block_size {target.block_size} is no power of two, which kernels need: use 16, 32, 64, …"
+    providers = target.execution_providers
+    if "CPUExecutionProvider" in providers[:-1]:
+        yield "CPUExecutionProvider takes every node, so what follows it would never run: put it last"
+    if target.accuracy_level and not set(_BLOCKWISE) & set(target.precisions):
+        level = f"accuracy_level {target.accuracy_level}"
+        yield f"{level} acts on int8 and int4 weights only, and precisions has neither: set it to 0"
+
+
+def _parity_contradictions(target: Target) -> Iterable[str]:
+    for precision in get_args(Precision):
+        limits: ParityLimits | None = getattr(target.parity, precision)
+        section = f"[parity.{precision}]"
+        listed = precision in target.precisions
+        if listed and limits is None:
+            yield f"precisions lists {precision!r}, but no section {section} limits it: add one"
+        if limits is None:
+            continue
+        if not listed:
+            yield f"there is a section {section}, but precisions lacks {precision!r}: add or drop it"
+        quantization = {"max_kl": limits.max_kl, "min_top1_agreement": limits.min_top1_agreement}
+        for key, value in quantization.items():
+            if precision == "float32" and value is not None:
+                yield f"{section} has {key}, which nothing checks, since float32 is not quantized: drop it"
+            if precision != "float32" and value is None:
+                yield f"{section} lacks {key}, the limit of its quantization leg: add it"
+
+
+def target_names() -> list[str]:
+    """The names of the shipped targets, one per file of the ``targets`` folder."""
+    return sorted(path.stem for path in resource_dir("targets").glob("*.toml"))
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """Read a shipped target by its name, or a user's own file by a path that ends in ``.toml``.
+
+    Raises:
+        UserError: no such target or file, a file that is no target, or settings that contradict one another.
+    """
+    if isinstance(name_or_path, Path) or name_or_path.endswith(".toml") or "/" in name_or_path:
+        return _read_target(Path(name_or_path))
+    names = target_names()
+    if name_or_path not in names:
+        near = did_you_mean(name_or_path, names)
+        known = f"known targets: {', '.join(names)}; or give the path of a .toml file of your own"
+        raise UserError(f"unknown target {name_or_path!r}{near}; {known}")
+    return _read_target(resource_dir("targets") / f"{name_or_path}.toml")
+
+
+def _read_target(path: Path) -> Target:
+    table = _read_toml(path)
+    try:
+        target = Target.model_validate(table)
+    except ValidationError as error:
+        raise UserError(f"target file {path} is refused: {_first_problem(error)}") from None
+    if target.name != path.stem:
+        way = f"call the file {target.name}.toml or set name = {path.stem!r}"
+        raise UserError(f"target file {path} is refused: it names itself {target.name!r}; {way}")
+    return target
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"target file {path} cannot be read ({error.strerror}): check the path") from None
+    if len(raw) > _MAX_FILE_BYTES:
+        raise UserError(f"target file {path} is larger than {_MAX_FILE_BYTES} bytes: it is no target file")
+    try:
+        return tomllib.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"target file {path} is not valid TOML ({error}): correct it") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first problem as the rest of a sentence, in the words of the file."""
+    problems = error.errors(include_url=False)
+    # A misspelt key is both missing and unknown: the unknown word is what helps.
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    *parents, last = first["loc"] or ("",)
+    section = f" in [{'.'.join(map(str, parents))}]" if parents else ""
+    given = first["input"]
+    match first["type"]:
+        case "extra_forbidden":
+            text = f"unknown key {last!r}{section}{_choices(str(last), _model_at(parents).model_fields)}"
+        case "missing":
+            text = f"the key {last!r}{section} is missing: add it"
+        case "literal_error":
+            words = re.findall(r"[^', ]+", first["ctx"]["expected"].replace(" or ", ", "))
+            text = f"{_dotted(first['loc'])} cannot be {given!r}{_choices(str(given), words)}"
+        case "value_error":
+            text = str(first["ctx"]["error"])
+        case _:
+            text = f"{_dotted(first['loc'])} = {given!r} is wrong: {first['msg']}"
+    return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def _choices(word: str, known: Iterable[str]) -> str:
+    return f"{did_you_mean(word, known)}; known: {', '.join(known)}"
+
+
+def _dotted(location: Sequence[int | str]) -> str:
+    return ".".join(part for part in location if isinstance(part, str))
+
+
+def _model_at(parents: Sequence[int | str]) -> type[BaseModel]:
+    return (Target, ParityTable, ParityLimits)[len(parents)]

@@ -1,0 +1,1 @@
+"""Training of ScAle scalars on a frozen model; ``scale_export.train`` is the way in."""

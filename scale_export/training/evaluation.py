@@ -1,0 +1,74 @@
+"""Greedy accuracy by kind of question, with Wilson intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..answers import answer_questions, is_correct
+from ..datasets import Kind, Question
+from .loop import KINDS
+from .options import ProgressCallback
+
+MAX_NEW_TOKENS = 8
+"""How long an answer may grow at least; longer reference answers get their own length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Right answers among ``total``."""
+
+    correct: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+        return self.correct / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval of the share."""
+        from scipy.stats import binomtest
+
+        found = binomtest(self.correct, self.total).proportion_ci(confidence_level=0.95, method="wilson")
+        return float(found.low), float(found.high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the final table.
+
+    Attributes:
+        parameters: how many numbers were trained.
+        steps: optimizer steps that ran, None for the base model; ``best_step`` is the one that was kept.
+        seconds: wall time of training, None for the base model.
+    """
+
+    name: str
+    parameters: int
+    accuracy: Mapping[Kind, Accuracy]
+    steps: int | None
+    best_step: int | None
+    seconds: float | None
+
+
+def measure_accuracy(
+    model: Any, processor: Any, questions: Sequence[Question], *, progress: ProgressCallback, stage: str
+) -> dict[Kind, Accuracy]:
+    """Exact matches of greedy answers, for each kind that occurs."""
+    longest = max(len(processor.tokenizer(q.answer, add_special_tokens=False).input_ids) for q in questions)
+    answers = answer_questions(
+        model,
+        processor,
+        questions,
+        max_new_tokens=max(MAX_NEW_TOKENS, longest + 1),
+        progress=lambda done, total: progress(stage, done, total),
+    )
+    table: dict[Kind, Accuracy] = {}
+    for kind in KINDS:
+        right = [is_correct(a.text, q) for a, q in zip(answers, questions, strict=True) if q.kind == kind]
+        if right:
+            table[kind] = Accuracy(correct=sum(right), total=len(right))
+    return table

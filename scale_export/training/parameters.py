@@ -1,0 +1,84 @@
+"""The trained scalars: s = 1 + r·tanh(a), with a = 0 at the start (contract C1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..records import Float32, Scope
+from ..sites import decoder_layers, head_count
+from .options import TrainedSites
+
+
+class ScaleParameters:
+    """A ``ScaleSource`` over free parameters ``a``: ``heads [nL, H]`` and ``mlp [nL]``, float32."""
+
+    def __init__(
+        self,
+        model: Any,
+        layer_indices: tuple[int, ...],
+        *,
+        scope: Scope,
+        bound: float = 1.0,
+        sites: TrainedSites = "both",
+    ) -> None:
+        self.scope: Scope = scope
+        self.layer_indices = layer_indices
+        self.bound = bound
+        shape = (len(layer_indices), head_count(model))
+        self.heads = torch.zeros(shape, device=model.device, requires_grad=sites != "mlp")
+        self.mlp = torch.zeros(shape[:1], device=model.device, requires_grad=sites != "heads")
+
+    def effective(self) -> tuple[Sequence[Tensor], Tensor]:
+        """The effective s, differentiable in the free parameters."""
+        return tuple(self._s(self.heads)), self._s(self.mlp)
+
+    def trained(self) -> list[Tensor]:
+        """The parameters that an optimizer moves."""
+        return [p for p in (self.heads, self.mlp) if p.requires_grad]
+
+    @property
+    def count(self) -> int:
+        """How many scalars are trained."""
+        return sum(p.numel() for p in self.trained())
+
+    def arrays(self) -> tuple[Float32, Float32]:
+        """The effective s as float32 arrays ``[nL, H]`` and ``[nL]``."""
+        heads, mlp = (self._s(p).detach().cpu().numpy().copy() for p in (self.heads, self.mlp))
+        return heads, mlp
+
+    def _s(self, free: Tensor) -> Tensor:
+        return 1.0 + self.bound * torch.tanh(free)
+
+
+class ProbeScales:
+    """A ``ScaleSource`` of ones in which a prober moves single scalars: ``heads [nL, H]``, ``mlp [nL]``."""
+
+    def __init__(self, model: Any, layer_indices: tuple[int, ...], *, scope: Scope) -> None:
+        self.scope: Scope = scope
+        self.layer_indices = layer_indices
+        self.heads = torch.ones(len(layer_indices), head_count(model))
+        self.mlp = torch.ones(len(layer_indices))
+
+    def effective(self) -> tuple[Sequence[Tensor], Tensor]:
+        return tuple(self.heads), self.mlp
+
+
+def chosen_layers(model: Any, layers: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The decoder layers to train, sorted; all of them for None.
+
+    Raises:
+        UserError: a layer that the model lacks, or none at all.
+    """
+    count = len(decoder_layers(model))
+    if layers is None:
+        return tuple(range(count))
+    wrong = [layer for layer in layers if not 0 <= layer < count]
+    if wrong or not layers:
+        which = f"layer {wrong[0]}" if wrong else "an empty list of layers"
+        raise UserError(f"cannot train {which}: the model has decoder layers 0 to {count - 1}")
+    return tuple(sorted(set(layers)))

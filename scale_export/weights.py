@@ -1,0 +1,90 @@
+"""Decoder weights, read one tensor at a time under the portable decoder's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .checkpoint import Checkpoint
+from .records import DecoderSpec
+
+
+class DecoderWeights(Protocol):
+    """A decoder's weights by portable name (``layers.3.o_proj``, ``norm``, ``lm_head``), float32.
+
+    Each call may read from disk: nothing is held, so that a model larger than memory can flow through.
+    """
+
+    @property
+    def spec(self) -> DecoderSpec: ...
+
+    def matrix(self, name: str) -> Tensor:
+        """``[out_features, in_features]``."""
+        ...
+
+    def bias(self, name: str) -> Tensor | None:
+        """``[out_features]``, or None where the matrix has no bias."""
+        ...
+
+    def norm(self, name: str) -> Tensor:
+        """``[hidden_size]``."""
+        ...
+
+    def embedding(self) -> Tensor:
+        """``[vocab_size, hidden_size]``."""
+        ...
+
+
+MODULE_NAMES: Mapping[str, str] = {
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "o_proj": "self_attn.o_proj",
+    "gate_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "down_proj": "mlp.down_proj",
+    "input_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+}
+"""Portable name of a part of a layer → its module inside a Hugging Face decoder layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointWeights:
+    """The base model's decoder weights, straight from its safetensors files.
+
+    ``prefix`` is the module that holds ``layers``, ``norm`` and ``embed_tokens``.
+    """
+
+    checkpoint: Checkpoint
+    spec: DecoderSpec
+    prefix: str
+
+    def module_name(self, name: str) -> str:
+        """``layers.3.o_proj`` → ``model.language_model.layers.3.self_attn.o_proj``."""
+        if name == "lm_head":
+            return name
+        if not name.startswith("layers."):
+            return f"{self.prefix}.{name}"
+        _, layer, part = name.split(".")
+        return f"{self.prefix}.layers.{layer}.{MODULE_NAMES[part]}"
+
+    def _read(self, module_name: str) -> Tensor:
+        return self.checkpoint.tensor(module_name).to(torch.float32)
+
+    def matrix(self, name: str) -> Tensor:
+        return self._read(f"{self.module_name(name)}.weight")
+
+    def bias(self, name: str) -> Tensor | None:
+        has_bias = self.spec.linears()[name][2]
+        return self._read(f"{self.module_name(name)}.bias") if has_bias else None
+
+    def norm(self, name: str) -> Tensor:
+        return self._read(f"{self.module_name(name)}.weight")
+
+    def embedding(self) -> Tensor:
+        return self._read(f"{self.prefix}.embed_tokens.weight")
