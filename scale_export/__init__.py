@@ -1,5 +1,48 @@
-"""Export ScAle-adapted vision-language models to devices, and prove that the export answers as PyTorch did."""
+"""Export ScAle-adapted vision-language models to devices, and prove that the export answers as PyTorch did.
+
+The names below load on first use, so that a device without torch opens packages and ``--help`` is instant.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "UserError": "errors",
+    "Coefficients": "records",
+    "load_coefficients": "coefficients",
+    "make_coefficients": "coefficients",
+    "attach": "adapter",
+    "FoldRequest": "pipeline",
+    "fold": "api",
+    "verify": "api",
+    "open_package": "runtime",
+}
+
+__all__ = [  # noqa: PLE0604, RUF022
+    "UserError",
+    "Coefficients",
+    "load_coefficients",
+    "make_coefficients",
+    "attach",
+    "fold",
+    "verify",
+    "open_package",
+]
+
+if TYPE_CHECKING:
+    from .adapter import attach
+    from .api import fold, verify
+    from .coefficients import load_coefficients, make_coefficients
+    from .errors import UserError
+    from .records import Coefficients
+    from .runtime import open_package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

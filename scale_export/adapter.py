@@ -220,9 +220,7 @@ def _check_fit(model: Any, coefficients: Coefficients, fixed: _Fixed) -> None:
 
 def _layer_name(index: int, count: int) -> str:
     if not 0 <= index < count:
-        raise UserError(
-            f"the adapter scales decoder layer {index}, but the model has layers 0 to {count - 1}"
-        )
+        raise UserError(f"the adapter scales decoder layer {index}, but the model has 0 to {count - 1}")
     return f"decoder layer {index}"
 
 

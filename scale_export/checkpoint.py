@@ -241,13 +241,19 @@ def _read_header(file: Path) -> Mapping[str, _Entry]:
 
 
 def _entry(file: Path, data_start: int, value: Mapping[str, Any]) -> _Entry:
-    begin, end = map(int, value["data_offsets"])
-    shape = tuple(map(int, value["shape"]))
-    if not 0 <= begin <= end or min(shape, default=0) < 0 or (end == begin) != (math.prod(shape) == 0):
+    shape = _lengths(value["shape"])
+    begin, end = _lengths(value["data_offsets"])
+    if begin > end or (end == begin) != (math.prod(shape) == 0):
         raise ValueError("a tensor's offsets contradict its shape")
     return _Entry(
         file=file, dtype=str(value["dtype"]), shape=shape, start=data_start + begin, size=end - begin
     )
+
+
+def _lengths(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+        raise ValueError("a shape or an offset is not a list of lengths")
+    return tuple(value)
 
 
 def _read_json_object(file: Path) -> dict[str, Any]:

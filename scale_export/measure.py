@@ -14,7 +14,7 @@ from torch import nn
 from .backends import Engine, Scalars
 from .backends.reference import ReferenceEngine
 from .datasets import Question, load_questions
-from .fold import FoldedDecoder, fold
+from .folding import FoldedDecoder, fold
 from .generation import Generator
 from .parity import (
     ParityReport,
@@ -78,12 +78,16 @@ class Measured:
 
 @dataclass(kw_only=True)
 class Measurement:
-    """One measurement of ``graphs`` (role → file) beside the processor files in ``directory``."""
+    """One measurement of ``graphs`` (role → file) beside the processor files in ``directory``.
+
+    ``scratch`` is a folder for graphs that are emitted to compare with, the system's own where None.
+    """
 
     plan: Plan
     directory: Path
     graphs: Mapping[str, Path]
     log: WorkLog
+    scratch: Path | None = None
 
     def run(self, eval_spec: str | None, limit: int | None) -> Measured:
         """Every leg that applies to the plan; those that don't are named in the report."""
@@ -95,7 +99,7 @@ class Measurement:
         with self.log.stage("fold leg"):
             portable = path_logits(self._generator(self._reference(folded)), cases)
             report.legs["fold"] = fold_leg(cases, portable)
-        with tempfile.TemporaryDirectory(dir=self.directory.parent, prefix=".parity-") as scratch:
+        with tempfile.TemporaryDirectory(dir=self.scratch, prefix=".parity-") as scratch:
             shipped = self._graph_legs(report, folded, cases, portable, Path(scratch))
         with self.log.stage("preprocessing leg"):
             processor = load_processor(self.directory)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError, field_validator
 
 from .errors import UserError, did_you_mean
 from .records import FoldMode, Precision, Scope
@@ -43,7 +43,6 @@ _AGAIN: Final = "export it again"
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 
-GraphRole = Literal["decoder", "decoder_folded", "vision", "embedding"]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -85,7 +84,9 @@ class Manifest(_Record):
         libraries: version of each library that shaped the files, by distribution name.
         model_type: the base model's family, as in its configuration.
         block_size: weights per scale of int8 and int4; None for float weights.
-        graphs: the file of each graph; ``decoder_folded`` is a second phase's decoder, where there is one.
+        execution_providers: of the backend, in order of preference.
+        graphs: the file of each graph by its role: ``decoder``, and where there are such ones ``vision``,
+            ``embedding`` and ``decoder_folded`` (the second phase's).
         coefficients: the side file that holds the scalars.
         extras: the family's own facts, plain JSON.
         files: every file but the manifest, by its path inside the package with ``/`` between the parts;
@@ -100,15 +101,16 @@ class Manifest(_Record):
     model_type: str
     target: str
     backend: str
+    execution_providers: Annotated[tuple[str, ...], Strict(False)]
     scope: Scope
     fold: FoldMode
     precision: Precision
     block_size: Count | None
     context_length: Count
-    graphs: dict[GraphRole, str]
+    graphs: dict[str, str]
     decoder: DecoderFacts
     coefficients: str
-    image_token_id: Annotated[int, Field(ge=0)] | None
+    image_token_id: Annotated[int, Field(ge=0)]
     extras: dict[str, JsonValue] = Field(default_factory=dict)
     files: dict[str, FileEntry] = Field(default_factory=dict)
 
@@ -256,6 +258,13 @@ def check_destination(out: Path, *, force: bool) -> None:
     Raises:
         UserError: ``out`` exists and may not be replaced, or its parent cannot be written to.
     """
+    try:
+        _check_place(out, force=force)
+    except (OSError, RuntimeError) as error:  # a name too long, a closed directory, a loop of links
+        raise UserError(f"{out} cannot be written ({error}): choose another --out") from None
+
+
+def _check_place(out: Path, *, force: bool) -> None:
     if out.is_symlink():
         raise UserError(f"{out} is a link, and only a directory is replaced: choose another --out")
     out = out.resolve()

@@ -103,6 +103,7 @@ def distribution_leg(
     """Mean KL divergence and top-1 agreement over every step of every case."""
     left, right = np.concatenate(list(reference)), np.concatenate(list(other))
     kl, top1 = mean_kl(left, right), top1_agreement(left, right)
+    assert kl is not None and top1 is not None, "there is at least one case"
     within = (max_kl is None or kl <= max_kl) and (min_top1 is None or top1 >= min_top1)
     return {
         "kl": kl,

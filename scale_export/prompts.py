@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .backends import Array
 from .errors import UserError
@@ -39,3 +40,18 @@ def encode_messages(processor: Any, messages: Sequence[Message]) -> dict[str, Ar
         list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="np"
     )
     return {name: np.asarray(value) for name, value in inputs.items()}
+
+
+def open_image(path: Path) -> Image.Image:
+    """The picture in a file, in RGB.
+
+    Raises:
+        UserError: no such file, or not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no picture {path}: give a PNG or JPEG file with --image") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} is not a picture that can be read: give a PNG or JPEG file") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -79,6 +80,12 @@ class Coefficients:
     def count(self) -> int:
         """How many scalars there are."""
         return sum(v.size for v in self.head_scale) + self.mlp_scale.size
+
+    def save(self, path: Path | str) -> None:
+        """Write these to a ``.safetensors`` or ``.pt`` file; see ``coefficients.save_coefficients``."""
+        from .coefficients import save_coefficients
+
+        save_coefficients(self, path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,11 +71,12 @@ class Package:
 
     Attributes:
         files: the verified files and their manifest.
+        threads: of the runtime's kernels; None leaves the choice to it.
     """
 
     def __init__(self, files: PackageFiles, *, threads: int | None = None) -> None:
         self.files = files
-        self._threads = threads
+        self.threads = threads
         self._strength = 1.0
         self._coefficients = load_coefficients(files.path(files.manifest.coefficients))
         self._own = self._coefficients
@@ -95,7 +96,7 @@ class Package:
             graphs,
             context_length=manifest.context_length,
             providers=manifest.execution_providers,
-            threads=self._threads,
+            threads=self.threads,
         )
 
     @functools.cached_property

@@ -95,7 +95,7 @@ def paired_difference(a: Bools, b: Bools) -> Estimate | None:
 
 
 def _tango_bound(only_a: int, only_b: int, n: int, z: float) -> float:
-    """The difference at which the score statistic equals ``z``; the statistic falls as the difference grows."""
+    """The difference at which the score statistic, which falls as the difference grows, equals ``z``."""
     from scipy.optimize import brentq
 
     def excess(difference: float) -> float:
@@ -169,7 +169,7 @@ def _ratio_bounds(numerators: NDArray[Any], denominators: NDArray[Any]) -> tuple
 
 
 def mean_kl(reference_logits: NDArray[Any], other: NDArray[Any]) -> float | None:
-    """Mean KL(softmax(reference) ‖ softmax(other)) in nats over the rows of two ``[N, V]`` arrays, in float64.
+    """Mean KL(softmax(reference) ‖ softmax(other)) in nats over the rows of ``[N, V]`` arrays, in float64.
 
     None where N is 0; NaN where a logit is NaN, which no limit lets pass.
 
@@ -232,4 +232,4 @@ def _same_length(a: Bools, b: Bools) -> int:
 
 def _same_logits(a: NDArray[Any], b: NDArray[Any]) -> None:
     if a.ndim != 2 or a.shape != b.shape:
-        raise ValueError(f"logits of shapes {list(a.shape)} and {list(b.shape)} can't be compared: both are [N, V]")
+        raise ValueError(f"logits {list(a.shape)} and {list(b.shape)} can't be compared: both are [N, V]")

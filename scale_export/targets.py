@@ -91,6 +91,15 @@ class ParityTable(_Record):
     int8: ParityLimits | None = None
     int4: ParityLimits | None = None
 
+    def of(self, precision: Precision) -> ParityLimits:
+        """The limits of one of the target's ``precisions``; raises UserError for another one."""
+        tables: dict[str, ParityLimits | None] = dict(self)
+        found = tables.get(precision)
+        if found is None:
+            known = [name for name, limits in tables.items() if limits is not None]
+            raise UserError(f"the target takes no {precision!r} weights{_choices(precision, known)}")
+        return found
+
 
 class Target(_Record):
     """One device class, as its TOML file states it; ``targets/cpu.toml`` comments every key.
@@ -122,19 +131,6 @@ class Target(_Record):
     max_package_bytes: Annotated[int, Field(gt=0)] | None = None
     max_memory_bytes: Annotated[int, Field(gt=0)] | None = None
     parity: ParityTable
-
-    def limits(self, precision: Precision) -> ParityLimits:
-        """The parity limits of one of ``precisions``.
-
-        Raises:
-            UserError: the target does not take that precision.
-        """
-        found: ParityLimits | None = getattr(self.parity, precision, None)
-        if found is None:
-            near = did_you_mean(precision, self.precisions)
-            known = ", ".join(self.precisions)
-            raise UserError(f"target {self.name!r} takes no {precision!r} weights{near}; it takes: {known}")
-        return found
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:

@@ -107,8 +107,8 @@ def task_leg(dataset: str, answered: Sequence[Answered], limits: ParityLimits) -
             name: {kind: _accuracy(values[rows]) for kind, rows in kinds.items()} for name, values in right.items()
         },
         **agreement(answered),
-        "difference": difference.value,
-        "difference_95": [difference.low, difference.high],
+        "difference": difference.value if difference else None,
+        "difference_95": [difference.low, difference.high] if difference else None,
         "mcnemar_p": mcnemar_exact(right["scale"], right["export"]),
         "gain_retention": retention.value if retention else None,
         "gain_retention_95": [retention.low, retention.high] if retention else None,
@@ -138,10 +138,10 @@ def _right(answered: Sequence[Answered], who: str) -> NDArray[np.bool_]:
 
 
 def _accuracy(right: NDArray[np.bool_]) -> Leg | None:
-    if not len(right):
+    interval = wilson(int(right.sum()), len(right))
+    if interval is None:
         return None
-    low, high = wilson(int(right.sum()), len(right))
-    return {"value": float(right.mean()), "low": low, "high": high, "cases": len(right)}
+    return {"value": float(right.mean()), "low": interval[0], "high": interval[1], "cases": len(right)}
 
 
 def _share(values: Sequence[bool]) -> float | None:

@@ -63,12 +63,13 @@ def test_paired_difference_published_example():
 
 
 def tango_by_brute_force(only_a: int, only_b: int, n: int) -> tuple[float, float]:
-    """The differences that the score test doesn't reject, the constrained likelihood maximised numerically."""
+    """The differences that the score test doesn't reject, by the constrained likelihood's maximum."""
 
     def rejected(delta: float) -> bool:
         def loss(p_b: float) -> float:
             p_a, rest = p_b + delta, 1 - 2 * p_b - delta
-            return -sum(k * math.log(max(p, 1e-300)) for k, p in ((only_a, p_a), (only_b, p_b), (n - only_a - only_b, rest)))
+            counted = ((only_a, p_a), (only_b, p_b), (n - only_a - only_b, rest))
+            return -sum(count * math.log(max(p, 1e-300)) for count, p in counted)
 
         lower, upper = max(0.0, -delta), (1 - delta) / 2
         p_b = minimize_scalar(loss, bounds=(lower, upper), method="bounded", options={"xatol": 1e-12}).x
@@ -89,7 +90,9 @@ def tango_by_brute_force(only_a: int, only_b: int, n: int) -> tuple[float, float
     return bounds[0], bounds[1]
 
 
-@pytest.mark.parametrize(("only_a", "only_b", "n"), [(3, 5, 40), (0, 4, 25), (9, 0, 200), (0, 0, 30), (17, 11, 1200)])
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "n"), [(3, 5, 40), (0, 4, 25), (9, 0, 200), (0, 0, 30), (17, 11, 1200)]
+)
 def test_paired_difference_equals_brute_force(only_a, only_b, n):
     estimate = paired_difference(*pairs(n // 3, only_a, only_b, n - n // 3 - only_a - only_b))
     assert (estimate.low, estimate.high) == pytest.approx(tango_by_brute_force(only_a, only_b, n), abs=2e-6)
@@ -201,7 +204,7 @@ def test_mean_kl_is_float64_and_knows_its_edges():
     assert mean_kl(logits, logits) == 0.0
     assert mean_kl(logits, logits + np.float16(4)) == pytest.approx(0.0, abs=1e-15)
     large = np.array([[3e4, 0.0]], np.float32)
-    assert mean_kl(large, -large) == pytest.approx(6e4)
+    assert mean_kl(large, -large) == pytest.approx(3e4)
     masked = np.array([[1.0, -np.inf]])
     assert mean_kl(masked, masked) == 0.0
     assert mean_kl(np.zeros((1, 2)), masked) == np.inf

@@ -38,9 +38,9 @@ def edited(pattern: str, replacement: str) -> str:
 def test_shipped_target_is_sound(name: str) -> None:
     target = load_target(name)
     assert target.name == name
-    assert target.limits(target.default_precision)
+    assert target.parity.of(target.default_precision)
     for precision in target.precisions:
-        assert 0 <= target.limits(precision).near_tie_budget < 0.5
+        assert 0 <= target.parity.of(precision).near_tie_budget < 0.5
 
 
 @pytest.mark.parametrize("name", target_names())
@@ -57,7 +57,7 @@ def test_cpu_takes_every_precision_and_fold_mode() -> None:
     assert cpu.fold_modes == FOLD_MODES
     assert (cpu.default_precision, cpu.block_size, cpu.accuracy_level) == ("int8", 32, 4)
     assert cpu.max_package_bytes is None and cpu.max_memory_bytes is None
-    assert cpu.limits("float32").max_kl is None
+    assert cpu.parity.of("float32").max_kl is None
 
 
 def test_target_is_frozen_and_hashable() -> None:
@@ -66,12 +66,13 @@ def test_target_is_frozen_and_hashable() -> None:
     with pytest.raises(ValidationError):
         cpu.block_size = 64  # type: ignore[misc]
     with pytest.raises(ValidationError):
-        cpu.limits("int8").max_kl = 1.0  # type: ignore[misc]
+        cpu.parity.of("int8").max_kl = 1.0  # type: ignore[misc]
 
 
 def test_own_file_is_read_by_path(tmp_path: Path) -> None:
     path = tmp_path / "board.toml"
-    path.write_text(edited('^name = "cpu"', 'name = "board"').replace("# max_package_bytes", "max_package_bytes"))
+    text = edited('^name = "cpu"', 'name = "board"')
+    path.write_text(text.replace("# max_package_bytes", "max_package_bytes"))
     target = load_target(str(path))
     assert target.name == "board"
     assert target.max_package_bytes == 4_000_000_000
@@ -79,7 +80,7 @@ def test_own_file_is_read_by_path(tmp_path: Path) -> None:
 
 
 def test_unknown_name_suggests_a_known_one() -> None:
-    with pytest.raises(UserError, match=r"unknown target 'cpuu' \(did you mean 'cpu'\?\); known targets: .*cpu"):
+    with pytest.raises(UserError, match=r"unknown target 'cpuu' \(did you mean 'cpu'\?\); known targets: "):
         load_target("cpuu")
 
 
@@ -101,7 +102,7 @@ def test_every_required_limit_must_be_stated(key: str, tmp_path: Path) -> None:
         ("^block_size", "blocksize", "unknown key 'blocksize' (did you mean 'block_size'?)"),
         ("^max_kl", "max_lk", "unknown key 'max_lk' in [parity.float16] (did you mean 'max_kl'?)"),
         (r"^\[parity.int4\]", "[parity.in4]", "unknown key 'in4' in [parity] (did you mean 'int4'?)"),
-        ('"gate"', '"gates"', "fold_modes cannot be 'gates' (did you mean 'gate'?); known: weights, gate, two-phase"),
+        ('"gate"', '"gates"', "fold_modes cannot be 'gates' (did you mean 'gate'?); known: weights,"),
         ('"CPUExec', '"CPUexec', "(did you mean 'CPUExecutionProvider'?)"),
         ('= "onnxruntime"', '= "onnx"', "backend cannot be 'onnx'"),
         ("= 32$", "= 48", "block_size 48 is no power of two"),
@@ -115,7 +116,7 @@ def test_every_required_limit_must_be_stated(key: str, tmp_path: Path) -> None:
         ("^near_tie_budget = .*", "near_tie_budget = nan", "parity.float32.near_tie_budget = nan is wrong"),
         ("^runtime_max_kl = .*", "runtime_max_kl = inf", "parity.float32.runtime_max_kl = inf is wrong"),
         ("^runtime_max_kl = .*", "runtime_max_kl = -1", "parity.float32.runtime_max_kl = -1 is wrong"),
-        ("^min_gain_retention = .*", "min_gain_retention = 0", "parity.float32.min_gain_retention = 0 is wrong"),
+        ("^min_gain_retention = .*", "min_gain_retention = 0", "float32.min_gain_retention = 0 is wrong"),
         ('^name = "cpu"', 'name = "gpu"', "call the file gpu.toml or set name = 'cpu'"),
         ('^name = "cpu"', 'name = "../cpu"', "name = '../cpu' is wrong"),
         ('^default_precision = "int8"', 'default_precision = "int2"', "default_precision cannot be 'int2'"),
@@ -132,10 +133,10 @@ def test_wrong_setting_is_refused(pattern: str, replacement: str, expected: str,
 @pytest.mark.parametrize(
     ("pattern", "replacement", "expected"),
     [
-        (r'^precisions = .*', 'precisions = ["float32", "float16", "int4"]', "default_precision 'int8' is not among"),
+        (r'"float16", "int8", "int4"', '"float16", "int4"', "default_precision 'int8' is not among"),
         (r'"int8", "int4"\]', '"int8", "int4", "int4"]', "precisions lists 'int4' twice"),
         (r'"gate", "two-phase"', '"gate", "gate"', "fold_modes lists 'gate' twice"),
-        (r'^precisions = .*', 'precisions = ["float32", "float16", "int8"]', "section [parity.int4], but precisions"),
+        (r'"float16", "int8", "int4"', '"float16", "int8"', "section [parity.int4], but precisions"),
         (r"^\[parity.int4\](.|\n)*", "", "no section [parity.int4] limits it"),
         (r"^near_tie_budget = 0.01", "near_tie_budget = 0.01\nmax_kl = 0.1", "float32 is not quantized"),
         (r"^max_kl = .*\n", "", "[parity.float16] lacks max_kl"),
@@ -149,12 +150,13 @@ def test_contradiction_is_refused(pattern: str, replacement: str, expected: str,
 
 
 def test_accuracy_level_without_integer_weights_is_refused(tmp_path: Path) -> None:
-    text = edited(r"^\[parity.int8\](.|\n)*", "").replace(', "int8", "int4"]', "]").replace('= "int8"', '= "float16"')
+    text = edited(r"^\[parity.int8\](.|\n)*", "")
+    text = text.replace(', "int8", "int4"]', "]").replace('= "int8"', '= "float16"')
     assert "accuracy_level 4 acts on int8 and int4 weights only" in refused(tmp_path / "cpu.toml", text)
     (tmp_path / "cpu.toml").write_text(text.replace("accuracy_level = 4", "accuracy_level = 0"))
     target = load_target(tmp_path / "cpu.toml")
-    with pytest.raises(UserError, match="takes no 'int8' weights; it takes: float32, float16"):
-        target.limits("int8")
+    with pytest.raises(UserError, match=r"the target takes no 'int8' weights; known: float32, float16$"):
+        target.parity.of("int8")
 
 
 def test_every_problem_is_counted(tmp_path: Path) -> None:

@@ -35,20 +35,39 @@ def _opening() -> Tokens:
 
 
 def caption(scene: Scene, rng: random.Random) -> Tokens:
-    """Each thing in random order: ``moon`` is given, ``red top left`` learned."""
+    """Each thing twice, in random order and one of three forms; the words after the dash are learned.
+
+    ``moon - red top left``, ``top left - red moon``, ``colour moon - red``.
+    """
     tokens = _opening() + _given(build.ASSISTANT)
-    for thing in gridworld.shuffled(rng, scene.things):
-        tokens += _given(thing.shape) + _learned(f"{thing.colour} {thing.place}")
+    for thing in gridworld.shuffled(rng, scene.things * 2):
+        given, learned = gridworld.pick(
+            rng,
+            (
+                (thing.shape, f"{thing.colour} {thing.place}"),
+                (thing.place, f"{thing.colour} {thing.shape}"),
+                (f"colour {thing.shape}", thing.colour),
+            ),
+        )
+        tokens += _given(given) + _learned(learned)
     return tokens
 
 
 def relations(scene: Scene, rng: random.Random) -> Tokens:
-    """Ordered pairs in random order: ``moon fish`` is given, ``left above`` learned (``middle``: neither)."""
+    """Eight facts about pairs, in random order; the words after the dash are learned.
+
+    ``moon fish - left above`` (``middle``: neither side), and for neighbours ``left of fish - moon``.
+    """
     tokens = _opening() + _given(build.ASSISTANT)
-    for a, b in gridworld.shuffled(rng, permutations(scene.things, 2))[:8]:
+    facts = []
+    for a, b in permutations(scene.things, 2):
         sideways = "left" if a.column < b.column else "right" if a.column > b.column else "middle"
         upwards = "above" if a.row < b.row else "below" if a.row > b.row else "middle"
-        tokens += _given(f"{a.shape} {b.shape}") + _learned(f"{sideways} {upwards}")
+        facts.append((f"{a.shape} {b.shape}", f"{sideways} {upwards}"))
+    beside = [(asked.prompt, asked.answer) for asked in gridworld.TOPICS["beside"].ask(scene)]
+    facts += [(prompt.removeprefix("which object is just ").removesuffix("?"), answer) for prompt, answer in beside] * 2
+    for given, learned in gridworld.shuffled(rng, facts)[:8]:
+        tokens += _given(given) + _learned(learned)
     return tokens
 
 

@@ -22,7 +22,7 @@ from curriculum import Encoder, Tokens, caption, conversation, make_batch, relat
 from scale_export.datasets import gridworld
 from scale_export.datasets.gridworld import Scene
 
-ALL_TOPICS = tuple(gridworld.TOPICS)
+ALL_TOPICS = (*gridworld.TOPICS, "colour", "colour", "at", "beside", "count")
 TURNS = 6
 
 

@@ -65,7 +65,8 @@ class ReferenceEngine:
 
     def embed(self, input_ids: Array, image_features: Array) -> Array:
         embeds: Array = self._table[torch.from_numpy(input_ids)].numpy()
-        embeds[input_ids == self._image_token_id] = image_features
+        if len(image_features):  # a generated image token, without a picture, keeps its word embedding
+            embeds[input_ids == self._image_token_id] = image_features
         return embeds
 
     def new_cache(self, rows: int) -> TorchCache:

@@ -20,6 +20,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
 from typing import TypeVar
 
@@ -62,7 +63,7 @@ ENLARGE = 3
 """Pixels of a bitmap dot's side: 8 dots fill 24 pixels, which leaves a margin of 4 around each thing."""
 
 DEFAULT_SEED = 0
-SIZES: Mapping[Split, int] = {"train": 6144, "calibration": 256, "validation": 1024, "test": 2048}
+SIZES: Mapping[Split, int] = {"train": 4096, "calibration": 256, "validation": 1024, "test": 2048}
 """Questions per split, half of them spatial."""
 _BUCKETS: Mapping[Split, range] = {
     "train": range(0, 80),
@@ -120,9 +121,8 @@ def draw_scene(rng: random.Random) -> Scene:
         cells = shuffled(rng, range(9))[: pick(rng, tuple(COUNTS))]
         shapes = shuffled(rng, SHAPES)
         colours = tuple(COLOURS)
-        scene = Scene(
-            tuple(Thing(c // 3, c % 3, shape, pick(rng, colours)) for c, shape in sorted(zip(cells, shapes, strict=False)))
-        )
+        placed = sorted(zip(cells, shapes, strict=False))
+        scene = Scene(tuple(Thing(cell // 3, cell % 3, shape, pick(rng, colours)) for cell, shape in placed))
         if scene.mirrored() != scene:
             return scene
 
@@ -141,6 +141,7 @@ def scenes(split: Split, rng: random.Random) -> Iterator[Scene]:
             yield scene
 
 
+@cache
 def tile(shape: str, colour: str) -> NDArray[np.uint8]:
     """The picture of a thing in its cell, ``[32, 32, 3]``."""
     dots = np.array([[dot == "#" for dot in line] for line in BITMAPS[shape]])
@@ -152,7 +153,8 @@ def render(scene: Scene) -> Image.Image:
     """The scene's picture, 96 × 96 RGB."""
     pixels = np.broadcast_to(np.array(BACKGROUND, np.uint8), (3 * TILE, 3 * TILE, 3)).copy()
     for t in scene.things:
-        pixels[t.row * TILE : (t.row + 1) * TILE, t.column * TILE : (t.column + 1) * TILE] = tile(t.shape, t.colour)
+        top, left = t.row * TILE, t.column * TILE
+        pixels[top : top + TILE, left : left + TILE] = tile(t.shape, t.colour)
     return Image.fromarray(pixels)
 
 
@@ -196,7 +198,12 @@ def _at(scene: Scene) -> list[Asked]:
     return [Asked(f"which object is at the {t.place}?", f"the {t.shape}") for t in scene.things]
 
 
-_STEPS: Mapping[tuple[int, int], str] = {(0, 1): "left of", (0, -1): "right of", (1, 0): "above", (-1, 0): "below"}
+_STEPS: Mapping[tuple[int, int], str] = {
+    (0, 1): "left of",
+    (0, -1): "right of",
+    (1, 0): "above",
+    (-1, 0): "below",
+}
 """(row, column) of the asked thing minus those of the answer → how the answer lies."""
 
 
@@ -301,14 +308,16 @@ def _options(argument: str) -> dict[str, int]:
         UserError: an unknown option, or a value that is no whole number.
     """
     options = {"seed": DEFAULT_SEED}
+    known = ("seed", "size")
     for part in filter(None, argument.split(",")):
         name, _, value = part.partition("=")
-        known = ("seed", "size")
         if name not in known:
             hint = did_you_mean(name, known)
-            raise UserError(f"gridworld has no option {name!r}{hint}; its options: {', '.join(known)} (gridworld:seed=7)")
+            raise UserError(
+                f"gridworld has no option {name!r}{hint}; it takes {' and '.join(known)} (gridworld:seed=7)"
+            )
         if not value.isdecimal():
-            raise UserError(f"gridworld's option {name} wants a whole number, got {value!r} (gridworld:{name}=7)")
+            raise UserError(f"gridworld's {name} must be a whole number, got {value!r} (gridworld:{name}=7)")
         options[name] = int(value)
     return options
 

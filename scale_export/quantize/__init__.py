@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import Bits, BlockMatrix
-from ..fold import Factor, FoldedDecoder, FoldedWeights, fold_blocks
+from ..folding import Factor, FoldedDecoder, FoldedWeights, fold_blocks
 from ..records import DecoderSpec, Float32
 from ..weights import DecoderWeights
 

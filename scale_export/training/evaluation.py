@@ -8,6 +8,7 @@ from typing import Any
 
 from ..answers import answer_questions, is_correct
 from ..datasets import Kind, Question
+from ..statistics import wilson
 from .loop import KINDS
 from .options import ProgressCallback
 
@@ -30,10 +31,9 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % Wilson interval of the share."""
-        from scipy.stats import binomtest
-
-        found = binomtest(self.correct, self.total).proportion_ci(confidence_level=0.95, method="wilson")
-        return float(found.low), float(found.high)
+        found = wilson(self.correct, self.total)
+        assert found is not None, "an accuracy is made of at least one question"
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from ..datasets import Split
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..records import Scope
 
 TrainedSites = Literal["heads", "mlp", "both"]
+SITES: tuple[str, ...] = get_args(TrainedSites)
+SCOPES: tuple[str, ...] = get_args(Scope)
 
 
 class ProgressCallback(Protocol):
@@ -65,6 +67,10 @@ class TrainOptions:
     cache_mib: int = 512
 
     def __post_init__(self) -> None:
+        for name, value, known in (("scope", self.scope, SCOPES), ("sites", self.sites, SITES)):
+            if value not in known:
+                hint = did_you_mean(value, known)
+                raise UserError(f"{name} is {value!r}{hint}; give one of {', '.join(known)}")
         for name in ("steps", "batch_size", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")

@@ -5,8 +5,8 @@ that prefix don't depend on the scalars. They are worked out once per question b
 and a training step is one short forward over the last prompt token and the answer's tokens, with g = 1 at
 all of them: what the deployed model does, with the right answer fed back in.
 
-Prefixes are kept in the model's own dtype (float32 for the shipped model): rounded to float16 the loss would
-be off by about 1e-4, and a step would no longer be the step of the full forward.
+Prefixes are kept in the model's own dtype, float32 for the shipped model: there, rounding them to float16
+moves the loss by 1e-5 and its gradient by 1e-4, where the full forward and the short one differ by 1e-6.
 """
 
 from __future__ import annotations

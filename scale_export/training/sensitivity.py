@@ -47,6 +47,13 @@ class Sensitivity:
         strength: Float32 = np.abs(self.loss_change).max(axis=0)
         return strength
 
+    @property
+    def signed(self) -> Float32:
+        """``strength`` with a sign: negative where turning the scalar up lowers the loss."""
+        up, down = self.loss_change
+        signed: Float32 = np.copysign(self.strength, up - down)
+        return signed
+
     def ranking(self) -> list[tuple[int, int, float]]:
         """(layer, head, strength) from the most sensitive down; head H is the MLP."""
         rows = [

@@ -20,8 +20,8 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 DESCRIPTION: dict[str, Any] = tomllib.loads(
     (Path(__file__).parents[2] / "calib" / "gridworld" / "set.toml").read_text()
 )
-CHANCE_SLACK = 0.08
-"""How far above chance an answer guessed from the test split's prompts alone may be, per topic."""
+DEVIATIONS = 3.5
+"""How many standard deviations above chance an answer guessed from a prompt alone may be right, per topic."""
 
 
 @cache
@@ -75,7 +75,8 @@ def answer_from_pixels(prompt: str, image: Image.Image) -> str:
             [a] = [n for n, at in things.items() if at[:2] == (rows.index(row), columns.index(column))]
             return f"the {a}"
         case ["which", "object", "is", "just", *way, "the", b]:
-            down, right = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}[" ".join(way)]
+            steps = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+            down, right = steps[" ".join(way)]
             [a] = [n for n, at in things.items() if at[:2] == (things[b][0] + down, things[b][1] + right)]
             return f"the {a}"
         case ["what", "colour", "is", "the", a]:
@@ -162,7 +163,8 @@ def test_text_alone_says_little(topic: str) -> None:
         usual[q.prompt][q.answer] += 1
     asked = [q for q in questions("test") if q.topic == topic]
     hits = [bool(usual[q.prompt]) and usual[q.prompt].most_common(1)[0][0] == q.answer for q in asked]
-    assert np.mean(hits) <= 1 / len(gridworld.TOPICS[topic].answers) + CHANCE_SLACK
+    chance = 1 / len(gridworld.TOPICS[topic].answers)
+    assert np.mean(hits) <= chance + DEVIATIONS * np.sqrt(chance * (1 - chance) / len(hits))
 
 
 def test_a_mirrored_picture_has_other_answers() -> None:
@@ -187,7 +189,12 @@ def test_every_bitmap_differs_from_its_mirror_image() -> None:
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("sede=7", "did you mean 'seed'"), ("seed=x", "whole number"), ("seed", "whole number"), ("7", "no option '7'")],
+    [
+        ("sede=7", "did you mean 'seed'"),
+        ("seed=x", "whole number"),
+        ("seed", "whole number"),
+        ("7", "no option '7'"),
+    ],
 )
 def test_bad_options_are_refused(argument: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

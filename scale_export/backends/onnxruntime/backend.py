@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ...fold import FoldedDecoder
+from ...folding import FoldedDecoder
 from ...plan import Plan
 from ...records import Precision
 from .. import Engine

@@ -36,7 +36,9 @@ class TracedEmbedding(nn.Module):
         # Row 0 stands for "no image", so that a prompt without pictures gathers from something.
         rows = torch.cat((torch.zeros(1, self.hidden_size), image_features)).to(dtype)
         order = torch.cumsum(is_image.reshape(-1).to(torch.int64), dim=0).reshape(input_ids.shape)
-        return torch.where(is_image.unsqueeze(-1), rows[order * is_image], words)
+        # An image token beyond the pictures (one that was generated) keeps its word embedding.
+        pictured = is_image & (order <= image_features.shape[0])
+        return torch.where(pictured.unsqueeze(-1), rows[order * pictured], words)
 
     def _gather(self, input_ids: Tensor, table: list[Tensor]) -> Tensor:
         if self.options.bits is None:

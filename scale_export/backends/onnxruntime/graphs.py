@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from torch import nn
 
-from ...fold import FoldedDecoder
+from ...folding import FoldedDecoder
 from ...records import Float32, Precision
 from .decoder import GateDefaults, emit_decoder
 from .embedding import emit_embedding

@@ -1,0 +1,71 @@
+"""The commands as Python functions (contract C9)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .pipeline import FoldRequest, Outcome, Verification, fold_package, verify_package
+from .plan import ExportOptions
+from .progress import WorkLog
+
+
+def default_out(coeffs: Path, target: str) -> Path:
+    """Where a package goes that was given no place: ``<coefficients>-<target>`` in the current directory."""
+    return Path(f"{coeffs.stem}-{Path(target).stem}")
+
+
+def fold(
+    coeffs: str | Path,
+    target: str,
+    *,
+    out: str | Path | None = None,
+    model: str | None = None,
+    precision: str | None = None,
+    fold: str = "auto",
+    block_size: int | None = None,
+    evaluation: str = "auto",
+    eval_limit: int | None = None,
+    force: bool = False,
+    quiet: bool = True,
+) -> Outcome:
+    """``scale-export fold``: fold scalars, quantize, export, verify, write the package.
+
+    Returns:
+        where the package lies, whether its parity legs passed (else it lies in ``<out>.failed``), and the
+        parity object.
+
+    Raises:
+        UserError: whatever the command line would refuse with exit code 2.
+    """
+    coeffs = Path(coeffs)
+    request = FoldRequest(
+        coeffs=coeffs,
+        target=target,
+        out=default_out(coeffs, target) if out is None else Path(out),
+        model=model,
+        options=ExportOptions(precision=precision, fold=fold, block_size=block_size),
+        evaluation=evaluation,
+        eval_limit=eval_limit,
+        force=force,
+    )
+    return fold_package(request, WorkLog(quiet=quiet))
+
+
+def verify(
+    package: str | Path,
+    *,
+    model: str | None = None,
+    evaluation: str = "auto",
+    eval_limit: int | None = None,
+    selftest_only: bool = False,
+    quiet: bool = True,
+) -> Verification:
+    """``scale-export verify``: check a package's hashes, its self-test and, with the base model, every parity leg."""
+    return verify_package(
+        Path(package),
+        model=model,
+        evaluation=evaluation,
+        eval_limit=eval_limit,
+        selftest_only=selftest_only,
+        log=WorkLog(quiet=quiet),
+    )

@@ -1,0 +1,315 @@
+"""The command line: thin commands over the pipeline. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import __version__
+from .errors import EXIT_OK, EXIT_PARITY_FAILED, EXIT_USER_ERROR, UserError
+
+app = typer.Typer(
+    name="scale-export",
+    help="Export ScAle-adapted vision-language models to devices, and prove that the export answers as PyTorch did.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+PackageArg = Annotated[Path, typer.Argument(metavar="PKG", help="A package directory that fold wrote.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; its own choice by default.")]
+
+
+class Scope(str, Enum):
+    """Which positions trained scalars act on."""
+
+    last = "last"
+    all = "all"
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"scale-export {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Export ScAle-adapted vision-language models to devices, and prove that the export answers as PyTorch did."""
+
+
+@app.command()
+def fold(
+    coeffs: Annotated[Path, typer.Option("--coeffs", "-c", help="The coefficient file: spatial.pt or .safetensors.")],
+    target: Annotated[str, typer.Option("--target", "-t", help="A target's name (see `targets`) or its TOML file.")],
+    model: Annotated[
+        str | None, typer.Option(help="Base model directory or hub id; by default the one the coefficient file names.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Package directory; by default COEFFS-TARGET here.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, float16, int8 or int4; the target's default otherwise.")
+    ] = None,
+    fold_mode: Annotated[
+        str, typer.Option("--fold", help="auto (the cheapest exact mode), weights, gate or two-phase.")
+    ] = "auto",
+    block_size: Annotated[int | None, typer.Option(help="Weights per quantization scale; the target's otherwise.")] = None,
+    evaluation: Annotated[
+        str, typer.Option("--eval", help="Question set of the task leg: auto (the one trained on), none, or NAME.")
+    ] = "auto",
+    eval_limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions of it.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing package, in one step.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fold scalars into a base model, quantize, export, verify against PyTorch, and write a package.
+
+    Example: scale-export fold --coeffs spatial.pt --target cpu --precision int4
+    """
+    from .commands import run_fold
+
+    _need_export()
+    raise typer.Exit(
+        run_fold(
+            coeffs=coeffs,
+            target=target,
+            model=model,
+            out=out,
+            precision=precision,
+            fold=fold_mode,
+            block_size=block_size,
+            evaluation=evaluation,
+            eval_limit=eval_limit,
+            dry_run=dry_run,
+            force=force,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def verify(
+    package: PackageArg,
+    model: Annotated[str | None, typer.Option(help="Base model directory or hub id, for the parity legs.")] = None,
+    evaluation: Annotated[str, typer.Option("--eval", help="Question set of the task leg: auto, none, or NAME.")] = "auto",
+    eval_limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions of it.")] = None,
+    selftest: Annotated[
+        bool, typer.Option("--selftest", help="Only hashes and golden cases: no base model, no torch.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a package: hashes, golden cases, and every parity leg against the base model again.
+
+    Example: scale-export verify spatial-cpu --model path/to/base
+    """
+    from .commands import run_verify
+
+    if not selftest:
+        _need_export()
+    raise typer.Exit(
+        run_verify(
+            package=package,
+            model=model,
+            evaluation=evaluation,
+            eval_limit=eval_limit,
+            selftest_only=selftest,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def run(
+    package: PackageArg,
+    image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture; may be given several times.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The question.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask on, question after question; an empty line ends.")] = False,
+    scale: Annotated[float, typer.Option(help="Strength of the scalars: 0 is the base model, 1 is ScAle.")] = 1.0,
+    coeffs: Annotated[Path | None, typer.Option(help="Other coefficients of the same base model, swapped in.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 64,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a package a question about a picture; the answer streams.
+
+    Example: scale-export run spatial-cpu --image scene.png --prompt "what is left of the red circle ?"
+    """
+    from .commands import run_prompt
+
+    raise typer.Exit(
+        run_prompt(
+            package=package,
+            images=image or [],
+            prompt=prompt,
+            chat=chat,
+            scale=scale,
+            coeffs=coeffs,
+            max_new_tokens=max_new_tokens,
+            threads=threads,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="FILE_OR_PKG", help="A coefficient file or a package directory.")],
+    png: Annotated[Path | None, typer.Option("--png", help="Draw the scalars' heat map into this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a coefficient file or a package is, and draw its scalars.
+
+    Example: scale-export inspect spatial.pt --png spatial.png
+    """
+    from .commands import run_inspect
+
+    raise typer.Exit(run_inspect(path=path, png=png, as_json=as_json))
+
+
+@app.command()
+def train(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The base model's directory.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Coefficient file to write; its .safetensors twin lies beside.")],
+    data: Annotated[str, typer.Option(help="Question set to train on, NAME or NAME:ARGUMENT.")] = "gridworld",
+    scope: Annotated[Scope, typer.Option(help="last: last token of each step; all: every token.")] = Scope.last,
+    bound: Annotated[float, typer.Option(help="r in s = 1 + r·tanh(a).")] = 1.0,
+    layers: Annotated[str | None, typer.Option(help="Layers to train, such as 0,2,3; all by default.")] = None,
+    sites: Annotated[str, typer.Option(help="heads, mlp or both.")] = "both",
+    select: Annotated[int | None, typer.Option(help="Train only the K layers most sensitive on validation.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps at the most.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Questions per step.")] = 64,
+    learning_rate: Annotated[float, typer.Option("--lr", help="Adam's learning rate.")] = 0.08,
+    replay: Annotated[float, typer.Option(help="Share of non-spatial questions, against forgetting.")] = 0.3,
+    seed: Annotated[int, typer.Option(help="Seed of batches.")] = 0,
+    patience: Annotated[int, typer.Option(help="Looks at validation without gain before stopping; 0 never stops.")] = 5,
+    limit: Annotated[int | None, typer.Option(help="At most so many questions of each split.")] = None,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Also train LoRA and IA3 on the same data.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Final table on the held-out test split.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train ScAle scalars on a frozen model and write a coefficient file.
+
+    Example: scale-export train path/to/base --out spatial.pt --data gridworld
+    """
+    from .commands import run_train
+
+    _need_export()
+    raise typer.Exit(
+        run_train(
+            model=model,
+            out=out,
+            data=data,
+            scope=scope.value,
+            bound=bound,
+            layers=layers,
+            sites=sites,
+            select=select,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            replay=replay,
+            seed=seed,
+            patience=patience or None,
+            limit=limit,
+            baselines=baselines,
+            test=test,
+            force=force,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def bench(
+    package: PackageArg,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded after it.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions; medians are reported.")] = 5,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure prefill and decode speed, time to first token, memory, and the share of the bandwidth floor.
+
+    Example: scale-export bench spatial-cpu
+    """
+    from .commands import run_bench
+
+    raise typer.Exit(
+        run_bench(
+            package=package,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            repeats=repeats,
+            threads=threads,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def targets(as_json: Json = False) -> None:
+    """List the devices that packages can be made for.
+
+    Example: scale-export targets
+    """
+    from .commands import run_targets
+
+    raise typer.Exit(run_targets(as_json=as_json))
+
+
+def _need_export() -> None:
+    """Refuse before anything is read where the exporting libraries are missing."""
+    from importlib.util import find_spec
+
+    for library in ("torch", "onnx", "onnxruntime", "onnxscript"):
+        if find_spec(library) is None:
+            raise UserError(f"this command needs {library}, which is not installed: pip install 'scale-export[export]'")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one sentence on standard error and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code: Any = app(arguments, standalone_mode=False)
+    except UserError as error:
+        _complain(str(error), "--json" in arguments)
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing was written", "--json" in arguments)
+        code = 130
+    except typer.Exit as end:
+        code = end.exit_code
+    except Exception as error:
+        code = _usage_error(error)
+    sys.exit(code or EXIT_OK)
+
+
+def _usage_error(error: Exception) -> int:
+    """Show a mistake in the words of a command as Typer does; anything else is ours, and keeps its traceback."""
+    show = getattr(error, "show", None)
+    if show is None:
+        raise error
+    show()
+    return EXIT_USER_ERROR
+
+
+def _complain(sentence: str, as_json: bool) -> None:
+    typer.echo(f"scale-export: {sentence}", err=True)
+    if as_json:
+        typer.echo(json.dumps({"error": sentence}))
+
+
+__all__ = ["EXIT_PARITY_FAILED", "app", "main"]

@@ -1,0 +1,308 @@
+"""Coefficients (contract C2): files in and out, made for a model, checked against a base model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .checkpoint import Checkpoint
+from .coefficient_file import (
+    MAX_BYTES,
+    load_coefficients,
+    read_capped,
+    save_coefficients,
+    tensors_of_pickle,
+)
+from .coefficient_rules import coefficient_fields, validated
+from .errors import UserError
+from .records import BaseIdentity, Bound, Coefficients, Float32, Scope
+
+__all__ = [
+    "base_directory",
+    "check_base",
+    "import_state_dict",
+    "load_coefficients",
+    "make_coefficients",
+    "prompt_template_sha256",
+    "save_coefficients",
+]
+
+TOUCHED_WEIGHTS = ("self_attn.o_proj", "mlp.down_proj")
+"""The parts of a decoder layer that scalars fold into; norms after the MLP come beside them."""
+
+
+def make_coefficients(
+    model: Any,
+    base_dir: Path | str,
+    *,
+    scope: Scope,
+    head_scale: Any,
+    mlp_scale: Any,
+    layer_indices: Sequence[int] | None = None,
+    bound: Bound | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Coefficients:
+    """The record of scalars that were trained on ``model``, with every hash of its files filled in.
+
+    Args:
+        model: the Hugging Face model, loaded from ``base_dir``.
+        base_dir: its directory; one inside the hub's cache is recorded as hub id and revision.
+        scope: which positions the scalars act on.
+        head_scale: the effective s, ``[nL, H]`` (array, tensor or rows); cast to float32.
+        mlp_scale: the effective s, ``[nL]``; cast to float32.
+        layer_indices: the decoder layer of each row; all layers, in order, when left out.
+        bound: how s was bounded in training; free when left out.
+        training: JSON values to keep with the scalars.
+
+    Raises:
+        UserError: scalars that don't fit the model, or files that don't hold the model.
+    """
+    from .sites import attention_site, decoder_layers, head_count, mlp_site_of, text_decoder
+
+    checkpoint = Checkpoint(Path(base_dir))
+    layers, heads, decoder = decoder_layers(model), head_count(model), text_decoder(model)
+    indices = tuple(range(len(layers))) if layer_indices is None else tuple(int(i) for i in layer_indices)
+    if not indices or not 0 <= min(indices) <= max(indices) < len(layers):
+        raise UserError(f"layer_indices {list(indices)} must name layers from 0 to {len(layers) - 1}")
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    names = {index: f"{path}.layers.{index}".removeprefix(".") for index in indices}
+    projections: list[Any] = [attention_site(layers[i], heads, name).module for i, name in names.items()]
+    made = Coefficients(
+        scope=scope,
+        layer_indices=indices,
+        head_scale=tuple(_float32(row) for row in head_scale),
+        mlp_scale=_float32(mlp_scale),
+        mlp_site=mlp_site_of(layers[indices[0]], names[indices[0]]),
+        bound=bound or Bound(kind="none", r=None),
+        num_heads=heads,
+        head_dim=projections[0].in_features // heads,
+        base=_identity(model, checkpoint, tuple(names.values())),
+        training=training or {},
+    )
+    checked = validated(coefficient_fields(made), "these scalars")
+    check_base(checked, checkpoint)
+    for name, projection in zip(names.values(), projections, strict=True):
+        _check_loaded_from(checkpoint, f"{name}.self_attn.o_proj.weight", projection.weight)
+    return checked
+
+
+def import_state_dict(
+    path: Path | str,
+    *,
+    head_pattern: str,
+    mlp_pattern: str | None,
+    scope: Scope,
+    model: Any,
+    base_dir: Path | str,
+) -> Coefficients:
+    """Another trainer's plain state dict (``.safetensors``, or a pickle of tensors) as coefficients.
+
+    A pattern is a key with ``{layer}`` for the layer's number, such as ``layers.{layer}.head_scale``. Every
+    key must match one. Values are the effective s, ``[H]`` per layer for heads and one number for the MLP; a
+    site that has no key is not scaled (s = 1).
+
+    Raises:
+        UserError: a pattern without ``{layer}``, a key that no pattern matches, or scalars that don't fit.
+    """
+    from .sites import head_count
+
+    path = Path(path)
+    state = _state_dict(path)
+    heads = _matching(state, head_pattern)
+    mlps = _matching(state, mlp_pattern) if mlp_pattern is not None else {}
+    unmatched = sorted(state.keys() - {*heads.values(), *mlps.values()})
+    if unmatched or not heads:
+        what = f"the key {unmatched[0]!r} matches no pattern" if unmatched else "no key matches head_pattern"
+        raise UserError(f"{path}: {what}; give a head_pattern and an mlp_pattern that fit its keys")
+    for layer, key in mlps.items():
+        if state[key].size != 1:
+            raise UserError(f"{path}: {key} holds {state[key].size} values; layer {layer}'s MLP takes one")
+    layers = sorted(heads.keys() | mlps.keys())
+    unscaled = np.ones(head_count(model), np.float32)
+    return make_coefficients(
+        model,
+        base_dir,
+        scope=scope,
+        head_scale=[state[heads[layer]] if layer in heads else unscaled for layer in layers],
+        mlp_scale=[state[mlps[layer]].item() if layer in mlps else 1.0 for layer in layers],
+        layer_indices=layers,
+    )
+
+
+def base_directory(coefficients: Coefficients, file: Path | str) -> str:
+    """Where the base model is: its directory, if ``base_model`` is a path from ``file``, else the hub id."""
+    name = coefficients.base.base_model
+    candidate = Path(file).parent / name
+    is_path = candidate.is_dir() or name.startswith(".") or Path(name).is_absolute()
+    return str(candidate.resolve()) if is_path else name
+
+
+def check_base(coefficients: Coefficients, checkpoint: Checkpoint) -> None:
+    """Refuse a base model that is not the one that the scalars were trained on.
+
+    Checked in this order: model type, layers, heads, config, prompt template, weights.
+
+    Raises:
+        UserError: the first that differs, and what to do.
+    """
+    base, directory = coefficients.base, checkpoint.directory
+    way_out = f"give the model that the coefficients name ({base.base_model}), or train them on this one"
+    model_type = checkpoint.config.get("model_type")
+    if model_type != base.model_type:
+        raise UserError(
+            f"the coefficients belong to a {base.model_type!r} model, but {directory} is {model_type!r}: "
+            f"{way_out}"
+        )
+    _check_shape(coefficients, checkpoint, way_out)
+    if checkpoint.config_sha256() != base.config_sha256:
+        raise UserError(f"config.json of {directory} differs from that of the trained model: {way_out}")
+    template = base.prompt_template_sha256
+    if template is not None and template != prompt_template_sha256(directory):
+        raise UserError(
+            f"the chat template of {directory} differs from the one that the scalars were trained with: "
+            f"restore it, or {way_out}"
+        )
+    for name, digest in base.tensor_sha256.items():
+        if checkpoint.sha256(name) != digest:
+            raise UserError(
+                f"the weight {name} of {directory} differs from that of the trained model: {way_out}"
+            )
+
+
+def prompt_template_sha256(directory: Path) -> str | None:
+    """SHA-256 in hex of a model's chat template, wherever it is stored; None where it has none."""
+    template = directory / "chat_template.jinja"
+    if template.is_file():
+        return hashlib.sha256(template.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        try:
+            text = json.loads((directory / name).read_text(encoding="utf-8"))["chat_template"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if isinstance(text, str):
+            return hashlib.sha256(text.encode()).hexdigest()
+    return None
+
+
+def _check_shape(coefficients: Coefficients, checkpoint: Checkpoint, way_out: str) -> None:
+    layers, heads = _depth_and_heads(checkpoint)
+    last = coefficients.layer_indices[-1]
+    if last >= layers:
+        raise UserError(
+            f"the coefficients scale layer {last}, but the model's last is {layers - 1}: {way_out}"
+        )
+    if coefficients.num_heads != heads:
+        raise UserError(
+            f"the coefficients are for {coefficients.num_heads} heads, but the model has {heads}: {way_out}"
+        )
+    for layer, row in zip(coefficients.layer_indices, coefficients.head_scale, strict=True):
+        if row.size != heads:
+            raise UserError(
+                f"the coefficients hold {row.size} head scalars for layer {layer}, but the model has {heads} "
+                f"heads: {way_out}"
+            )
+
+
+def _depth_and_heads(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Decoder layers and query heads, by transformers' config class: files leave out what is default."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+        text = config.get_text_config(decoder=True)
+        return int(text.num_hidden_layers), int(text.num_attention_heads)
+    except Exception as error:  # config classes check values in ways of their own
+        raise UserError(
+            f"transformers can't read config.json of {checkpoint.directory} ({type(error).__name__}): "
+            "give a model that this version supports"
+        ) from error
+
+
+def _identity(model: Any, checkpoint: Checkpoint, layers: Sequence[str]) -> BaseIdentity:
+    """Who the base model is; ``layers`` are the module names of the scaled decoder layers."""
+    import transformers
+
+    from .sites import MLP_MODULES
+
+    names = [
+        f"{layer}.{part}.{kind}"
+        for layer in layers
+        for part in (*TOUCHED_WEIGHTS, *MLP_MODULES["post_norm"])
+        for kind in ("weight", "bias")
+    ]
+    base_model, revision = _name_and_revision(checkpoint.directory.resolve())
+    return BaseIdentity(
+        base_model=base_model,
+        base_revision=revision,
+        model_type=model.config.model_type,
+        config_sha256=checkpoint.config_sha256(),
+        tensor_sha256={name: checkpoint.sha256(name) for name in names if name in checkpoint},
+        prompt_template_sha256=prompt_template_sha256(checkpoint.directory),
+        transformers_version=transformers.__version__,
+    )
+
+
+def _name_and_revision(directory: Path) -> tuple[str, str | None]:
+    """Hub id and revision of a directory in the hub's cache, else its path."""
+    hub = re.search(r"/models--(?P<id>[^/]+)/snapshots/(?P<revision>[^/]+)$", directory.as_posix())
+    if hub is None:
+        return directory.as_posix(), None
+    return hub["id"].replace("--", "/"), hub["revision"]
+
+
+def _check_loaded_from(checkpoint: Checkpoint, name: str, weight: Any) -> None:
+    """The hashes are of files, so the model in memory must hold what they hold."""
+    stored = checkpoint.tensor(name)
+    if stored.shape != weight.shape or not (stored.to(weight.dtype) == weight.detach().cpu()).all():
+        raise UserError(
+            f"the model's {name} is not what {checkpoint.directory} stores: give the directory that the "
+            "model was loaded from, or save the model first"
+        )
+
+
+def _float32(values: Any) -> Float32:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().float().numpy()
+    elif isinstance(values, Sequence):
+        values = [float(value) for value in values]
+    return np.array(values, np.float32)
+
+
+def _state_dict(path: Path) -> dict[str, Float32]:
+    """Every tensor of a plain state dict, flat, as float32."""
+    content = read_capped(path, MAX_BYTES)
+    raw = (
+        _load_safetensors(path, content)
+        if path.suffix == ".safetensors"
+        else tensors_of_pickle(path, content)
+    )
+    if not isinstance(raw, dict) or not all(hasattr(value, "detach") for value in raw.values()):
+        raise UserError(f"{path} is not a plain state dict of tensors: save the scalars alone, by name")
+    return {str(name): _float32(value).reshape(-1) for name, value in raw.items()}
+
+
+def _load_safetensors(path: Path, content: bytes) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): get it again") from error
+
+
+def _matching(state: Mapping[str, Float32], pattern: str) -> dict[int, str]:
+    """Layer → key, for the keys that fit the pattern."""
+    if pattern.count("{layer}") != 1:
+        raise UserError(
+            f"the pattern {pattern!r} must hold {{layer}} once, where keys have the layer's number"
+        )
+    before, after = map(re.escape, pattern.split("{layer}"))
+    matches = {name: re.fullmatch(f"{before}(0|[1-9][0-9]*){after}", name) for name in state}
+    return {int(match[1]): name for name, match in matches.items() if match}

@@ -1,0 +1,407 @@
+"""What each command does once its words are parsed: call the project, show the result, return the exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .errors import EXIT_OK, EXIT_PARITY_FAILED, UserError
+from .progress import WorkLog
+
+out = Console(highlight=False)
+COEFFICIENT_SUFFIXES = (".pt", ".safetensors")
+
+
+def run_fold(
+    *,
+    coeffs: Path,
+    target: str,
+    model: str | None,
+    out: Path | None,
+    precision: str | None,
+    fold: str,
+    block_size: int | None,
+    evaluation: str,
+    eval_limit: int | None,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """``scale-export fold``."""
+    from .api import default_out
+    from .pipeline import FoldRequest, fold_package, plan_fold
+    from .plan import ExportOptions
+
+    quiet_libraries()
+    request = FoldRequest(
+        coeffs=coeffs,
+        target=target,
+        out=out or default_out(coeffs, target),
+        model=model,
+        options=ExportOptions(precision=precision, fold=fold, block_size=block_size),
+        evaluation=evaluation,
+        eval_limit=eval_limit,
+        force=force,
+    )
+    if dry_run:
+        plan = plan_fold(request)
+        return show({"dry_run": True, "decisions": list(plan.decisions)}, plan.decisions, as_json)
+    log = WorkLog()
+    outcome = fold_package(request, log)
+    write_log(request.out, log)
+    if not as_json:
+        for decision in outcome.plan.decisions:
+            say(decision)
+        show_parity(outcome.parity)
+        say(f"{'Package' if outcome.passed else 'Kept for inspection, not shipped'}: {outcome.path}")
+        say(f"Report: {outcome.path / 'report.html'}")
+    else:
+        print(json.dumps({"path": str(outcome.path), "passed": outcome.passed, "parity": outcome.parity}))
+    return EXIT_OK if outcome.passed else EXIT_PARITY_FAILED
+
+
+def run_verify(
+    *,
+    package: Path,
+    model: str | None,
+    evaluation: str,
+    eval_limit: int | None,
+    selftest_only: bool,
+    as_json: bool,
+) -> int:
+    """``scale-export verify``."""
+    quiet_libraries()
+    if selftest_only:
+        from .runtime import open_package
+        from .selftest import run_selftest
+
+        selftest: Mapping[str, Any] = run_selftest(open_package(package))
+        parity, passed = None, bool(selftest["passed"])
+    else:
+        from .pipeline import verify_package
+
+        found = verify_package(package, model=model, evaluation=evaluation, eval_limit=eval_limit, log=WorkLog())
+        selftest, parity, passed = found.selftest, found.parity, found.passed
+    if as_json:
+        print(json.dumps({"passed": passed, "selftest": selftest, "parity": parity}))
+    else:
+        say(f"Self-test: {_verdict(selftest['passed'])}, error {_figure(selftest['value'])} of {selftest['limit']:g}")
+        if parity is None:
+            say("Parity legs: not checked (they need the base model; leave out --selftest)")
+        else:
+            show_parity(parity)
+    return EXIT_OK if passed else EXIT_PARITY_FAILED
+
+
+def run_prompt(
+    *,
+    package: Path,
+    images: Sequence[Path],
+    prompt: str | None,
+    chat: bool,
+    scale: float,
+    coeffs: Path | None,
+    max_new_tokens: int,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """``scale-export run``."""
+    from .coefficients import load_coefficients
+    from .prompts import Message, assistant_message, open_image, user_message
+    from .runtime import open_package
+
+    quiet_libraries()
+    if prompt is None and not chat:
+        raise UserError("there is nothing to ask: give --prompt, or --chat for a session")
+    pictures = [open_image(path) for path in images]
+    opened = open_package(package, threads=threads)
+    if coeffs is not None:
+        opened.coefficients = load_coefficients(coeffs)
+    if scale != 1:
+        opened.scale = scale
+    messages: list[Message] = []
+    while True:
+        if prompt is None:
+            prompt = _ask_user()
+            if prompt is None:
+                return EXIT_OK
+        messages.append(user_message(pictures if not messages else [], prompt))
+        answer = _stream(opened, messages, max_new_tokens, show_pieces=not as_json)
+        if as_json:
+            print(json.dumps({"prompt": prompt, "answer": answer}))
+        if not chat:
+            return EXIT_OK
+        messages.append(assistant_message(answer))
+        prompt = None
+
+
+def _stream(package: Any, messages: Sequence[Any], max_new_tokens: int, *, show_pieces: bool) -> str:
+    pieces = []
+    for piece in package.stream(package.prepare_chat(messages), max_new_tokens=max_new_tokens):
+        pieces.append(piece)
+        if show_pieces:
+            print(piece, end="", flush=True)
+    if show_pieces:
+        print()
+    return "".join(pieces).strip()
+
+
+def _ask_user() -> str | None:
+    """The next question of a chat, or None where the user ends it."""
+    try:
+        return input("> ").strip() or None
+    except EOFError:
+        return None
+
+
+def run_inspect(*, path: Path, png: Path | None, as_json: bool) -> int:
+    """``scale-export inspect``."""
+    from .coefficients import load_coefficients
+    from .package import open_package_files
+
+    if path.is_dir():
+        files = open_package_files(path)
+        facts = _package_facts(files.manifest)
+        coefficients = load_coefficients(files.path(files.manifest.coefficients))
+    elif path.suffix in COEFFICIENT_SUFFIXES or path.exists():
+        coefficients = load_coefficients(path)
+        facts = {}
+    else:
+        raise UserError(f"there is no file or package {path}: name a coefficient file or a package directory")
+    facts |= _coefficient_facts(coefficients)
+    if png is not None:
+        _draw(coefficients, png, path.name)
+    if as_json:
+        print(json.dumps(facts | {"png": None if png is None else str(png)}))
+        return EXIT_OK
+    table = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        table.add_row(f"[bold]{key.replace('_', ' ')}[/]", str(value))
+    out.print(table)
+    _print_scalars(coefficients)
+    if png is not None:
+        say(f"Heat map: {png}")
+    return EXIT_OK
+
+
+def _package_facts(manifest: Any) -> dict[str, Any]:
+    return {
+        "package": manifest.name,
+        "target": manifest.target,
+        "backend": manifest.backend,
+        "precision": manifest.precision,
+        "fold": manifest.fold,
+        "context_length": manifest.context_length,
+        "bytes": sum(entry.size for entry in manifest.files.values()),
+        "graphs": dict(manifest.graphs),
+    }
+
+
+def _coefficient_facts(coefficients: Any) -> dict[str, Any]:
+    heads = [float(s) for row in coefficients.head_scale for s in row]
+    return {
+        "scope": coefficients.scope,
+        "model_type": coefficients.base.model_type,
+        "base_model": coefficients.base.base_model,
+        "layers": list(coefficients.layer_indices),
+        "heads_per_layer": coefficients.num_heads,
+        "scalars": coefficients.count,
+        "head_scale_range": [min(heads), max(heads)],
+        "mlp_scale_range": [float(coefficients.mlp_scale.min()), float(coefficients.mlp_scale.max())],
+        "mlp_site": coefficients.mlp_site,
+        "training": dict(coefficients.training),
+    }
+
+
+def _print_scalars(coefficients: Any) -> None:
+    """The scalars as a small table: one row a layer, deeper blue below 1, deeper red above."""
+    table = Table(title="scalars, layer by head", box=None)
+    for heading in ("layer", *map(str, range(coefficients.num_heads)), "mlp"):
+        table.add_column(heading, justify="right")
+    for row, layer in enumerate(coefficients.layer_indices):
+        values = [*coefficients.head_scale[row], coefficients.mlp_scale[row]]
+        table.add_row(str(layer), *(_coloured(float(v)) for v in values))
+    out.print(table)
+
+
+def _coloured(value: float) -> str:
+    strength = int(min(abs(value - 1), 1) * 155) + 100
+    colour = f"rgb({strength},90,90)" if value > 1 else f"rgb(90,110,{strength})"
+    return f"[{colour}]{value:.2f}[/]"
+
+
+def _draw(coefficients: Any, png: Path, title: str) -> None:
+    try:
+        from .draw import heat_map, save_png
+
+        layers = max(coefficients.layer_indices) + 1
+        attn, mlp = coefficients.dense(layers, coefficients.num_heads)
+        save_png(heat_map(attn, mlp, title=title, scope=coefficients.scope), png)
+    except ModuleNotFoundError as error:
+        raise UserError(f"drawing needs {error.name}, which is not installed: pip install 'scale-export[export]'") from error
+
+
+def run_train(*, model: Path, out: Path, test: bool, force: bool, layers: str | None, as_json: bool, **options: Any) -> int:
+    """``scale-export train``."""
+    from .train import TrainOptions, run_training, training_table
+
+    quiet_libraries()
+    chosen = TrainOptions(layers=_layer_list(layers), report_split="test" if test else "validation", **options)
+    report = run_training(model, out, chosen, log=WorkLog(), force=force)
+    if as_json:
+        print(json.dumps(report.to_json()))
+        return EXIT_OK
+    Console().print(training_table(report))
+    for role, path in report.files.items():
+        say(f"{role.replace('_', ' ')}: {path}")
+    return EXIT_OK
+
+
+def _layer_list(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError as error:
+        raise UserError(f"--layers {text!r} is refused: give layer numbers such as 0,2,3") from error
+
+
+def run_bench(
+    *, package: Path, prompt_tokens: int, new_tokens: int, repeats: int, threads: int | None, as_json: bool
+) -> int:
+    """``scale-export bench``."""
+    from .bench import bench_package
+    from .runtime import open_package
+
+    quiet_libraries()
+    log = WorkLog()
+    opened = open_package(package, threads=threads)
+    with log.stage("bench"):
+        result = bench_package(
+            opened,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            repeats=repeats,
+            advance=lambda done, total: log.advance("repetitions", done, total),
+        )
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return EXIT_OK
+    share = "not the floor: the decoder fits the caches" if result.bandwidth_share is None else f"{result.bandwidth_share:.0%}"
+    table = Table(title=f"{package.name}, {result.threads} threads, median of {result.repeats}", show_header=False)
+    table.add_row("prefill", f"{result.prefill_tokens_per_second:,.0f} tokens/s of {result.prompt_tokens}")
+    table.add_row("decode", f"{result.decode_ms:.2f} ms/token ({1e3 / result.decode_ms:,.0f} tokens/s)")
+    table.add_row("time to first token", f"{result.first_token_ms:.1f} ms, picture included")
+    table.add_row("peak memory", f"{result.peak_memory_bytes / 1e6:,.0f} MB")
+    table.add_row("decoder weights", f"{result.decoder_bytes / 1e6:,.1f} MB")
+    table.add_row("memory bandwidth", f"{result.bandwidth_bytes_per_second / 1e9:.1f} GB/s")
+    table.add_row("share of the bandwidth floor", share)
+    out.print(table)
+    return EXIT_OK
+
+
+def run_targets(*, as_json: bool) -> int:
+    """``scale-export targets``."""
+    from .targets import load_target, target_names
+
+    found = [load_target(name) for name in target_names()]
+    if as_json:
+        print(json.dumps([target.model_dump(mode="json") for target in found]))
+        return EXIT_OK
+    table = Table()
+    for heading in ("target", "what", "backend", "precisions", "fold modes", "context"):
+        table.add_column(heading)
+    for target in found:
+        precisions = ", ".join(f"{p}*" if p == target.default_precision else p for p in target.precisions)
+        modes = ", ".join(target.fold_modes)
+        table.add_row(target.name, target.title, target.backend, precisions, modes, str(target.context_length))
+    out.print(table)
+    say("* the default precision")
+    return EXIT_OK
+
+
+def show(as_object: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> int:
+    """Print either form of a result."""
+    if as_json:
+        print(json.dumps(as_object))
+    else:
+        for line in lines:
+            say(line)
+    return EXIT_OK
+
+
+def show_parity(parity: Mapping[str, Any]) -> None:
+    """The parity report as a terminal table."""
+    table = Table(title="parity against PyTorch ScAle")
+    for heading in ("leg", "measured", "limit", "cases", "verdict"):
+        table.add_column(heading)
+    for name, leg in parity["legs"].items():
+        if leg is None:
+            table.add_row(name, "", "", "", "[dim]not checked[/]")
+        else:
+            measured, limit = _leg_figures(leg)
+            table.add_row(name, measured, limit, str(leg["cases"]), _verdict(leg["passed"]))
+    out.print(table)
+    agreement = parity["answer_agreement"]
+    if agreement:
+        say(f"Answers as PyTorch ScAle's on {agreement['cases']} parity prompts: {agreement['agreement']:.1%}")
+    for line in parity["not_checked"]:
+        say(f"Not checked: {line}")
+
+
+def _leg_figures(leg: Mapping[str, Any]) -> tuple[str, str]:
+    """A leg's figures and limits in words."""
+    if "kl" in leg:
+        limits = leg["limits"]
+        return (
+            f"KL {leg['kl']:.2g}, top-1 {leg['top1_agreement']:.1%}",
+            f"KL {_figure(limits['kl'])}, top-1 {_figure(limits['top1_agreement'])}",
+        )
+    if "accuracy" in leg:
+        shares = {who: kinds["spatial"] for who, kinds in leg["accuracy"].items()}
+        words = ", ".join(f"{who} {share['value']:.1%}" for who, share in shares.items() if share)
+        kept = leg["gain_retention"]
+        limits = leg["limits"]
+        return (
+            f"spatial: {words}; agreement {leg['agreement']:.1%}; gain kept {'—' if kept is None else f'{kept:.1%}'}",
+            f"gain kept {_figure(limits['gain_retention'])}, agreement {_figure(limits['agreement_outside_near_ties'])}",
+        )
+    return _figure(leg["value"]), _figure(leg["limit"])
+
+
+def _figure(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3g}"
+
+
+def _verdict(passed: bool | None) -> str:
+    return {True: "[green]passed[/]", False: "[bold red]FAILED[/]", None: "[dim]not checked[/]"}[passed]
+
+
+def say(sentence: str) -> None:
+    """One line for people."""
+    out.print(sentence, soft_wrap=True)
+
+
+def write_log(package: Path, log: WorkLog) -> None:
+    """Write ``<package>.log``: when the run ended and how long each stage took, as JSON."""
+    record = {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": log.seconds, "total": sum(log.seconds.values())}
+    package.with_name(f"{package.name}.log").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def quiet_libraries() -> None:
+    """Keep libraries' progress bars and advice off a user's screen."""
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)

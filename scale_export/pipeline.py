@@ -1,0 +1,218 @@
+"""From a coefficient file to a verified package, and from a package back to its proof."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .base import BaseModel, open_base
+from .coefficients import load_coefficients, save_coefficients
+from .datasets import dataset_names
+from .errors import UserError
+from .folding import FoldedDecoder, fold
+from .measure import Measured, Measurement, load_backend, pixel_shape
+from .package import DecoderFacts, Manifest, StagedPackage, Tool, check_destination
+from .plan import ExportOptions, Plan, make_plan
+from .progress import WorkLog
+from .quantize import load_quantizer, quantize
+from .records import Coefficients
+from .report import render_report
+from .report_data import report_data
+from .runtime import PROCESSOR_FILES, Package, open_package
+from .selftest import run_selftest, write_selftest
+from .targets import load_target
+
+COEFFICIENTS = "scale.safetensors"
+LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "safetensors", "torch", "transformers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldRequest:
+    """What ``scale-export fold`` was asked.
+
+    Attributes:
+        model: base model directory or hub id; None takes the one that the coefficient file names.
+        evaluation: question set of the task leg; ``auto`` takes the one that the coefficients were trained
+            on, ``none`` leaves the leg out.
+        eval_limit: how many of its test questions, None for all.
+    """
+
+    coeffs: Path
+    target: str
+    out: Path
+    model: str | None = None
+    options: ExportOptions = ExportOptions()
+    evaluation: str = "auto"
+    eval_limit: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a fold came to: where the files are (``<out>.failed`` where a leg failed) and what was measured."""
+
+    path: Path
+    passed: bool
+    parity: Mapping[str, Any]
+    plan: Plan
+
+
+def plan_fold(request: FoldRequest) -> Plan:
+    """Every refusal, before a weight is loaded."""
+    coefficients = load_coefficients(request.coeffs)
+    target = load_target(request.target)
+    check_destination(request.out, force=request.force)
+    base = open_base(request.model or coefficients.base.base_model, relative_to=request.coeffs.parent)
+    return make_plan(coefficients, base, target, request.options)
+
+
+def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
+    """Plan, fold, quantize, emit, verify, and write the package whole or not at all."""
+    plan = plan_fold(request)
+    evaluation = evaluation_set(request.evaluation, plan.coefficients)
+    with StagedPackage(request.out, force=request.force) as staged:
+        directory = staged.directory
+        folded = fold(plan.base.weights, plan.coefficients, plan.fold)
+        graphs = emit(quantized(folded, plan), plan, directory, log)
+        copy_processor(plan.base, directory)
+        save_coefficients(plan.coefficients, directory / COEFFICIENTS)
+        paths = {role: directory / name for role, name in graphs.items()}
+        measurement = Measurement(plan=plan, directory=directory, graphs=paths, log=log, scratch=directory)
+        measured = measurement.run(evaluation, request.eval_limit)
+        with log.stage("report and self-test"):
+            write_proof(plan, measured, directory, request.out.name)
+        passed = measured.report.passed
+        path = staged.commit(manifest(plan, graphs, request.out.name)) if passed else staged.fail()
+    return Outcome(path=path, passed=passed, parity=measured.report.to_json(), plan=plan)
+
+
+def evaluation_set(asked: str, coefficients: Coefficients) -> str | None:
+    """The question set of the task leg, or None."""
+    if asked == "none":
+        return None
+    if asked != "auto":
+        return asked
+    trained_on = str(coefficients.training.get("data", ""))
+    return trained_on if trained_on.partition(":")[0] in dataset_names() else None
+
+
+def quantized(folded: FoldedDecoder, plan: Plan) -> FoldedDecoder:
+    """The folded decoder at the plan's weight precision."""
+    if plan.precision not in ("int8", "int4"):
+        return folded
+    bits: Any = 4 if plan.precision == "int4" else 8
+    return quantize(folded, load_quantizer("rtn"), bits=bits, block_size=plan.block_size)
+
+
+def emit(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> dict[str, str]:
+    """Write the target's graphs and side files; role → file name."""
+    backend = load_backend(plan.target.backend)
+    with log.stage("base model"):
+        vision = plan.base.family.vision_module(plan.base.model)
+    with log.stage(f"{plan.precision} graphs"):
+        graphs = backend.emit(
+            folded,
+            vision,
+            plan,
+            directory,
+            precision=plan.precision,
+            vision_precision=plan.vision_precision,
+            pixel_shape=pixel_shape(plan),
+        )
+        backend.emit_side_files(folded, directory)
+    return graphs
+
+
+def copy_processor(base: BaseModel, directory: Path) -> None:
+    """Copy the processor's files as they are, so that the device prepares inputs as PyTorch's side does."""
+    for name in PROCESSOR_FILES:
+        if (base.directory / name).exists():
+            shutil.copyfile(base.directory / name, directory / name)
+
+
+def write_proof(plan: Plan, measured: Measured, directory: Path, name: str) -> None:
+    """Write the self-test, ``parity.json`` and ``report.html``."""
+    write_selftest(directory, measured.cases, measured.shipped_logits, measured.scale_answers, plan.precision)
+    text = json.dumps(measured.report.to_json(), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    (directory / "parity.json").write_text(text + "\n", encoding="utf-8")
+    page = render_report(report_data(plan, measured, directory, name))
+    (directory / "report.html").write_text(page, encoding="utf-8")
+
+
+def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
+    """The manifest but for its file table, which the package writer fills in."""
+    base, spec = plan.base, plan.base.spec
+    dtype = "float16" if plan.precision == "float16" else "float32"
+    return Manifest(
+        tool=Tool(name="scale-export", version=__version__),
+        libraries={library: version(library) for library in LIBRARIES},
+        name=name,
+        base_model=plan.coefficients.base.base_model,
+        model_type=base.family.model_type,
+        target=plan.target.name,
+        backend=plan.target.backend,
+        execution_providers=plan.target.execution_providers,
+        scope=plan.coefficients.scope,
+        fold=plan.fold,
+        precision=plan.precision,
+        block_size=plan.block_size if plan.quantized else None,
+        context_length=plan.context_length,
+        graphs=dict(graphs),
+        decoder=DecoderFacts(
+            num_layers=spec.num_layers,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            hidden_size=spec.hidden_size,
+            vocab_size=spec.vocab_size,
+            activation_dtype=dtype,
+            kv_dtype=dtype,
+        ),
+        coefficients=COEFFICIENTS,
+        image_token_id=base.family.image_token_id(base.config),
+        extras=base.family.runtime_config(base.config),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What ``verify`` found: the self-test always, the parity legs where the base model was there."""
+
+    passed: bool
+    selftest: Mapping[str, Any]
+    parity: Mapping[str, Any] | None
+
+
+def verify_package(
+    path: Path, *, model: str | None, evaluation: str, eval_limit: int | None, selftest_only: bool, log: WorkLog
+) -> Verification:
+    """Check hashes and self-test, then measure every parity leg again from the package and the base model."""
+    package = open_package(path)
+    with log.stage("self-test"):
+        selftest = run_selftest(package)
+    if selftest_only:
+        return Verification(passed=bool(selftest["passed"]), selftest=selftest, parity=None)
+    measured = _measure_package(package, model, evaluation, eval_limit, log)
+    passed = bool(selftest["passed"]) and measured.report.passed
+    return Verification(passed=passed, selftest=selftest, parity=measured.report.to_json())
+
+
+def _measure_package(
+    package: Package, model: str | None, evaluation: str, eval_limit: int | None, log: WorkLog
+) -> Measured:
+    files, recorded = package.files, package.files.manifest
+    try:
+        base = open_base(model or recorded.base_model, relative_to=files.directory)
+    except UserError as error:
+        raise UserError(f"{error}; or check the package alone with --selftest") from error
+    options = ExportOptions(precision=recorded.precision, fold=recorded.fold, block_size=recorded.block_size)
+    plan = make_plan(package.coefficients, base, load_target(recorded.target), options)
+    graphs = {str(role): files.path(name) for role, name in recorded.graphs.items()}
+    measurement = Measurement(plan=plan, directory=files.directory, graphs=graphs, log=log)
+    return measurement.run(evaluation_set(evaluation, package.coefficients), eval_limit)

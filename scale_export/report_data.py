@@ -1,0 +1,99 @@
+"""Gathering what the report page shows."""
+
+from __future__ import annotations
+
+import io
+from importlib.metadata import version
+from pathlib import Path
+
+from PIL import Image
+
+from . import __version__
+from .measure import Measured
+from .plan import Plan
+from .records import Precision
+from .report import DifferingQuestion, ReportData
+from .task import Answered
+
+GALLERY = 12
+BYTES_PER_VALUE: dict[Precision, float] = {"float32": 4, "float16": 2, "int8": 1, "int4": 0.5}
+
+
+def report_data(plan: Plan, measured: Measured, directory: Path, name: str) -> ReportData:
+    """Everything on the report page, from the plan, the measurement and the files written so far."""
+    base, coefficients = plan.base, plan.coefficients
+    attn, mlp = coefficients.dense(base.spec.num_layers, base.spec.num_heads)
+    differing = [a for a in measured.answered if not a.agrees]
+    facts = {
+        "Base model": coefficients.base.base_model,
+        "Family": base.family.model_type,
+        "Target": f"{plan.target.name}: {plan.target.title}",
+        "Backend": plan.target.backend,
+        "Precision": plan.precision,
+        "Scope": "last token of each step" if coefficients.scope == "last" else "every token",
+        "Scalars": f"{coefficients.count} in {len(coefficients.layer_indices)} layers",
+        "Fold mode": plan.fold,
+        "Image processor": type(base.processor.image_processor).__name__,
+    }
+    return ReportData(
+        name=name,
+        facts=facts,
+        decisions=plan.decisions,
+        parity=measured.report.to_json(),
+        attn_scale=attn,
+        mlp_scale=mlp,
+        scope=coefficients.scope,
+        sizes=tuple(
+            (file.relative_to(directory).as_posix(), file.stat().st_size)
+            for file in sorted(directory.rglob("*"))
+            if file.is_file()
+        ),
+        costs=decode_costs(plan),
+        differing=tuple(_differing(a) for a in differing[:GALLERY]),
+        differing_total=len(differing),
+        versions={
+            "scale-export": __version__,
+            **{library: version(library) for library in ("torch", "transformers", "onnxruntime", "onnx", "numpy")},
+        },
+    )
+
+
+def decode_costs(plan: Plan) -> tuple[tuple[str, str], ...]:
+    """What one decoded token costs, from shapes alone: the same on every machine."""
+    spec = plan.base.spec
+    weights = sum(out * width for out, width, _ in spec.linears().values())
+    cache_bytes = 2 if plan.precision == "float16" else 4
+    per_token = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * cache_bytes
+    read = weights * BYTES_PER_VALUE[plan.precision]
+    if plan.quantized:
+        read += weights / plan.block_size * 4
+    scalars = plan.coefficients.count
+    gate = spec.num_layers * (spec.num_heads * spec.head_dim + spec.hidden_size) if plan.fold == "gate" else 0
+    return (
+        ("Weights that one token multiplies", f"{weights:,}"),
+        ("Weight bytes read per token", f"{read / 1e6:,.2f} MB"),
+        ("KV cache per token of context", f"{per_token:,} bytes"),
+        ("KV cache at full context", f"{per_token * plan.context_length / 1e6:,.1f} MB"),
+        ("ScAle scalars", f"{scalars:,}"),
+        ("Extra multiplications per token by the gate", f"{gate:,} ({gate / weights:.3%} of the weights)"),
+    )
+
+
+def _differing(answered: Answered) -> DifferingQuestion:
+    return DifferingQuestion(
+        prompt=answered.question.prompt,
+        image_png=_png(answered.question.image),
+        truth=answered.question.answer,
+        base=answered.base,
+        scale=answered.scale,
+        export=answered.export,
+        near_tie=answered.near_tie,
+    )
+
+
+def _png(image: Image.Image | None) -> bytes | None:
+    if image is None:
+        return None
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

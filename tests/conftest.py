@@ -1,0 +1,86 @@
+"""Random two-layer models of every family, built once per run."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scale_export.base import BaseModel, open_base
+from scale_export.coefficients import make_coefficients
+from scale_export.records import Coefficients, Scope
+from tests import models
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(1)
+
+VARIANTS = {
+    "llama": ("llama", {}),
+    "llama-biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama3-rope": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "mistral-window": ("mistral", {"sliding_window": 6}),
+    "qwen2": ("qwen2", {}),
+}
+"""Text model variants that every family is tested on: name → (text model type, config overrides)."""
+
+FAMILIES = {"llava": models.tiny_llava, "llava_next": models.tiny_llava_next}
+
+
+@pytest.fixture(scope="session")
+def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], BaseModel]:
+    """``base_of(family, variant)``: an opened random model, the same one for the whole run."""
+
+    @functools.cache
+    def build(family: str, variant: str) -> BaseModel:
+        directory = tmp_path_factory.mktemp(f"{family}-{variant}")
+        text, overrides = VARIANTS[variant]
+        FAMILIES[family](text, directory=directory, **overrides)
+        return open_base(str(directory))
+
+    return build
+
+
+def random_coefficients(base: BaseModel, scope: Scope = "last", layers: tuple[int, ...] | None = None) -> Coefficients:
+    """Scalars over (0.1, 1.9), no two alike, on the given layers or on all."""
+    spec = base.spec
+    chosen = tuple(range(spec.num_layers)) if layers is None else layers
+    rng = np.random.default_rng(7)
+    return make_coefficients(
+        base.model,
+        base.directory,
+        scope=scope,
+        head_scale=rng.uniform(0.1, 1.9, (len(chosen), spec.num_heads)).astype(np.float32),
+        mlp_scale=rng.uniform(0.1, 1.9, len(chosen)).astype(np.float32),
+        layer_indices=chosen,
+    )
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (64, 48)) -> Image.Image:
+    """A noisy picture without any symmetry; ``size`` is (width, height)."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def saved(coefficients: Coefficients, directory: Path) -> Path:
+    """The coefficients as a file."""
+    path = directory / "spatial.safetensors"
+    coefficients.save(path)
+    return path
