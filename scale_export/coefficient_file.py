@@ -95,7 +95,7 @@ def _read_safetensors(path: Path, content: bytes) -> dict[str, Any]:
     from safetensors import SafetensorError, deserialize
 
     try:
-        tensors: dict[str, Any] = dict(deserialize(content))  # type: ignore[no-untyped-call]
+        tensors = dict(sorted(deserialize(content)))  # type: ignore[no-untyped-call]
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = header.get("__metadata__", {})
         fields = json.loads(metadata.get(_METADATA_KEY, "{}"), object_pairs_hook=_unique)
@@ -178,11 +178,18 @@ def tensors_of_pickle(path: Path, content: bytes) -> Any:
                 raise ValueError(f"the checksum of {broken} differs")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler may raise anything on bytes that somebody made up
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path} is damaged or holds more than tensors and plain values, so it was not opened "
-            f"({ascii(reason)[:160]}); get the .safetensors twin or {SAVE_AGAIN}"
+            f"({_reason(error)}); get it as .safetensors from where it was made"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice to open the file unsafely."""
+    if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it would run {asked[1][:80]}"
+    plain = isinstance(error, ValueError | zipfile.BadZipFile) and str(error).isprintable()
+    return str(error)[:80] if plain else type(error).__name__
 
 
 def _safe_torch(path: Path) -> Any:

@@ -113,9 +113,7 @@ class _Fields:
         for name in self.values:
             if not isinstance(name, str) or name not in known:
                 near = did_you_mean(name, known) if isinstance(name, str) else ""
-                raise self.refusal(
-                    ascii(name)[:80], f"is not a field of the format{near}", "remove or rename it"
-                )
+                raise self.refusal(_shown(name), f"is not a field of the format{near}", "remove or rename it")
         for name, only in (("format", FORMAT), ("version", VERSION)):
             value = self.values.get(name)
             if type(value) is not type(only) or value != only:
@@ -132,7 +130,7 @@ class _Fields:
         value = self.values[name]
         if not isinstance(value, str) or value not in known:
             near = did_you_mean(value, known) if isinstance(value, str) else ""
-            raise self.refusal(name, f"is {ascii(value)[:80]}{near}", f"it must be one of {', '.join(known)}")
+            raise self.refusal(name, f"is {_shown(value)}{near}", f"it must be one of {', '.join(known)}")
         return value
 
     def integer(self, name: str, least: int) -> int:
@@ -220,7 +218,7 @@ class _Fields:
         for layer in layers:
             if not any(f".layers.{layer}." in f".{name}" for name in value):
                 raise self.refusal("tensor_sha256", f"has no hash of a weight of layer {layer}")
-        return {name: self._hash(f"tensor_sha256[{name!r}]", digest) for name, digest in value.items()}
+        return {name: self._hash(f"tensor_sha256[{_shown(name)}]", digest) for name, digest in value.items()}
 
     def training(self) -> dict[str, Any]:
         value = self.values["training"]
@@ -231,6 +229,12 @@ class _Fields:
         except ValueError as error:
             raise self.refusal("training", f"holds {error}", "keep JSON values only") from error
         return plain
+
+
+def _shown(value: Any) -> str:
+    """A value in few characters of one line."""
+    plain = value is None or isinstance(value, str | int | float)
+    return ascii(value)[:80] if plain else f"a {type(value).__name__}"
 
 
 def _plain(value: Any, depth: int, budget: Iterator[int]) -> Any:

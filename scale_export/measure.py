@@ -52,9 +52,7 @@ class Backend(Protocol):
 
     def emit_side_files(self, folded: FoldedDecoder, directory: Path) -> None: ...
 
-    def strictest(self, graphs: Mapping[str, Path], directory: Path) -> dict[str, Path]: ...
-
-    def open_engine(self, graphs: Mapping[str, Path], plan: Plan) -> Engine: ...
+    def open_engine(self, graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False) -> Engine: ...
 
     def code_hashes(self, graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]: ...
 
@@ -171,18 +169,18 @@ class Measurement:
             )
         plain = self._logits({role: scratch / name for role, name in names.items()}, cases, "lowering leg")
         report.legs["lowering"] = lowering_leg(portable, plain, "float32")
-        strict_folder = scratch / "strict"
-        strict_folder.mkdir()
-        strict = self._logits(backend.strictest(self.graphs, strict_folder), cases, "quantization leg")
+        strict = self._logits(self.graphs, cases, "quantization leg", strict=True)
         limits = plan.target.parity.of(plan.precision)
         codes = self._codes_kept(folded)
         report.legs["quantization"] = quantization_leg(plain, strict, limits, codes)
         report.legs["runtime"] = runtime_leg(strict, shipped, limits)
         return shipped
 
-    def _logits(self, graphs: Mapping[str, Path], cases: Sequence[Case], stage: str) -> list[Float32]:
+    def _logits(
+        self, graphs: Mapping[str, Path], cases: Sequence[Case], stage: str, *, strict: bool = False
+    ) -> list[Float32]:
         with self.log.stage(stage):
-            engine = load_backend(self.plan.target.backend).open_engine(graphs, self.plan)
+            engine = load_backend(self.plan.target.backend).open_engine(graphs, self.plan, strict=strict)
             return path_logits(self._generator(engine), cases)
 
     def _codes_kept(self, folded: FoldedDecoder) -> dict[str, bool | None]:

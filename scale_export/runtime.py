@@ -52,13 +52,15 @@ class Responder:
     def stream(self, inputs: Inputs, *, max_new_tokens: int) -> Iterator[str]:
         """A greedy answer, piece by piece as its text becomes certain."""
         tokens: list[int] = []
-        shown = ""
+        shown = text = ""
         for token in self.generator.stream(inputs, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids):
             tokens.append(token)
             text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
             if text.startswith(shown) and not text.endswith("\ufffd"):  # half a character: wait for the rest
                 yield text[len(shown) :]
                 shown = text
+        if text.startswith(shown):
+            yield text[len(shown) :]
 
     def answer(self, images: Sequence[Image.Image], prompt: str, *, max_new_tokens: int) -> str:
         """A whole greedy answer, stripped."""

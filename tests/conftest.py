@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from scale_export.backends.onnxruntime import engine
 from scale_export.base import BaseModel, open_base
 from scale_export.coefficients import make_coefficients
 from scale_export.records import Coefficients, Scope
@@ -19,6 +20,7 @@ from tests import models
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
+engine.DEFAULT_THREADS = 1  # test processes run side by side; spinning threads would only be in their way
 
 VARIANTS = {
     "llama": ("llama", {}),

@@ -78,7 +78,7 @@ def test_an_answer_ends_with_its_end_token(model_and_processor: Any, questions: 
     ended = copy.deepcopy(model.generation_config)
     try:
         model.generation_config.eos_token_id = [model.generation_config.eos_token_id, stop]
-        model.generation_config.repetition_penalty = 50.0
+        model.generation_config.repetition_penalty = 0.01
         cut = answer_questions(model, processor, questions[:2], max_new_tokens=STEPS)[0]
     finally:
         model.generation_config = ended

@@ -84,8 +84,8 @@ def test_heat_map_is_centred_at_one():
     image = drawn(heat_map(attn, np.ones(2), title="", scope="last"))
     white, red, blue = (colour_at(image, place) for place in ((0.2, 0.1), (0.5, 0.1), (0.2, 0.4)))
     assert white.min() > 240
-    assert red[0] > red[2] + 80
-    assert blue[2] > blue[0] + 80
+    assert red[0] > 2 * red[1:].max()
+    assert blue[2] > 2 * blue[0]
     untouched = drawn(heat_map(np.ones((2, 2)), np.ones(2), title="", scope="last"))
     assert colour_at(untouched, (0.4, 0.1)).min() > 240
 

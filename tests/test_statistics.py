@@ -185,6 +185,15 @@ def test_gain_retention_is_none_without_gain_and_unbounded_with_little():
     assert (estimate.value, estimate.low, estimate.high) == (1.0, None, None)
 
 
+def test_resamples_without_gain_widen_both_bounds():
+    ratios, gains = np.arange(1, 1001), np.ones(1000, np.int64)
+    assert statistics._ratio_bounds(ratios, gains) == (25, 975)
+    gains[490:510] = 0
+    assert statistics._ratio_bounds(ratios, gains) == (5, 995)
+    gains[490:515] = -1
+    assert statistics._ratio_bounds(ratios, gains) == (None, None)
+
+
 def test_mean_kl_equals_plain_sums(monkeypatch):
     monkeypatch.setattr(statistics, "_KL_ROWS", 4)
     rng = np.random.default_rng(1)

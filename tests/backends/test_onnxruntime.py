@@ -127,11 +127,11 @@ def test_llava_next_tiles_of_any_shape(emitted: Any, size: tuple[int, int]):
 
 @pytest.mark.parametrize(("precision", "mode", "scope"), [("int4", "gate", "last"), ("int8", "weights", "all"), ("int4", "two-phase", "last")])
 def test_quantized_graphs_equal_their_dequantized_weights_on_strict_kernels(
-    emitted: Any, tmp_path: Path, precision: Precision, mode: FoldMode, scope: Any
+    emitted: Any, precision: Precision, mode: FoldMode, scope: Any
 ):
     plan, folded, graphs = emitted("llava", "qwen2", precision, mode, scope)
     inputs = prompt(plan.base)
-    strict = OnnxEngine(backend.strictest(graphs, tmp_path), context_length=96, providers=CPU)
+    strict = OnnxEngine(graphs, context_length=96, providers=CPU, strict=True)
     expected = reference(plan, folded).forced_logits(inputs, TOKENS)
     found = generator(strict, plan.base, plan.fold).forced_logits(inputs, TOKENS)
     assert relative_error(expected, found) <= tolerances.LOWERING_RELATIVE["float32"]

@@ -11,7 +11,8 @@ from ...folding import FoldedDecoder
 from ...plan import Plan
 from ...records import Precision
 from .. import Engine
-from .graphs import GraphPlan, decoder_code_hashes, emit_graphs, strict_copy, write_adapter
+from .engine import OnnxEngine
+from .graphs import GraphPlan, decoder_code_hashes, emit_graphs, write_adapter
 from .kernels import GraphOptions
 
 ADAPTER = "scale.onnx_adapter"
@@ -48,22 +49,15 @@ def emit_side_files(folded: FoldedDecoder, directory: Path) -> None:
         write_adapter(attn, mlp, directory / ADAPTER)
 
 
-def strictest(graphs: Mapping[str, Path], directory: Path) -> dict[str, Path]:
-    """The same graphs on kernels that round nothing: decoders rewritten into ``directory``, the rest as they are."""
-    strict = dict(graphs)
-    for role in graphs.keys() & {"decoder", "decoder_folded"}:
-        strict[role] = directory / graphs[role].name
-        strict_copy(graphs[role], strict[role])
-    return strict
-
-
 def code_hashes(graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]:
     """SHA-256 of the integer codes of each named matrix, in the decoder that holds the folded scales."""
     return decoder_code_hashes(graphs.get("decoder_folded", graphs["decoder"]), names)
 
 
-def open_engine(graphs: Mapping[str, Path], plan: Plan) -> Engine:
-    """Sessions on this machine, with the target's execution providers."""
-    from .engine import OnnxEngine
+def open_engine(graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False) -> Engine:
+    """Sessions on this machine, with the target's execution providers.
 
-    return OnnxEngine(graphs, context_length=plan.context_length, providers=plan.target.execution_providers)
+    ``strict`` runs the same graphs on kernels that round nothing (accuracy level 0).
+    """
+    providers = plan.target.execution_providers
+    return OnnxEngine(graphs, context_length=plan.context_length, providers=providers, strict=strict)

@@ -14,7 +14,11 @@ from ...errors import UserError
 from ...records import Float32
 from .. import Array, Phase, Scalars, Step
 
+DEFAULT_THREADS: int | None = None
+"""Threads of a session that was not told how many; None leaves it to ONNX Runtime."""
+
 QUIET = 3  # errors only: the warnings about overridable inputs are what the gate is made of
+DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 NUMPY_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
@@ -26,8 +30,10 @@ class SharedCache:
     lengths: NDArray[np.int64]
 
 
-def open_session(path: Path, *, providers: Sequence[str], threads: int | None = None) -> ort.InferenceSession:
-    """A session on one graph.
+def open_session(
+    path: Path, *, providers: Sequence[str], threads: int | None = None, strict: bool = False
+) -> ort.InferenceSession:
+    """A session on one graph; ``strict`` sets every accuracy level in it to 0 as it is loaded.
 
     Raises:
         UserError: this build of ONNX Runtime lacks a provider, or refuses the graph.
@@ -40,12 +46,28 @@ def open_session(path: Path, *, providers: Sequence[str], threads: int | None = 
             )
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    if threads or DEFAULT_THREADS:
+        options.intra_op_num_threads = threads or DEFAULT_THREADS
+    model: Path | bytes = path
+    if strict:
+        model = _strict_bytes(path)
+        options.add_session_config_entry(DATA_FOLDER, str(path.parent))
     try:
-        return ort.InferenceSession(path, options, providers=list(providers))
+        return ort.InferenceSession(model, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime raises one class per status code, with no common base
         raise UserError(f"ONNX Runtime cannot load {path.name}: {str(error).splitlines()[0]}") from error
+
+
+def _strict_bytes(path: Path) -> bytes:
+    """The graph, without its external data, computed by kernels that round nothing."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 0
+    return model.SerializeToString()
 
 
 class DecoderSession:
@@ -104,13 +126,21 @@ class OnnxEngine:
 
     Args:
         graphs: role → file: ``decoder``, ``vision``, ``embedding``, and ``decoder_folded`` for two phases.
+        strict: run on kernels that round nothing, to measure against.
     """
 
     def __init__(
-        self, graphs: Mapping[str, Path], *, context_length: int, providers: Sequence[str], threads: int | None = None
+        self,
+        graphs: Mapping[str, Path],
+        *,
+        context_length: int,
+        providers: Sequence[str],
+        threads: int | None = None,
+        strict: bool = False,
     ) -> None:
         sessions = {
-            role: open_session(path, providers=providers, threads=threads) for role, path in graphs.items()
+            role: open_session(path, providers=providers, threads=threads, strict=strict)
+            for role, path in graphs.items()
         }
         self._vision = sessions["vision"]
         self._embedding = sessions["embedding"]

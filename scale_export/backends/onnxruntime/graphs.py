@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,36 +72,6 @@ def _emit_folded_twin(folded: FoldedDecoder, plan: GraphPlan, decoder: Path, pat
     for value, tensor in zip(kept, external, strict=True):
         value.const_value = tensor
     ir.save(twin, path)
-
-
-def strict_copy(decoder: Path, path: Path) -> None:
-    """Write ``path``: the same decoder at accuracy level 0, over a hard link to the same external data.
-
-    The runtime refuses data outside the graph's folder, hence the link; a file system without hard links
-    gets a copy.
-    """
-    model = ir.load(decoder)
-    for node in model.graph:
-        if "accuracy_level" in node.attributes:
-            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 0)
-    for name in _data_files(model):
-        link_or_copy(decoder.with_name(name), path.with_name(name))
-    ir.save(model, path)
-
-
-def link_or_copy(source: Path, destination: Path) -> None:
-    """A hard link to ``source`` at ``destination``, or a copy where links are not to be had."""
-    if destination.exists():
-        return
-    try:
-        os.link(source, destination)
-    except OSError:
-        shutil.copyfile(source, destination)
-
-
-def _data_files(model: ir.Model) -> set[str]:
-    values = model.graph.initializers.values()
-    return {v.const_value.location for v in values if isinstance(v.const_value, ir.ExternalTensor)}
 
 
 def decoder_code_hashes(decoder: Path, names: Iterable[str]) -> Mapping[str, str]:

@@ -1,0 +1,225 @@
+"""Prove by breaking: each way to get ScAle wrong makes the parity report fail, in the leg that guards it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from scale_export import decoder, folding, generation, measure
+from scale_export.backends.onnxruntime import backend
+from scale_export.families.llava import Llava
+from scale_export.folding import fold
+from scale_export.measure import Measurement
+from scale_export.pipeline import copy_processor, quantized
+from scale_export.plan import ExportOptions, make_plan
+from scale_export.progress import WorkLog
+from scale_export.targets import load_target
+from tests.conftest import random_coefficients
+
+Emit = Callable[..., Measurement]
+
+
+@pytest.fixture(scope="module")
+def measurement(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Emit:
+    """``measurement(mode, scope, precision)``: a healthy export, ready to be measured."""
+    cache: dict[tuple[Any, ...], Measurement] = {}
+
+    def build(mode: str = "gate", scope: Any = "last", precision: str = "float32") -> Measurement:
+        key = (mode, scope, precision)
+        if key not in cache:
+            base = base_of("llava", "llama-biased")
+            options = ExportOptions(fold=mode, precision=precision)
+            plan = make_plan(random_coefficients(base, scope), base, load_target("cpu"), options)
+            directory = tmp_path_factory.mktemp("export")
+            names = backend.emit(
+                quantized(fold(base.weights, plan.coefficients, plan.fold), plan),
+                base.family.vision_module(base.model),
+                plan,
+                directory,
+                precision=plan.precision,
+                vision_precision="float32",
+                pixel_shape=(3, 48, 48),
+            )
+            copy_processor(base, directory)
+            graphs = {role: directory / name for role, name in names.items()}
+            cache[key] = Measurement(plan=plan, directory=directory, graphs=graphs, log=WorkLog(quiet=True))
+        return cache[key]
+
+    return build
+
+
+def failed_legs(healthy: Measurement) -> list[str]:
+    return healthy.run(None, None).report.failed
+
+
+@pytest.mark.parametrize(
+    ("mode", "scope", "precision"),
+    [("gate", "last", "float32"), ("two-phase", "last", "float32"), ("weights", "all", "float32"), ("gate", "last", "int8")],
+)
+def test_a_healthy_export_passes(measurement: Emit, mode: str, scope: str, precision: str):
+    measured = measurement(mode, scope, precision).run(None, None)
+    assert measured.report.passed, measured.report.to_json()
+    assert measured.report.legs["fold"] and measured.report.legs["lowering"]
+    assert (measured.report.legs["quantization"] is None) == (precision == "float32")
+    if precision == "float32":
+        assert measured.report.answer_agreement["agreement_outside_near_ties"] == 1
+    assert any(line.startswith("task:") for line in measured.report.not_checked)
+
+
+def test_naive_folding_of_last_token_scalars(measurement: Emit):
+    healthy = measurement()
+    naive = replace(healthy, plan=replace(healthy.plan, fold="weights"))
+    assert "fold" in failed_legs(naive)
+
+
+def copy_decoder(healthy: Measurement, directory: Path) -> None:
+    for name in ("decoder.onnx", "decoder.onnx.data"):
+        shutil.copy(healthy.directory / name, directory / name)
+
+
+def swap_heads(attn: Any, mlp: Any) -> tuple[Any, Any]:
+    return np.ascontiguousarray(attn[:, [1, 0, *range(2, attn.shape[1])]]), mlp
+
+
+def drop_layer(attn: Any, mlp: Any) -> tuple[Any, Any]:
+    attn, mlp = attn.copy(), mlp.copy()
+    attn[1], mlp[1] = 1, 1
+    return attn, mlp
+
+
+@pytest.mark.parametrize("broken", [swap_heads, drop_layer])
+def test_wrong_scalars_in_the_fold(measurement: Emit, monkeypatch: pytest.MonkeyPatch, broken: Any):
+    healthy = measurement()
+    dense = folding.FoldedDecoder.dense
+    monkeypatch.setattr(folding.FoldedDecoder, "dense", lambda self: broken(*dense(self)))
+    assert "fold" in failed_legs(healthy)
+
+
+@pytest.mark.parametrize("broken", [swap_heads, drop_layer])
+def test_wrong_scalars_in_the_emitted_graph(measurement: Emit, tmp_path: Path, broken: Any):
+    healthy = measurement()
+    path = tmp_path / "decoder.onnx"
+    copy_decoder(healthy, tmp_path)
+    model = ir.load(path)
+    values = model.graph.initializers
+    pair = broken(*(values[name].const_value.numpy() for name in ("attn_scale", "mlp_scale")))
+    for name, array in zip(("attn_scale", "mlp_scale"), pair, strict=True):
+        values[name].const_value = ir.tensor(array, name=name)
+    ir.save(model, path)
+    assert "lowering" in failed_legs(replace(healthy, graphs={**healthy.graphs, "decoder": path}))
+
+
+def test_scalars_on_the_prefix_only(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
+    factors = decoder.gate_factors
+
+    def inverted(gate: Any, position: Any, x: Any) -> Any:
+        everywhere = factors(replace(gate, scope="all"), position, x)
+        last = factors(gate, position, x)
+        return tuple(tuple(a - l + 1 for a, l in zip(*pair, strict=True)) for pair in zip(everywhere, last, strict=True))
+
+    healthy = measurement()
+    monkeypatch.setattr(decoder, "gate_factors", inverted)
+    assert "fold" in failed_legs(healthy)
+
+
+def test_base_weights_over_the_whole_prompt_then_folded_decode(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
+    healthy = measurement("two-phase")
+
+    def prefill(self: Any, inputs: Any) -> Any:
+        embeds = self.embed_prompt(inputs)
+        cache = self.engine.new_cache(1)
+        return cache, self._forward(cache, embeds, np.arange(embeds.shape[1])[None], gated=False)
+
+    monkeypatch.setattr(generation.Generator, "prefill", prefill)
+    assert "fold" in failed_legs(healthy)
+
+
+def test_the_mlp_bias_left_unscaled(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
+    healthy = measurement("weights", "all")
+    monkeypatch.setattr(folding.FoldedWeights, "bias", lambda self, name: self.base.bias(name))
+    assert "fold" in failed_legs(healthy)
+
+
+def test_rotary_positions_off_by_one(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
+    healthy = measurement()
+    decode = generation.Generator.decode
+    monkeypatch.setattr(
+        generation.Generator, "decode", lambda self, cache, token, position: decode(self, cache, token, position + 1)
+    )
+    assert "fold" in failed_legs(healthy)
+
+
+def test_an_image_flipped_before_the_tower(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
+    healthy = measurement()
+    monkeypatch.setattr(Llava, "tiles", lambda self, inputs: inputs["pixel_values"][..., ::-1])
+    assert "fold" in failed_legs(healthy)
+
+
+def test_an_image_flipped_by_the_packages_processor(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
+    healthy = measurement()
+    encode = measure.encode_messages
+
+    def flipped(processor: Any, messages: Any) -> Any:
+        inputs = encode(processor, messages)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"][..., ::-1]
+        return inputs
+
+    monkeypatch.setattr(measure, "encode_messages", flipped)
+    assert failed_legs(healthy) == ["preprocessing"]
+
+
+def test_a_prompt_template_that_was_changed(measurement: Emit, tmp_path: Path):
+    healthy = measurement()
+    for path in healthy.directory.iterdir():
+        if path.suffix in (".json", ".jinja"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    template = tmp_path / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert "preprocessing" in failed_legs(replace(healthy, directory=tmp_path))
+
+
+def test_a_head_whose_block_scales_were_lost(measurement: Emit, tmp_path: Path):
+    """Within a quantized graph: the quantization leg holds the package's own tensors to the unquantized graph."""
+    healthy = measurement("gate", "last", "int8")
+    path = tmp_path / "decoder.onnx"
+    copy_decoder(healthy, tmp_path)
+    model = ir.load(path)
+    scales = model.graph.initializers["layers.0.o_proj.scales"]
+    array = scales.const_value.numpy().copy()
+    array[:, 0] = 0
+    scales.const_value = ir.tensor(array, name=scales.name)
+    ir.save(model, path)
+    assert "quantization" in failed_legs(replace(healthy, graphs={**healthy.graphs, "decoder": path}))
+
+
+def test_integer_codes_that_moved(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
+    healthy = measurement("weights", "all", "int8")
+    monkeypatch.setattr(measure, "load_backend", lambda name: _MovedCodes())
+    legs = healthy.run(None, None).report.legs
+    assert legs["quantization"]["codes_identical"] is False
+    assert legs["quantization"]["passed"] is False
+
+
+class _MovedCodes:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(backend, name)
+
+    def code_hashes(self, graphs: Any, names: Any) -> Any:
+        hashes = dict(backend.code_hashes(graphs, names))
+        hashes[names[0]] = "0" * 64
+        return hashes
+
+
+def test_logits_that_are_not_finite_fail_and_are_written_as_null():
+    from scale_export.parity import error_leg
+
+    leg = error_leg([np.ones((1, 3), np.float32)], [np.array([[1, np.nan, 1]], np.float32)], 1.0)
+    assert leg["passed"] is False and leg["value"] is None
