@@ -58,7 +58,9 @@ def build_checkpoint(directory: Path) -> None:
     torch.manual_seed(0)
     Qwen2ForCausalLM(Qwen2Config(**SHAPE)).save_pretrained(directory, max_shard_size="8GB")
     vocabulary = {f"t{i}": i for i in range(SHAPE["vocab_size"])}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t0")))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
+    )
     tokenizer.save_pretrained(directory)
 
 
@@ -100,7 +102,9 @@ def build_ours(source: Path, directory: Path, variant: str) -> Path:
             factors[f"layers.{layer}.o_proj"] = Factor(columns=heads, bias=1.0)
             factors[f"layers.{layer}.down_proj"] = Factor(columns=columns, bias=float(mlp[layer]))
     emit_decoder(
-        QuantizedWeights(base=weights, quantizer=load_quantizer("rtn"), bits=4, block_size=32, factors=factors),
+        QuantizedWeights(
+            base=weights, quantizer=load_quantizer("rtn"), bits=4, block_size=32, factors=factors
+        ),
         path,
         options=GraphOptions(precision="int4", block_size=32, accuracy_level=4),
         context_length=CONTEXT,
@@ -117,7 +121,6 @@ class GenaiSession(DecoderSession):
         self.names = {i.name for i in session.get_inputs()}
 
     def forward(self, cache, step: Step, scalars: Scalars | None):
-        tokens = step.inputs_embeds.shape[1]
         after = cache.lengths + step.lengths
         feeds: dict[str, NDArray] = {
             "inputs_embeds": step.inputs_embeds.astype(self.dtype, copy=False),
@@ -149,7 +152,9 @@ def time_once(session: DecoderSession, past: int, steps: int) -> tuple[float, fl
     prefilled = time.perf_counter()
     for index in range(steps):
         positions = np.array([[past + index]], np.int64)
-        session.forward(cache, Step(inputs_embeds=tokens[index], lengths=np.array([1]), position_ids=positions), None)
+        session.forward(
+            cache, Step(inputs_embeds=tokens[index], lengths=np.array([1]), position_ids=positions), None
+        )
     return prefilled - started, (time.perf_counter() - prefilled) / steps
 
 
@@ -179,14 +184,21 @@ def run(work: Path, repeats: int, past: int, steps: int, threads: int) -> dict[s
             if repeat:
                 samples[name].append(sample)
     return {
-        name: Timing(prefill=statistics.median(p for p, _ in rows), decode=statistics.median(d for _, d in rows))
+        name: Timing(
+            prefill=statistics.median(p for p, _ in rows), decode=statistics.median(d for _, d in rows)
+        )
         for name, rows in samples.items()
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("out/bench"), help="where models are built and kept")
+    """Parse the command line, measure, print a table and one JSON line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("out/bench"), help="where models are built and kept"
+    )
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--past", type=int, default=128, help="prompt tokens")
     parser.add_argument("--steps", type=int, default=32, help="decode steps a repetition")

@@ -22,7 +22,7 @@ _HOMES = {
     "open_package": "runtime",
 }
 
-__all__ = [  # noqa: PLE0604, RUF022
+__all__ = [  # noqa: RUF022
     "UserError",
     "Coefficients",
     "load_coefficients",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .pipeline import FoldRequest, Outcome, Verification, fold_package, verify_package
+from .pipeline import FoldRequest, Outcome, fold_package
 from .plan import ExportOptions
 from .progress import WorkLog
+from .verification import Verification, verify_package
 
 
 def default_out(coeffs: Path, target: str) -> Path:

@@ -55,7 +55,12 @@ CACHE_BYTES = 64 << 20
 
 
 def bench_package(
-    package: Package, *, prompt_tokens: int, new_tokens: int, repeats: int, advance: Callable[[int, int], None]
+    package: Package,
+    *,
+    prompt_tokens: int,
+    new_tokens: int,
+    repeats: int,
+    advance: Callable[[int, int], None],
 ) -> BenchResult:
     """Measure a package; ``advance`` is told the repetitions done and of how many.
 

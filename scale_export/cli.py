@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,10 +24,12 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 PackageArg = Annotated[Path, typer.Argument(metavar="PKG", help="A package directory that fold wrote.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; its own choice by default.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads of the runtime; its own choice by default.")
+]
 
 
-class Scope(str, Enum):
+class Scope(StrEnum):
     """Which positions trained scalars act on."""
 
     last = "last"
@@ -51,10 +53,15 @@ def root(
 
 @app.command()
 def fold(
-    coeffs: Annotated[Path, typer.Option("--coeffs", "-c", help="The coefficient file: spatial.pt or .safetensors.")],
-    target: Annotated[str, typer.Option("--target", "-t", help="A target's name (see `targets`) or its TOML file.")],
+    coeffs: Annotated[
+        Path, typer.Option("--coeffs", "-c", help="The coefficient file: spatial.pt or .safetensors.")
+    ],
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="A target's name (see `targets`) or its TOML file.")
+    ],
     model: Annotated[
-        str | None, typer.Option(help="Base model directory or hub id; by default the one the coefficient file names.")
+        str | None,
+        typer.Option(help="Base model directory or hub id; by default the one the coefficient file names."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Package directory; by default COEFFS-TARGET here.")
@@ -65,12 +72,19 @@ def fold(
     fold_mode: Annotated[
         str, typer.Option("--fold", help="auto (the cheapest exact mode), weights, gate or two-phase.")
     ] = "auto",
-    block_size: Annotated[int | None, typer.Option(help="Weights per quantization scale; the target's otherwise.")] = None,
+    block_size: Annotated[
+        int | None, typer.Option(help="Weights per quantization scale; the target's otherwise.")
+    ] = None,
     evaluation: Annotated[
-        str, typer.Option("--eval", help="Question set of the task leg: auto (the one trained on), none, or NAME.")
+        str,
+        typer.Option(
+            "--eval", help="Question set of the task leg: auto (the one trained on), none, or NAME."
+        ),
     ] = "auto",
     eval_limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions of it.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing package, in one step.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -102,8 +116,12 @@ def fold(
 @app.command()
 def verify(
     package: PackageArg,
-    model: Annotated[str | None, typer.Option(help="Base model directory or hub id, for the parity legs.")] = None,
-    evaluation: Annotated[str, typer.Option("--eval", help="Question set of the task leg: auto, none, or NAME.")] = "auto",
+    model: Annotated[
+        str | None, typer.Option(help="Base model directory or hub id, for the parity legs.")
+    ] = None,
+    evaluation: Annotated[
+        str, typer.Option("--eval", help="Question set of the task leg: auto, none, or NAME.")
+    ] = "auto",
     eval_limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions of it.")] = None,
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Only hashes and golden cases: no base model, no torch.")
@@ -133,11 +151,19 @@ def verify(
 @app.command()
 def run(
     package: PackageArg,
-    image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture; may be given several times.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", "-i", help="A picture; may be given several times.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The question.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Ask on, question after question; an empty line ends.")] = False,
-    scale: Annotated[float, typer.Option(help="Strength of the scalars: 0 is the base model, 1 is ScAle.")] = 1.0,
-    coeffs: Annotated[Path | None, typer.Option(help="Other coefficients of the same base model, swapped in.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask on, question after question; an empty line ends.")
+    ] = False,
+    scale: Annotated[
+        float, typer.Option(help="Strength of the scalars: 0 is the base model, 1 is ScAle.")
+    ] = 1.0,
+    coeffs: Annotated[
+        Path | None, typer.Option(help="Other coefficients of the same base model, swapped in.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 64,
     threads: Threads = None,
     as_json: Json = False,
@@ -165,8 +191,12 @@ def run(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="FILE_OR_PKG", help="A coefficient file or a package directory.")],
-    png: Annotated[Path | None, typer.Option("--png", help="Draw the scalars' heat map into this file.")] = None,
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE_OR_PKG", help="A coefficient file or a package directory.")
+    ],
+    png: Annotated[
+        Path | None, typer.Option("--png", help="Draw the scalars' heat map into this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a coefficient file or a package is, and draw its scalars.
@@ -181,21 +211,34 @@ def inspect(
 @app.command()
 def train(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The base model's directory.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Coefficient file to write; its .safetensors twin lies beside.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Coefficient file to write; its .safetensors twin lies beside."),
+    ],
     data: Annotated[str, typer.Option(help="Question set to train on, NAME or NAME:ARGUMENT.")] = "gridworld",
-    scope: Annotated[Scope, typer.Option(help="last: last token of each step; all: every token.")] = Scope.last,
+    scope: Annotated[
+        Scope, typer.Option(help="last: last token of each step; all: every token.")
+    ] = Scope.last,
     bound: Annotated[float, typer.Option(help="r in s = 1 + r·tanh(a).")] = 1.0,
-    layers: Annotated[str | None, typer.Option(help="Layers to train, such as 0,2,3; all by default.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers to train, such as 0,2,3; all by default.")
+    ] = None,
     sites: Annotated[str, typer.Option(help="heads, mlp or both.")] = "both",
-    select: Annotated[int | None, typer.Option(help="Train only the K layers most sensitive on validation.")] = None,
+    select: Annotated[
+        int | None, typer.Option(help="Train only the K layers most sensitive on validation.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps at the most.")] = 200,
     batch_size: Annotated[int, typer.Option(help="Questions per step.")] = 64,
     learning_rate: Annotated[float, typer.Option("--lr", help="Adam's learning rate.")] = 0.08,
     replay: Annotated[float, typer.Option(help="Share of non-spatial questions, against forgetting.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Seed of batches.")] = 0,
-    patience: Annotated[int, typer.Option(help="Looks at validation without gain before stopping; 0 never stops.")] = 5,
+    patience: Annotated[
+        int, typer.Option(help="Looks at validation without gain before stopping; 0 never stops.")
+    ] = 5,
     limit: Annotated[int | None, typer.Option(help="At most so many questions of each split.")] = None,
-    baselines: Annotated[bool, typer.Option("--baselines", help="Also train LoRA and IA3 on the same data.")] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also train LoRA and IA3 on the same data.")
+    ] = False,
     test: Annotated[bool, typer.Option("--test", help="Final table on the held-out test split.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: Json = False,
@@ -276,7 +319,9 @@ def _need_export() -> None:
 
     for library in ("torch", "onnx", "onnxruntime", "onnxscript"):
         if find_spec(library) is None:
-            raise UserError(f"this command needs {library}, which is not installed: pip install 'scale-export[export]'")
+            raise UserError(
+                f"this command needs {library}, which is not installed: pip install 'scale-export[export]'"
+            )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -63,31 +63,27 @@ def make_coefficients(
     Raises:
         UserError: scalars that don't fit the model, or files that don't hold the model.
     """
-    from .sites import attention_site, decoder_layers, head_count, mlp_site_of, text_decoder
+    from .sites import attention_site, head_count, mlp_site_of
 
-    checkpoint = Checkpoint(Path(base_dir))
-    layers, heads, decoder = decoder_layers(model), head_count(model), text_decoder(model)
-    indices = tuple(range(len(layers))) if layer_indices is None else tuple(int(i) for i in layer_indices)
-    if not indices or not 0 <= min(indices) <= max(indices) < len(layers):
-        raise UserError(f"layer_indices {list(indices)} must name layers from 0 to {len(layers) - 1}")
-    path = next(name for name, module in model.named_modules() if module is decoder)
-    names = {index: f"{path}.layers.{index}".removeprefix(".") for index in indices}
-    projections: list[Any] = [attention_site(layers[i], heads, name).module for i, name in names.items()]
+    checkpoint, heads = Checkpoint(Path(base_dir)), head_count(model)
+    layers = _named_layers(model, layer_indices)
+    projections = {name: attention_site(layer, heads, name).module for name, layer in layers.values()}
+    name, layer = next(iter(layers.values()))
     made = Coefficients(
         scope=scope,
-        layer_indices=indices,
+        layer_indices=tuple(layers),
         head_scale=tuple(_float32(row) for row in head_scale),
         mlp_scale=_float32(mlp_scale),
-        mlp_site=mlp_site_of(layers[indices[0]], names[indices[0]]),
+        mlp_site=mlp_site_of(layer, name),
         bound=bound or Bound(kind="none", r=None),
         num_heads=heads,
-        head_dim=projections[0].in_features // heads,
-        base=_identity(model, checkpoint, tuple(names.values())),
+        head_dim=layer.self_attn.o_proj.in_features // heads,
+        base=_identity(model, checkpoint, tuple(projections)),
         training=training or {},
     )
     checked = validated(coefficient_fields(made), "these scalars")
     check_base(checked, checkpoint)
-    for name, projection in zip(names.values(), projections, strict=True):
+    for name, projection in projections.items():
         _check_loaded_from(checkpoint, f"{name}.self_attn.o_proj.weight", projection.weight)
     return checked
 
@@ -103,9 +99,9 @@ def import_state_dict(
 ) -> Coefficients:
     """Another trainer's plain state dict (``.safetensors``, or a pickle of tensors) as coefficients.
 
-    A pattern is a key with ``{layer}`` for the layer's number, such as ``layers.{layer}.head_scale``. Every
-    key must match one. Values are the effective s, ``[H]`` per layer for heads and one number for the MLP; a
-    site that has no key is not scaled (s = 1).
+    A pattern is a key with ``{layer}`` for the layer's number, such as ``layers.{layer}.head_scale``; every
+    key must match one. Values are the effective s, ``[H]`` per layer for heads and one number for the MLP;
+    a site without a key is not scaled (s = 1).
 
     Raises:
         UserError: a pattern without ``{layer}``, a key that no pattern matches, or scalars that don't fit.
@@ -222,6 +218,21 @@ def _depth_and_heads(checkpoint: Checkpoint) -> tuple[int, int]:
             f"transformers can't read config.json of {checkpoint.directory} ({type(error).__name__}): "
             "give a model that this version supports"
         ) from error
+
+
+def _named_layers(model: Any, chosen: Sequence[int] | None) -> dict[int, tuple[str, Any]]:
+    """Decoder layer number → (module name, module), in the order chosen."""
+    from .sites import decoder_layers, text_decoder
+
+    layers, decoder = decoder_layers(model), text_decoder(model)
+    numbers = list(range(len(layers))) if chosen is None else [int(number) for number in chosen]
+    in_order = numbers == sorted(set(numbers))
+    if not numbers or not in_order or numbers[0] < 0 or numbers[-1] >= len(layers):
+        raise UserError(
+            f"layer_indices {numbers} must name layers from 0 to {len(layers) - 1}, each once, in order"
+        )
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    return {number: (f"{path}.layers.{number}".removeprefix("."), layers[number]) for number in numbers}
 
 
 def _identity(model: Any, checkpoint: Checkpoint, layers: Sequence[str]) -> BaseIdentity:

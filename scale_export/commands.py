@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from .display import console, figure, say, show_parity, verdict
 from .errors import EXIT_OK, EXIT_PARITY_FAILED, UserError
 from .progress import WorkLog
 
-out = Console(highlight=False)
 COEFFICIENT_SUFFIXES = (".pt", ".safetensors")
 
 
@@ -77,22 +76,24 @@ def run_verify(
     as_json: bool,
 ) -> int:
     """``scale-export verify``."""
+    from .verification import verify_package
+
     quiet_libraries()
-    if selftest_only:
-        from .runtime import open_package
-        from .selftest import run_selftest
-
-        selftest: Mapping[str, Any] = run_selftest(open_package(package))
-        parity, passed = None, bool(selftest["passed"])
-    else:
-        from .pipeline import verify_package
-
-        found = verify_package(package, model=model, evaluation=evaluation, eval_limit=eval_limit, log=WorkLog())
-        selftest, parity, passed = found.selftest, found.parity, found.passed
+    found = verify_package(
+        package,
+        model=model,
+        evaluation=evaluation,
+        eval_limit=eval_limit,
+        selftest_only=selftest_only,
+        log=WorkLog(),
+    )
+    selftest, parity, passed = found.selftest, found.parity, found.passed
     if as_json:
         print(json.dumps({"passed": passed, "selftest": selftest, "parity": parity}))
     else:
-        say(f"Self-test: {_verdict(selftest['passed'])}, error {_figure(selftest['value'])} of {selftest['limit']:g}")
+        say(
+            f"Self-test: {verdict(selftest['passed'])}, error {figure(selftest['value'])} of {selftest['limit']:g}"
+        )
         if parity is None:
             say("Parity legs: not checked (they need the base model; leave out --selftest)")
         else:
@@ -184,7 +185,7 @@ def run_inspect(*, path: Path, png: Path | None, as_json: bool) -> int:
     table = Table(show_header=False, box=None)
     for key, value in facts.items():
         table.add_row(f"[bold]{key.replace('_', ' ')}[/]", str(value))
-    out.print(table)
+    console.print(table)
     _print_scalars(coefficients)
     if png is not None:
         say(f"Heat map: {png}")
@@ -228,7 +229,7 @@ def _print_scalars(coefficients: Any) -> None:
     for row, layer in enumerate(coefficients.layer_indices):
         values = [*coefficients.head_scale[row], coefficients.mlp_scale[row]]
         table.add_row(str(layer), *(_coloured(float(v)) for v in values))
-    out.print(table)
+    console.print(table)
 
 
 def _coloured(value: float) -> str:
@@ -245,20 +246,26 @@ def _draw(coefficients: Any, png: Path, title: str) -> None:
         attn, mlp = coefficients.dense(layers, coefficients.num_heads)
         save_png(heat_map(attn, mlp, title=title, scope=coefficients.scope), png)
     except ModuleNotFoundError as error:
-        raise UserError(f"drawing needs {error.name}, which is not installed: pip install 'scale-export[export]'") from error
+        raise UserError(
+            f"drawing needs {error.name}, which is not installed: pip install 'scale-export[export]'"
+        ) from error
 
 
-def run_train(*, model: Path, out: Path, test: bool, force: bool, layers: str | None, as_json: bool, **options: Any) -> int:
+def run_train(
+    *, model: Path, out: Path, test: bool, force: bool, layers: str | None, as_json: bool, **options: Any
+) -> int:
     """``scale-export train``."""
     from .train import TrainOptions, run_training, training_table
 
     quiet_libraries()
-    chosen = TrainOptions(layers=_layer_list(layers), report_split="test" if test else "validation", **options)
+    chosen = TrainOptions(
+        layers=_layer_list(layers), report_split="test" if test else "validation", **options
+    )
     report = run_training(model, out, chosen, log=WorkLog(), force=force)
     if as_json:
         print(json.dumps(report.to_json()))
         return EXIT_OK
-    Console().print(training_table(report))
+    console.print(training_table(report))
     for role, path in report.files.items():
         say(f"{role.replace('_', ' ')}: {path}")
     return EXIT_OK
@@ -294,8 +301,14 @@ def run_bench(
     if as_json:
         print(json.dumps(result.to_json()))
         return EXIT_OK
-    share = "not the floor: the decoder fits the caches" if result.bandwidth_share is None else f"{result.bandwidth_share:.0%}"
-    table = Table(title=f"{package.name}, {result.threads} threads, median of {result.repeats}", show_header=False)
+    share = (
+        "not the floor: the decoder fits the caches"
+        if result.bandwidth_share is None
+        else f"{result.bandwidth_share:.0%}"
+    )
+    table = Table(
+        title=f"{package.name}, {result.threads} threads, median of {result.repeats}", show_header=False
+    )
     table.add_row("prefill", f"{result.prefill_tokens_per_second:,.0f} tokens/s of {result.prompt_tokens}")
     table.add_row("decode", f"{result.decode_ms:.2f} ms/token ({1e3 / result.decode_ms:,.0f} tokens/s)")
     table.add_row("time to first token", f"{result.first_token_ms:.1f} ms, picture included")
@@ -303,7 +316,7 @@ def run_bench(
     table.add_row("decoder weights", f"{result.decoder_bytes / 1e6:,.1f} MB")
     table.add_row("memory bandwidth", f"{result.bandwidth_bytes_per_second / 1e9:.1f} GB/s")
     table.add_row("share of the bandwidth floor", share)
-    out.print(table)
+    console.print(table)
     return EXIT_OK
 
 
@@ -321,8 +334,10 @@ def run_targets(*, as_json: bool) -> int:
     for target in found:
         precisions = ", ".join(f"{p}*" if p == target.default_precision else p for p in target.precisions)
         modes = ", ".join(target.fold_modes)
-        table.add_row(target.name, target.title, target.backend, precisions, modes, str(target.context_length))
-    out.print(table)
+        table.add_row(
+            target.name, target.title, target.backend, precisions, modes, str(target.context_length)
+        )
+    console.print(table)
     say("* the default precision")
     return EXIT_OK
 
@@ -337,61 +352,13 @@ def show(as_object: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> i
     return EXIT_OK
 
 
-def show_parity(parity: Mapping[str, Any]) -> None:
-    """The parity report as a terminal table."""
-    table = Table(title="parity against PyTorch ScAle")
-    for heading in ("leg", "measured", "limit", "cases", "verdict"):
-        table.add_column(heading)
-    for name, leg in parity["legs"].items():
-        if leg is None:
-            table.add_row(name, "", "", "", "[dim]not checked[/]")
-        else:
-            measured, limit = _leg_figures(leg)
-            table.add_row(name, measured, limit, str(leg["cases"]), _verdict(leg["passed"]))
-    out.print(table)
-    agreement = parity["answer_agreement"]
-    if agreement:
-        say(f"Answers as PyTorch ScAle's on {agreement['cases']} parity prompts: {agreement['agreement']:.1%}")
-    for line in parity["not_checked"]:
-        say(f"Not checked: {line}")
-
-
-def _leg_figures(leg: Mapping[str, Any]) -> tuple[str, str]:
-    """A leg's figures and limits in words."""
-    if "kl" in leg:
-        limits = leg["limits"]
-        return (
-            f"KL {leg['kl']:.2g}, top-1 {leg['top1_agreement']:.1%}",
-            f"KL {_figure(limits['kl'])}, top-1 {_figure(limits['top1_agreement'])}",
-        )
-    if "accuracy" in leg:
-        shares = {who: kinds["spatial"] for who, kinds in leg["accuracy"].items()}
-        words = ", ".join(f"{who} {share['value']:.1%}" for who, share in shares.items() if share)
-        kept = leg["gain_retention"]
-        limits = leg["limits"]
-        return (
-            f"spatial: {words}; agreement {leg['agreement']:.1%}; gain kept {'—' if kept is None else f'{kept:.1%}'}",
-            f"gain kept {_figure(limits['gain_retention'])}, agreement {_figure(limits['agreement_outside_near_ties'])}",
-        )
-    return _figure(leg["value"]), _figure(leg["limit"])
-
-
-def _figure(value: float | None) -> str:
-    return "—" if value is None else f"{value:.3g}"
-
-
-def _verdict(passed: bool | None) -> str:
-    return {True: "[green]passed[/]", False: "[bold red]FAILED[/]", None: "[dim]not checked[/]"}[passed]
-
-
-def say(sentence: str) -> None:
-    """One line for people."""
-    out.print(sentence, soft_wrap=True)
-
-
 def write_log(package: Path, log: WorkLog) -> None:
     """Write ``<package>.log``: when the run ended and how long each stage took, as JSON."""
-    record = {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": log.seconds, "total": sum(log.seconds.values())}
+    record = {
+        "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seconds": log.seconds,
+        "total": sum(log.seconds.values()),
+    }
     package.with_name(f"{package.name}.log").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

@@ -41,7 +41,9 @@ class Kernels(Protocol):
         """Whatever all layers of one forward share (rotary tables, masks); handed to ``attention``."""
         ...
 
-    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, past: Cache, shared: Any) -> tuple[Tensor, Cache]:
+    def attention(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, past: Cache, shared: Any
+    ) -> tuple[Tensor, Cache]:
         """Rotary causal attention of ``q [B, T, H·hd]`` over the cache and ``k, v [B, T, K·hd]``.
 
         Returns the heads' outputs ``[B, T, H·hd]`` and the grown cache.
@@ -69,7 +71,9 @@ def last_index(gate_position: Tensor, tokens: int) -> Tensor:
     return torch.where(gate_position < 0, gate_position + tokens, gate_position)
 
 
-def gate_factors(gate: Gate, gate_position: Tensor, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def gate_factors(
+    gate: Gate, gate_position: Tensor, x: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """What each layer multiplies by: 1 + g[t]·(s − 1), in ``x``'s dtype.
 
     Returns:
@@ -84,7 +88,8 @@ def gate_factors(gate: Gate, gate_position: Tensor, x: Tensor) -> tuple[tuple[Te
         g = (steps.unsqueeze(0) == last_index(gate_position, tokens).unsqueeze(1)).to(torch.float32)
     attn = 1 + g[None, :, :, None, None] * (gate.attn_scale - 1).reshape(layers, 1, 1, heads, 1)
     mlp = 1 + g[None, :, :, None] * (gate.mlp_scale - 1).reshape(layers, 1, 1, 1)
-    return attn.to(x.dtype).split(1, 0), tuple(m.squeeze(0) for m in mlp.to(x.dtype).split(1, 0))
+    per_layer: tuple[Tensor, ...] = torch.split(attn.to(x.dtype), 1)
+    return per_layer, tuple(m.squeeze(0) for m in torch.split(mlp.to(x.dtype), 1))
 
 
 class PortableDecoder(nn.Module):
@@ -183,7 +188,7 @@ class TorchKernels(nn.Module):
                 self.tensors[f"{name}.bias"] = bias.to(dtype)
         for name in weights.spec.norms():
             self.tensors[name] = weights.norm(name).to(dtype)
-        self.register_buffer("inv_freq", torch.tensor(weights.spec.inv_freq, dtype=torch.float32))
+        self.inv_freq = torch.tensor(weights.spec.inv_freq, dtype=torch.float32)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self.tensors[name], self.tensors.get(f"{name}.bias"))
@@ -209,7 +214,10 @@ class TorchKernels(nn.Module):
         order = attention_mask.cumsum(-1)
         distance = order[:, None, total - tokens :, None] - order[:, None, None, :]
         scale = self.spec.rotary_scale
-        cos, sin = (angles.cos() * scale).to(inputs_embeds.dtype), (angles.sin() * scale).to(inputs_embeds.dtype)
+        cos, sin = (
+            (angles.cos() * scale).to(inputs_embeds.dtype),
+            (angles.sin() * scale).to(inputs_embeds.dtype),
+        )
         return TorchShared(cos=cos, sin=sin, visible=visible, distance=distance)
 
     def attention(
@@ -237,4 +245,6 @@ def rotate(x: Tensor, shared: TorchShared) -> Tensor:
 def empty_cache(spec: DecoderSpec, batch: int, dtype: torch.dtype = torch.float32) -> list[Cache]:
     """A KV cache that holds nothing yet: L pairs of ``[B, K, 0, hd]``."""
     shape = (batch, spec.num_kv_heads, 0, spec.head_dim)
-    return [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(spec.num_layers)]
+    return [
+        (torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(spec.num_layers)
+    ]

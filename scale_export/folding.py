@@ -110,8 +110,12 @@ def fold(weights: DecoderWeights, coefficients: Coefficients, mode: FoldMode) ->
     factors = fold_factors(weights.spec, coefficients)
     folded = FoldedWeights(base=weights, factors=factors)
     if mode == "weights":
-        return FoldedDecoder(weights=folded, scaled=None, coefficients=coefficients, gate=False, factors=factors)
-    return FoldedDecoder(weights=weights, scaled=folded, coefficients=coefficients, gate=False, factors=factors)
+        return FoldedDecoder(
+            weights=folded, scaled=None, coefficients=coefficients, gate=False, factors=factors
+        )
+    return FoldedDecoder(
+        weights=weights, scaled=folded, coefficients=coefficients, gate=False, factors=factors
+    )
 
 
 def fold_blocks(name: str, matrix: BlockMatrix, factor: Factor) -> BlockMatrix:

@@ -14,7 +14,7 @@ from .families import Family
 from .records import Float32, FoldMode
 
 Inputs = Mapping[str, Array]
-"""A processor's NumPy output for one prompt: ``input_ids [1, T]``, ``attention_mask``, pixels and what goes with them."""
+"""A processor's NumPy output for one prompt: ``input_ids [1, T]``, its mask, pixels and what goes with them."""
 
 
 @dataclass(kw_only=True)
@@ -38,7 +38,9 @@ class Generator:
         features = self.family.pack(outputs, inputs, self.runtime_config)
         expected = int((ids == self.image_token_id).sum())
         if len(features) != expected:
-            raise ValueError(f"the prompt has {expected} image tokens, the pictures give {len(features)} rows")
+            raise ValueError(
+                f"the prompt has {expected} image tokens, the pictures give {len(features)} rows"
+            )
         return self.engine.embed(ids, features)
 
     def embed_tokens(self, ids: NDArray[np.int64]) -> Array:

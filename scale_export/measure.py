@@ -13,7 +13,7 @@ from torch import nn
 
 from .backends import Engine, Scalars
 from .backends.reference import ReferenceEngine
-from .datasets import Question, load_questions
+from .datasets import Question, dataset_names, load_questions
 from .folding import FoldedDecoder, fold
 from .generation import Generator
 from .parity import (
@@ -29,7 +29,7 @@ from .plan import Plan
 from .progress import WorkLog
 from .prompts import encode_messages, user_message
 from .quantize import QuantizedWeights, load_quantizer
-from .records import Float32, Precision
+from .records import Coefficients, Float32, Precision
 from .reference import Case, parity_prompts, reference_cases
 from .runtime import Responder, end_token_ids, load_processor
 from .task import MAX_NEW_TOKENS, Answered, agreement, ask_all, task_leg
@@ -59,7 +59,7 @@ class Backend(Protocol):
 
 def load_backend(name: str) -> Backend:
     """The backend of that name."""
-    backend: Backend = importlib.import_module(f"scale_export.backends.{name}.backend")  # type: ignore[assignment]
+    backend: Backend = importlib.import_module(f"scale_export.backends.{name}.backend")
     return backend
 
 
@@ -101,7 +101,9 @@ class Measurement:
             shipped = self._graph_legs(report, folded, cases, portable, Path(scratch))
         with self.log.stage("preprocessing leg"):
             processor = load_processor(self.directory)
-            inputs = [encode_messages(processor, [user_message(c.prompt.images, c.prompt.text)]) for c in cases]
+            inputs = [
+                encode_messages(processor, [user_message(c.prompt.images, c.prompt.text)]) for c in cases
+            ]
             levels = levels_per_unit(base.processor)
             report.legs["preprocessing"] = preprocessing_leg([c.inputs for c in cases], inputs, levels)
         responder = Responder(
@@ -154,7 +156,9 @@ class Measurement:
         if not plan.quantized:
             report.legs["lowering"] = lowering_leg(portable, shipped, plan.precision)
             report.skip("quantization", f"weights are {plan.precision}, nothing is quantized")
-            report.skip("runtime", f"{plan.precision} graphs have no faster, looser kernels here to compare with")
+            report.skip(
+                "runtime", f"{plan.precision} graphs have no faster, looser kernels here to compare with"
+            )
             return shipped
         backend = load_backend(plan.target.backend)
         with self.log.stage("unquantized graphs"):
@@ -197,7 +201,9 @@ class Measurement:
         found = load_backend(plan.target.backend).code_hashes(self.graphs, names)
         return {name: found[name] == base.block(name).codes_sha256 for name in names}
 
-    def _agreement(self, report: ParityReport, responder: Responder, cases: Sequence[Case]) -> tuple[str, ...]:
+    def _agreement(
+        self, report: ParityReport, responder: Responder, cases: Sequence[Case]
+    ) -> tuple[str, ...]:
         """Answers on the parity prompts: always measured, whatever the model."""
         questions = [
             Question(
@@ -235,7 +241,26 @@ class Measurement:
             return responder.answer(images, question.prompt, max_new_tokens=MAX_NEW_TOKENS)
 
         with self.log.stage(stage):
-            return ask_all(base.model, base.processor, self.plan.coefficients, ask, questions, self.log.advance)
+            return ask_all(
+                base.model, base.processor, self.plan.coefficients, ask, questions, self.log.advance
+            )
+
+
+def evaluation_set(asked: str, coefficients: Coefficients) -> str | None:
+    """The question set of the task leg, or None.
+
+    ``auto`` is the set that the coefficients were trained on, if it is one of ours; ``none`` is no set.
+
+    Raises:
+        UserError: a set that can't be loaded.
+    """
+    if asked == "none":
+        return None
+    if asked == "auto":
+        trained_on = str(coefficients.training.get("data", ""))
+        return trained_on if trained_on.partition(":")[0] in dataset_names() else None
+    load_questions(asked, "test", limit=1)
+    return asked
 
 
 def levels_per_unit(processor: Any) -> float:

@@ -1,32 +1,22 @@
-"""The package on disk (contract C4): staged beside its place, hashed, renamed into it, verified when opened.
+"""The package as it is read (contract C4): its manifest, and every byte verified before anything else.
 
-1. Everything is written to a hidden sibling of the destination. A process that is killed leaves at worst that
-   sibling, which the next run removes.
-2. ``manifest.json`` is written last, after every other file was hashed and synced; then one rename, or one
-   exchange with the old package, puts the whole into place.
-3. The manifest lists every other file with its size and SHA-256 and carries its own SHA-256: a changed byte
+1. The manifest lists every other file with its size and SHA-256 and carries its own SHA-256: a changed byte
    anywhere is found. That finds damage, not forgery, since who can write the package can write its hashes.
-4. The same contents give the same bytes: sorted keys, no times.
-5. Nothing is handed out before all of the package was verified, and nothing in it is a link or leads outside.
+2. The same contents give the same bytes: sorted keys, no times.
+3. Nothing is handed out before all of the package was verified, and nothing in it is a link or leads outside.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import errno
 import hashlib
 import json
 import os
 import re
-import secrets
-import shutil
 import stat
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError, field_validator
 
@@ -36,12 +26,10 @@ from .targets import FloatType
 
 MANIFEST_NAME: Final = "manifest.json"
 SCHEMA: Final = 1
-_SEAL: Final = "manifest_sha256"
+SEAL: Final = "manifest_sha256"
 _MAX_MANIFEST_BYTES: Final = 4 << 20
 _NOT_IN_NAMES: Final = re.compile(r"[\x00-\x1f\x7f\\:]")
 _AGAIN: Final = "export it again"
-_AT_FDCWD: Final = -100
-_RENAME_EXCHANGE: Final = 2
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -188,9 +176,9 @@ def _unseal(raw: bytes) -> bytes:
     table = json.loads(raw.decode(), object_pairs_hook=_without_duplicates)
     if not isinstance(table, dict) or table.get("schema") != SCHEMA:
         raise ValueError(f"it does not follow schema {SCHEMA}, the one that this version of the tool reads")
-    seal = table.pop(_SEAL, None)
-    content = _to_json(table)
-    if seal != hashlib.sha256(content).hexdigest() or raw != _to_json({**table, _SEAL: seal}):
+    seal = table.pop(SEAL, None)
+    content = canonical_json(table)
+    if seal != hashlib.sha256(content).hexdigest() or raw != canonical_json({**table, SEAL: seal}):
         raise ValueError("it was changed after it was written")
     return content
 
@@ -202,12 +190,13 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _to_json(table: Mapping[str, Any]) -> bytes:
+def canonical_json(table: Mapping[str, Any]) -> bytes:
+    """The one way to write a manifest's bytes."""
     return (json.dumps(table, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _verify_files(directory: Path, manifest: Manifest) -> None:
-    present = {name: size for name, size in _scan(directory) if name != MANIFEST_NAME}
+    present = {name: size for name, size in scan_files(directory) if name != MANIFEST_NAME}
     for name in sorted(present.keys() - manifest.files.keys()):
         raise UserError(f"package {directory} holds {name!r}, which its manifest does not list: remove it")
     for name in sorted(manifest.files.keys() - present.keys()):
@@ -216,11 +205,11 @@ def _verify_files(directory: Path, manifest: Manifest) -> None:
         if present[name] != entry.size:
             raise UserError(f"{directory / name} has {present[name]} bytes, not {entry.size}: {_AGAIN}")
     for name, entry in manifest.files.items():
-        if _hash(directory / name) != entry:
+        if hash_file(directory / name) != entry:
             raise UserError(f"{directory / name} is damaged, its SHA-256 is not the manifest's: {_AGAIN}")
 
 
-def _scan(directory: Path) -> Iterator[tuple[str, int]]:
+def scan_files(directory: Path) -> Iterator[tuple[str, int]]:
     """Name and size of every file below; anything that is neither file nor directory is refused."""
     pending = [""]
     while pending:
@@ -236,237 +225,8 @@ def _scan(directory: Path) -> Iterator[tuple[str, int]]:
                     raise UserError(f"{directory / name} is a link or a special file, refused here: {_AGAIN}")
 
 
-def _hash(path: Path) -> FileEntry:
+def hash_file(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileEntry(sha256=digest, size=os.fstat(file.fileno()).st_size)
-
-
-def check_space(path: Path, needed: int) -> None:
-    """Raise UserError where the disk on which ``path`` lies, or will, has less than ``needed`` bytes free."""
-    free = shutil.disk_usage(_nearest_existing(path)).free
-    if free < needed:
-        room = f"it needs {needed:,} bytes and its disk has {free:,} free"
-        raise UserError(f"no space for {path}: {room}; free some space or choose another --out")
-
-
-def check_destination(out: Path, *, force: bool) -> None:
-    """Refuse, writing nothing, a destination that cannot take a package.
-
-    ``force`` replaces a package or an empty directory only: a slip in ``--out`` must not cost other files.
-
-    Raises:
-        UserError: ``out`` exists and may not be replaced, or its parent cannot be written to.
-    """
-    try:
-        _check_place(out, force=force)
-    except (OSError, RuntimeError) as error:  # a name too long, a closed directory, a loop of links
-        raise UserError(f"{out} cannot be written ({error}): choose another --out") from None
-
-
-def _check_place(out: Path, *, force: bool) -> None:
-    if out.is_symlink():
-        raise UserError(f"{out} is a link, and only a directory is replaced: choose another --out")
-    out = out.resolve()
-    if out.name.endswith(".failed"):
-        raise UserError(f"{out} is refused, since .failed marks failed exports: choose another --out")
-    if not os.path.lexists(out):
-        parent = _nearest_existing(out.parent)
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise UserError(f"{out} is refused, {parent} being no writable directory: choose another --out")
-    elif not out.is_dir():
-        raise UserError(f"{out} exists and is not a directory: choose another --out")
-    elif not force:
-        raise UserError(f"{out} exists already: choose another --out, or give --force to replace it")
-    elif any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
-        raise UserError(f"{out} is not a package, and --force replaces nothing else: choose another --out")
-
-
-class StagedPackage:
-    """A package in the making: ``directory``, beside ``out``, is moved into place as a whole, or removed.
-
-    >>> with StagedPackage(out, force=False) as staged:
-    ...     write_everything(staged.directory)
-    ...     staged.commit(manifest)
-
-    ``needed_bytes`` is what the package will take, if the caller knows; the disk must have as much free. With
-    ``force`` an old package stays in its place until the new one is complete.
-
-    Raises:
-        UserError: as :func:`check_destination` and :func:`check_space`; on leaving, where writing failed
-            because the disk is full or the place cannot be written to.
-    """
-
-    def __init__(self, out: Path, *, force: bool, needed_bytes: int | None = None) -> None:
-        check_destination(out, force=force)
-        self._out = out.resolve()
-        self._force = force
-        self._needed = needed_bytes
-        self._new_parents: list[Path] = []
-        self._placed = False
-        self.directory = self._out.with_name(f"{_partial(self._out)}{os.getpid()}-{secrets.token_hex(4)}")
-
-    def __enter__(self) -> Self:
-        try:
-            if self._needed is not None:
-                check_space(self._out, self._needed)
-            for parent in reversed([p for p in self._out.parents if not os.path.lexists(p)]):
-                parent.mkdir()
-                self._new_parents.append(parent)
-            _remove_abandoned(self._out)
-            self.directory.mkdir()
-            _in_use.add(self.directory.name)
-        except BaseException as error:
-            self._leave(error)
-            raise
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._leave(error)
-
-    def commit(self, manifest: Manifest) -> Path:
-        """Hash and sync every staged file, write the manifest with them, and move the package to its place.
-
-        Raises:
-            ValueError: the manifest names a file that was not staged, or a name that no package may hold was.
-        """
-        files = {}
-        for name in sorted(name for name, _ in _scan(self.directory)):
-            files[name] = _hash(self.directory / name)
-            _sync(self.directory / name)
-        complete = Manifest.model_validate({**manifest.model_dump(by_alias=True), "files": files})
-        complete.check_references()
-        table = complete.model_dump(mode="json", by_alias=True)
-        seal = hashlib.sha256(_to_json(table)).hexdigest()
-        (self.directory / MANIFEST_NAME).write_bytes(_to_json({**table, _SEAL: seal}))
-        _sync(self.directory / MANIFEST_NAME)
-        for folder, _, _ in os.walk(self.directory):
-            _sync(Path(folder))
-        check_destination(self._out, force=self._force)  # it may have appeared in the meantime
-        return self._place(self._out, replace=self._force)
-
-    def fail(self) -> Path:
-        """Move what was staged, without a manifest, to ``<name>.failed``, in place of a former one."""
-        (self.directory / MANIFEST_NAME).unlink(missing_ok=True)
-        return self._place(self._out.with_name(f"{self._out.name}.failed"), replace=True)
-
-    def _place(self, destination: Path, *, replace: bool) -> Path:
-        if replace and os.path.lexists(destination):
-            _swap(self.directory, destination)
-        else:
-            self.directory.rename(destination)
-        self._placed = True
-        _sync(destination.parent)
-        _remove(self.directory)
-        return destination
-
-    def _leave(self, error: BaseException | None) -> None:
-        try:
-            reason = self._disk_problem(error)
-        finally:
-            self._clean_up()
-        if reason:
-            raise UserError(reason) from error
-
-    def _clean_up(self) -> None:
-        _in_use.discard(self.directory.name)
-        if not self._placed:
-            _remove(self.directory)
-            for parent in reversed(self._new_parents):
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
-
-    def _disk_problem(self, error: BaseException | None) -> str | None:
-        if isinstance(error, UserError):
-            return None
-        number = error.errno if isinstance(error, OSError) else None
-        # Writers in C++ and Rust report a full disk by their own exceptions' words.
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            written = sum(size for _, size in _scan(self.directory)) if self.directory.is_dir() else 0
-            needed = f" of the {self._needed:,} needed" if self._needed is not None else ""
-            spent = f"no space left for {self._out} after {written:,} bytes{needed}"
-            return f"{spent}: free some space or choose another --out"
-        paths = (error.filename, error.filename2) if isinstance(error, OSError) else ()
-        if any(isinstance(path, str | os.PathLike) and self._concerns(Path(path)) for path in paths):
-            return f"{self._out} cannot be written ({error}): check its permissions and the disk"
-        return None
-
-    def _concerns(self, path: Path) -> bool:
-        inside = path.is_relative_to(self.directory) or path.is_relative_to(self._out)
-        return inside or self._out.is_relative_to(path)
-
-
-_in_use: set[str] = set()
-
-
-def _partial(out: Path) -> str:
-    return f".{out.name}.partial-"
-
-
-def _remove_abandoned(out: Path) -> None:
-    pattern = re.compile(rf"{re.escape(_partial(out))}(\d{{1,9}})-[0-9a-f]{{8}}(-old)?")
-    for sibling in out.parent.iterdir():
-        match = pattern.fullmatch(sibling.name)
-        if match and sibling.name.removesuffix("-old") not in _in_use and not _is_alive(int(match[1])):
-            _remove(sibling)
-
-
-def _is_alive(pid: int) -> bool:
-    if pid == os.getpid():  # and yet not in use: a former container's process of the same number
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _nearest_existing(path: Path) -> Path:
-    return next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _swap(new: Path, old: Path) -> None:
-    """Exchange two paths: at once where the system can, else with a moment in which ``old`` is absent."""
-    if _exchange(new, old):
-        return
-    aside = new.with_name(f"{new.name}-old")
-    old.rename(aside)
-    try:
-        new.rename(old)
-    except OSError:
-        aside.rename(old)
-        raise
-    aside.rename(new)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Linux's atomic exchange; False where the system or the file system has none."""
-    if sys.platform != "linux":
-        return False
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-    if renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
-        return False
-    raise OSError(number, os.strerror(number), str(first), None, str(second))

@@ -100,23 +100,27 @@ def lowering_leg(portable: Sequence[Float32], emitted: Sequence[Float32], precis
 def distribution_leg(
     reference: Sequence[Float32], other: Sequence[Float32], max_kl: float | None, min_top1: float | None
 ) -> Leg:
-    """Mean KL divergence and top-1 agreement over every step of every case."""
+    """Mean KL divergence and top-1 agreement over every step of every case; an infinite KL is null and fails."""
     left, right = np.concatenate(list(reference)), np.concatenate(list(other))
     kl, top1 = mean_kl(left, right), top1_agreement(left, right)
     assert kl is not None and top1 is not None, "there is at least one case"
-    within = (max_kl is None or kl <= max_kl) and (min_top1 is None or top1 >= min_top1)
+    finite = bool(np.isfinite(kl))
+    within = finite and (max_kl is None or kl <= max_kl) and (min_top1 is None or top1 >= min_top1)
     return {
-        "kl": kl,
+        "kl": kl if finite else None,
         "top1_agreement": top1,
         "limits": {"kl": max_kl, "top1_agreement": min_top1},
         "cases": len(reference),
         "steps": len(left),
-        "passed": bool(within),
+        "passed": within,
     }
 
 
 def quantization_leg(
-    plain: Sequence[Float32], strict: Sequence[Float32], limits: ParityLimits, codes: Mapping[str, bool | None]
+    plain: Sequence[Float32],
+    strict: Sequence[Float32],
+    limits: ParityLimits,
+    codes: Mapping[str, bool | None],
 ) -> Leg:
     """Quantized graph on strict kernels against the unquantized one; folding must not have moved integer codes.
 
@@ -148,7 +152,9 @@ def preprocessing_leg(reference: Sequence[Inputs], packaged: Sequence[Inputs], l
         if left.keys() != right.keys():
             worst = float("inf")
         elif "pixel_values" in left:
-            worst = max(worst, _pixel_difference(left["pixel_values"], right["pixel_values"]) * levels_per_unit)
+            worst = max(
+                worst, _pixel_difference(left["pixel_values"], right["pixel_values"]) * levels_per_unit
+            )
     return {
         "metric": "max pixel difference, 8-bit levels",
         "value": worst if np.isfinite(worst) else None,

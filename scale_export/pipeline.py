@@ -1,11 +1,11 @@
-"""From a coefficient file to a verified package, and from a package back to its proof."""
+"""From a coefficient file to a verified package."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,18 @@ from typing import Any
 from . import __version__
 from .base import BaseModel, open_base
 from .coefficients import load_coefficients, save_coefficients
-from .datasets import dataset_names
-from .errors import UserError
 from .folding import FoldedDecoder, fold
-from .measure import Measured, Measurement, load_backend, pixel_shape
-from .package import DecoderFacts, Manifest, StagedPackage, Tool, check_destination
+from .measure import Measured, Measurement, evaluation_set, load_backend, pixel_shape
+from .package import DecoderFacts, Manifest, Tool
 from .plan import ExportOptions, Plan, make_plan
 from .progress import WorkLog
 from .quantize import load_quantizer, quantize
-from .records import Coefficients
 from .report import render_report
 from .report_data import report_data
-from .runtime import PROCESSOR_FILES, Package, open_package
-from .selftest import run_selftest, write_selftest
-from .targets import load_target
+from .runtime import PROCESSOR_FILES
+from .selftest import write_selftest
+from .staging import StagedPackage, check_destination
+from .targets import FloatType, load_target
 
 COEFFICIENTS = "scale.safetensors"
 LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "safetensors", "torch", "transformers")
@@ -47,7 +45,7 @@ class FoldRequest:
     target: str
     out: Path
     model: str | None = None
-    options: ExportOptions = ExportOptions()
+    options: ExportOptions = field(default_factory=ExportOptions)
     evaluation: str = "auto"
     eval_limit: int | None = None
     force: bool = False
@@ -69,6 +67,7 @@ def plan_fold(request: FoldRequest) -> Plan:
     target = load_target(request.target)
     check_destination(request.out, force=request.force)
     base = open_base(request.model or coefficients.base.base_model, relative_to=request.coeffs.parent)
+    evaluation_set(request.evaluation, coefficients)
     return make_plan(coefficients, base, target, request.options)
 
 
@@ -90,16 +89,6 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
         passed = measured.report.passed
         path = staged.commit(manifest(plan, graphs, request.out.name)) if passed else staged.fail()
     return Outcome(path=path, passed=passed, parity=measured.report.to_json(), plan=plan)
-
-
-def evaluation_set(asked: str, coefficients: Coefficients) -> str | None:
-    """The question set of the task leg, or None."""
-    if asked == "none":
-        return None
-    if asked != "auto":
-        return asked
-    trained_on = str(coefficients.training.get("data", ""))
-    return trained_on if trained_on.partition(":")[0] in dataset_names() else None
 
 
 def quantized(folded: FoldedDecoder, plan: Plan) -> FoldedDecoder:
@@ -139,7 +128,9 @@ def copy_processor(base: BaseModel, directory: Path) -> None:
 def write_proof(plan: Plan, measured: Measured, directory: Path, name: str) -> None:
     """Write the self-test, ``parity.json`` and ``report.html``."""
     write_selftest(directory, measured.cases, measured.shipped_logits, measured.scale_answers, plan.precision)
-    text = json.dumps(measured.report.to_json(), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(
+        measured.report.to_json(), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False
+    )
     (directory / "parity.json").write_text(text + "\n", encoding="utf-8")
     page = render_report(report_data(plan, measured, directory, name))
     (directory / "report.html").write_text(page, encoding="utf-8")
@@ -148,7 +139,7 @@ def write_proof(plan: Plan, measured: Measured, directory: Path, name: str) -> N
 def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
     """The manifest but for its file table, which the package writer fills in."""
     base, spec = plan.base, plan.base.spec
-    dtype = "float16" if plan.precision == "float16" else "float32"
+    dtype: FloatType = "float16" if plan.precision == "float16" else "float32"
     return Manifest(
         tool=Tool(name="scale-export", version=__version__),
         libraries={library: version(library) for library in LIBRARIES},
@@ -178,41 +169,3 @@ def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
         image_token_id=base.family.image_token_id(base.config),
         extras=base.family.runtime_config(base.config),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """What ``verify`` found: the self-test always, the parity legs where the base model was there."""
-
-    passed: bool
-    selftest: Mapping[str, Any]
-    parity: Mapping[str, Any] | None
-
-
-def verify_package(
-    path: Path, *, model: str | None, evaluation: str, eval_limit: int | None, selftest_only: bool, log: WorkLog
-) -> Verification:
-    """Check hashes and self-test, then measure every parity leg again from the package and the base model."""
-    package = open_package(path)
-    with log.stage("self-test"):
-        selftest = run_selftest(package)
-    if selftest_only:
-        return Verification(passed=bool(selftest["passed"]), selftest=selftest, parity=None)
-    measured = _measure_package(package, model, evaluation, eval_limit, log)
-    passed = bool(selftest["passed"]) and measured.report.passed
-    return Verification(passed=passed, selftest=selftest, parity=measured.report.to_json())
-
-
-def _measure_package(
-    package: Package, model: str | None, evaluation: str, eval_limit: int | None, log: WorkLog
-) -> Measured:
-    files, recorded = package.files, package.files.manifest
-    try:
-        base = open_base(model or recorded.base_model, relative_to=files.directory)
-    except UserError as error:
-        raise UserError(f"{error}; or check the package alone with --selftest") from error
-    options = ExportOptions(precision=recorded.precision, fold=recorded.fold, block_size=recorded.block_size)
-    plan = make_plan(package.coefficients, base, load_target(recorded.target), options)
-    graphs = {str(role): files.path(name) for role, name in recorded.graphs.items()}
-    measurement = Measurement(plan=plan, directory=files.directory, graphs=graphs, log=log)
-    return measurement.run(evaluation_set(evaluation, package.coefficients), eval_limit)

@@ -152,7 +152,9 @@ def _fold_mode(
             raise UserError(f"no fold mode is exact here: {'; '.join(refusals.values())}")
         return _explain(exact[0], reason, refusals)
     if asked not in FOLD_MODES:
-        raise UserError(f"unknown fold mode {asked!r}{did_you_mean(asked, FOLD_MODES)}; known: auto, {', '.join(FOLD_MODES)}")
+        raise UserError(
+            f"unknown fold mode {asked!r}{did_you_mean(asked, FOLD_MODES)}; known: auto, {', '.join(FOLD_MODES)}"
+        )
     mode = FOLD_MODES[FOLD_MODES.index(asked)]
     if mode in refusals:
         ways = " or ".join(f"--fold {m}" for m in exact) or "another target"

@@ -35,7 +35,9 @@ def encode_messages(processor: Any, messages: Sequence[Message]) -> dict[str, Ar
         UserError: the processor has no chat template.
     """
     if getattr(processor, "chat_template", None) is None:
-        raise UserError("the model's processor has no chat template to ask with; add a chat_template.jinja to it")
+        raise UserError(
+            "the model's processor has no chat template to ask with; add a chat_template.jinja to it"
+        )
     inputs = processor.apply_chat_template(
         list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="np"
     )

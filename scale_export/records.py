@@ -133,5 +133,7 @@ class DecoderSpec:
 
     def norms(self) -> list[str]:
         """Every RMSNorm by portable name; each weight is ``[hidden_size]``."""
-        per_layer = [f"layers.{i}.{n}" for i in range(self.num_layers) for n in ("input_norm", "post_attention_norm")]
+        per_layer = [
+            f"layers.{i}.{n}" for i in range(self.num_layers) for n in ("input_norm", "post_attention_norm")
+        ]
         return [*per_layer, "norm"]

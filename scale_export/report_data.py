@@ -53,7 +53,10 @@ def report_data(plan: Plan, measured: Measured, directory: Path, name: str) -> R
         differing_total=len(differing),
         versions={
             "scale-export": __version__,
-            **{library: version(library) for library in ("torch", "transformers", "onnxruntime", "onnx", "numpy")},
+            **{
+                library: version(library)
+                for library in ("torch", "transformers", "onnxruntime", "onnx", "numpy")
+            },
         },
     )
 

@@ -53,7 +53,9 @@ class Responder:
         """A greedy answer, piece by piece as its text becomes certain."""
         tokens: list[int] = []
         shown = text = ""
-        for token in self.generator.stream(inputs, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids):
+        for token in self.generator.stream(
+            inputs, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids
+        ):
             tokens.append(token)
             text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
             if text.startswith(shown) and not text.endswith("\ufffd"):  # half a character: wait for the rest
@@ -173,7 +175,9 @@ class Package:
         """The model's inputs for a conversation whose last turn is the user's."""
         return encode_messages(self.processor, messages)
 
-    def generate(self, images: Sequence[Image.Image], prompt: str, *, max_new_tokens: int = 64) -> Iterator[str]:
+    def generate(
+        self, images: Sequence[Image.Image], prompt: str, *, max_new_tokens: int = 64
+    ) -> Iterator[str]:
         """Stream a greedy answer, piece by piece as its text becomes certain."""
         return self.stream(self.prepare(images, prompt), max_new_tokens=max_new_tokens)
 

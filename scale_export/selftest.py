@@ -26,7 +26,11 @@ COUNT = 4
 
 
 def write_selftest(
-    directory: Path, cases: Sequence[Case], logits: Sequence[Float32], answers: Sequence[str], precision: Precision
+    directory: Path,
+    cases: Sequence[Case],
+    logits: Sequence[Float32],
+    answers: Sequence[str],
+    precision: Precision,
 ) -> None:
     """Write the first ``COUNT`` cases: prompts, pictures, the reference's tokens and answers, the export's logits."""
     folder = directory / FOLDER

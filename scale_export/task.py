@@ -104,7 +104,8 @@ def task_leg(dataset: str, answered: Sequence[Answered], limits: ParityLimits) -
     leg = {
         "dataset": dataset,
         "accuracy": {
-            name: {kind: _accuracy(values[rows]) for kind, rows in kinds.items()} for name, values in right.items()
+            name: {kind: _accuracy(values[rows]) for kind, rows in kinds.items()}
+            for name, values in right.items()
         },
         **agreement(answered),
         "difference": difference.value if difference else None,

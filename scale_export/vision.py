@@ -15,7 +15,9 @@ class SelectedFeatures(nn.Module):
     named tensors that the host needs beside the features; they become further outputs.
     """
 
-    def __init__(self, tower: nn.Module, projector: nn.Module, config: Any, constants: dict[str, Tensor] | None = None):
+    def __init__(
+        self, tower: nn.Module, projector: nn.Module, config: Any, constants: dict[str, Tensor] | None = None
+    ):
         super().__init__()
         self.tower = tower
         self.projector = projector

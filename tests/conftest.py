@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from scale_export.api import fold
 from scale_export.backends.onnxruntime import engine
 from scale_export.base import BaseModel, open_base
 from scale_export.coefficients import make_coefficients
@@ -60,7 +61,9 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Ba
     return build
 
 
-def random_coefficients(base: BaseModel, scope: Scope = "last", layers: tuple[int, ...] | None = None) -> Coefficients:
+def random_coefficients(
+    base: BaseModel, scope: Scope = "last", layers: tuple[int, ...] | None = None
+) -> Coefficients:
     """Scalars over (0.1, 1.9), no two alike, on the given layers or on all."""
     spec = base.spec
     chosen = tuple(range(spec.num_layers)) if layers is None else layers
@@ -86,3 +89,25 @@ def saved(coefficients: Coefficients, directory: Path) -> Path:
     path = directory / "spatial.safetensors"
     coefficients.save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def coefficient_file(
+    base_of: Callable[[str, str], BaseModel], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A last-token file for the random LLaVA, beside nothing of its base."""
+    return saved(random_coefficients(base_of("llava", "llama")), tmp_path_factory.mktemp("coefficients"))
+
+
+@pytest.fixture(scope="session")
+def package(
+    base_of: Callable[[str, str], BaseModel], coefficient_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A float32 package of the random LLaVA, gated; read only."""
+    out = tmp_path_factory.mktemp("packages") / "gated"
+    base = base_of("llava", "llama")
+    outcome = fold(
+        coefficient_file, "cpu", out=out, model=str(base.directory), precision="float32", evaluation="none"
+    )
+    assert outcome.passed
+    return out

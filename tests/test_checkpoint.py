@@ -145,6 +145,12 @@ def test_hash_is_of_dtype_shape_and_stored_bytes(saved: tuple[Any, Path]) -> Non
     assert Checkpoint(saved[1]).sha256(O_PROJ) == expected
 
 
+def test_large_weights_are_hashed_in_pieces(saved: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Checkpoint(saved[1]).sha256(O_PROJ)
+    monkeypatch.setattr("scale_export.checkpoint._CHUNK", 1000)
+    assert Checkpoint(saved[1]).sha256(O_PROJ) == whole
+
+
 @pytest.mark.parametrize(
     "sabotage",
     [
@@ -199,6 +205,11 @@ def cut_last_byte(directory: Path) -> None:
     (directory / SINGLE_FILE).write_bytes(content[:-1])
 
 
+def append_byte(directory: Path) -> None:
+    with (directory / SINGLE_FILE).open("ab") as file:
+        file.write(b"\0")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -210,6 +221,7 @@ def cut_last_byte(directory: Path) -> None:
         (write("config.json", b"[]"), "not an object"),
         (remove(SINGLE_FILE), "holds neither"),
         (pickle_only, "pickle weights only"),
+        (append_byte, "is not a whole safetensors file"),
         (cut_last_byte, "is not a whole safetensors file"),
         (write(SINGLE_FILE, b""), "is not a whole safetensors file"),
         (write(SINGLE_FILE, b"\xff" * 100), "is not a whole safetensors file"),

@@ -119,6 +119,19 @@ def test_negative_views_are_read_as_their_values(tmp_path: Path) -> None:
     assert np.array_equal(np.stack(loaded.head_scale), view.resolve_neg().numpy())
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_one_flipped_bit_in_any_scalar_is_refused(good: Coefficients, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"c{suffix}"
+    good.save(path)
+    content = path.read_bytes()
+    for array in (np.stack(good.head_scale), good.mlp_scale):
+        start = content.index(array.tobytes())
+        for at in range(start, start + array.nbytes):
+            path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+            with pytest.raises(UserError, match="is damaged"):
+                load_coefficients(path)
+
+
 class Malicious:
     """Pickled, it creates the file that it is named after when somebody unpickles it."""
 

@@ -106,7 +106,8 @@ def test_model_loaded_in_another_precision(dtype: torch.dtype, tmp_path: Path) -
         ({"layer_indices": [0, 1, 3]}, "must name layers from 0 to 2"),
         ({"layer_indices": [-1, 0, 1]}, "must name layers from 0 to 2"),
         ({"layer_indices": []}, "must name layers from 0 to 2"),
-        ({"layer_indices": [0, 2, 1]}, "not strictly increasing"),
+        ({"layer_indices": [0, 2, 1]}, "each once, in order"),
+        ({"layer_indices": [0, 0, 1]}, "each once, in order"),
         ({"training": {"path": Path()}}, "training holds a value of type PosixPath"),
     ],
 )
@@ -213,6 +214,13 @@ def test_another_base_is_refused(
 def test_weights_that_no_scalar_touches_may_differ(trained: Trained, copied: Path) -> None:
     flip_byte(copied, f"{STORED}1.mlp.down_proj.weight")
     check_base(trained[2], Checkpoint(copied))
+
+
+def test_prompt_template_hash_survives_a_checkout_with_other_line_ends(tmp_path: Path) -> None:
+    for name, ends in (("unix", b"a\nb\n"), ("windows", b"a\r\nb\r\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "chat_template.jinja").write_bytes(ends)
+    assert prompt_template_sha256(tmp_path / "unix") == prompt_template_sha256(tmp_path / "windows")
 
 
 @pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json", "tokenizer_config.json"])

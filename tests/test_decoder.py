@@ -48,7 +48,9 @@ def gate_of(base: BaseModel, coefficients: Coefficients) -> Gate:
 
 @pytest.mark.parametrize("scope", ["last", "all"])
 @pytest.mark.parametrize(("family", "variant"), CASES)
-def test_prefill_and_eight_decode_steps_equal_hooked_hugging_face(base_of: Any, family: str, variant: str, scope: Any):
+def test_prefill_and_eight_decode_steps_equal_hooked_hugging_face(
+    base_of: Any, family: str, variant: str, scope: Any
+):
     base = base_of(family, variant)
     coefficients = random_coefficients(base, scope)
     decoder = PortableDecoder(base.spec, TorchKernels(base.weights))
@@ -59,7 +61,9 @@ def test_prefill_and_eight_decode_steps_equal_hooked_hugging_face(base_of: Any, 
         expected = base.model(**inputs, use_cache=True)
         tokens = embeds.shape[1]
         mask = torch.ones(1, tokens, dtype=torch.int64)
-        logits, cache = decoder(embeds, mask, torch.arange(tokens)[None], empty_cache(base.spec, 1), gate, torch.tensor([-1]))
+        logits, cache = decoder(
+            embeds, mask, torch.arange(tokens)[None], empty_cache(base.spec, 1), gate, torch.tensor([-1])
+        )
         assert relative(expected.logits, logits) <= tolerances.FOLD_RELATIVE
         for step in range(8):
             token = expected.logits[:, -1:].argmax(-1)
@@ -134,7 +138,9 @@ def test_last_logits_only_picks_each_rows_gate_position(base_of: Any):
     args = (embeds, torch.ones(2, 7, dtype=torch.int64), torch.arange(7)[None].expand(2, 7))
     position = torch.tensor([3, -1])
     every, _ = PortableDecoder(base.spec, kernels)(*args, empty_cache(base.spec, 2), None, position)
-    last, _ = PortableDecoder(base.spec, kernels, last_logits_only=True)(*args, empty_cache(base.spec, 2), None, position)
+    last, _ = PortableDecoder(base.spec, kernels, last_logits_only=True)(
+        *args, empty_cache(base.spec, 2), None, position
+    )
     torch.testing.assert_close(last[:, 0], torch.stack((every[0, 3], every[1, 6])), rtol=1e-5, atol=1e-5)
 
 
@@ -175,8 +181,14 @@ def test_rotary_positions_off_by_one_matter_against_the_cache(base_of: Any, shif
     for offset in (0, shift):
         cache = empty_cache(base.spec, 1)
         ones = torch.ones(1, n, dtype=torch.int64)
-        _, cache = decoder(embeds[:, :-1], ones[:, :-1], torch.arange(n - 1)[None], cache, None, torch.tensor([-1]))
-        outputs.append(decoder(embeds[:, -1:], ones, torch.tensor([[n - 1 + offset]]), cache, None, torch.tensor([-1]))[0])
+        _, cache = decoder(
+            embeds[:, :-1], ones[:, :-1], torch.arange(n - 1)[None], cache, None, torch.tensor([-1])
+        )
+        outputs.append(
+            decoder(embeds[:, -1:], ones, torch.tensor([[n - 1 + offset]]), cache, None, torch.tensor([-1]))[
+                0
+            ]
+        )
     assert relative(*outputs) > 100 * tolerances.FOLD_RELATIVE
 
 
@@ -188,7 +200,9 @@ def prefill_error(base: BaseModel, coefficients: Coefficients, gate: Gate) -> fl
     n = embeds.shape[1]
     decoder = PortableDecoder(base.spec, TorchKernels(base.weights))
     mask = torch.ones(1, n, dtype=torch.int64)
-    logits, _ = decoder(embeds, mask, torch.arange(n)[None], empty_cache(base.spec, 1), gate, torch.tensor([-1]))
+    logits, _ = decoder(
+        embeds, mask, torch.arange(n)[None], empty_cache(base.spec, 1), gate, torch.tensor([-1])
+    )
     return relative(expected, logits[:, -1])
 
 

@@ -49,9 +49,13 @@ def test_a_bias_of_down_proj_is_scaled_and_one_of_o_proj_is_not(base_of: Any):
     coefficients = random_coefficients(base, "all")
     folded = fold(base.weights, coefficients, "weights").weights
     mlp = float(coefficients.mlp_scale[1])
-    torch.testing.assert_close(folded.bias("layers.1.down_proj"), base.weights.bias("layers.1.down_proj") * mlp)
+    torch.testing.assert_close(
+        folded.bias("layers.1.down_proj"), base.weights.bias("layers.1.down_proj") * mlp
+    )
     torch.testing.assert_close(folded.bias("layers.1.o_proj"), base.weights.bias("layers.1.o_proj"))
-    unscaled = {name: replace(factor, bias=1.0) for name, factor in fold_factors(base.spec, coefficients).items()}
+    unscaled = {
+        name: replace(factor, bias=1.0) for name, factor in fold_factors(base.spec, coefficients).items()
+    }
     expected = last_logits(base, base.weights, gate_of(base, coefficients))
     broken = last_logits(base, FoldedWeights(base=base.weights, factors=unscaled))
     assert relative(expected, broken) > 100 * tolerances.FOLD_RELATIVE
@@ -61,7 +65,9 @@ def test_a_bias_of_down_proj_is_scaled_and_one_of_o_proj_is_not(base_of: Any):
 def test_quantize_then_fold_keeps_codes_and_multiplies_scales(base_of: Any, bits: Any):
     base = base_of("llava", "llama-biased")
     coefficients = random_coefficients(base, "all")
-    folded = quantize(fold(base.weights, coefficients, "weights"), load_quantizer("rtn"), bits=bits, block_size=32)
+    folded = quantize(
+        fold(base.weights, coefficients, "weights"), load_quantizer("rtn"), bits=bits, block_size=32
+    )
     plain = QuantizedWeights(base=base.weights, quantizer=load_quantizer("rtn"), bits=bits, block_size=32)
     for name, factor in folded.factors.items():
         packed, bare = folded.weights.block(name), plain.block(name)

@@ -16,17 +16,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from scale_export import package
+from scale_export import staging
 from scale_export.errors import UserError
 from scale_export.package import (
     DecoderFacts,
     Manifest,
-    StagedPackage,
     Tool,
-    check_destination,
-    check_space,
     open_package_files,
 )
+from scale_export.staging import StagedPackage, check_destination, check_space
 
 CONTENTS = {
     "decoder.onnx": b"graph" * 50,
@@ -356,7 +354,7 @@ def test_unreadable_package_is_refused(out: Path, monkeypatch: pytest.MonkeyPatc
     def broken(path: Path) -> Iterator[tuple[str, int]]:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(package, "_scan", broken)
+    monkeypatch.setattr(staging, "scan_files", broken)
     assert "cannot be read" in refusal(lambda: open_package_files(out))
 
 
@@ -589,7 +587,7 @@ def test_kill_at_any_step_leaves_the_old_package_the_new_or_none(
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a kill is no power cut
     if not atomic:
-        monkeypatch.setattr(package, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(staging, "_exchange", lambda first, second: False)
     out, seen, step = tmp_path / "pkg", set(), 0
     while True:
         if old:
@@ -602,7 +600,7 @@ def test_kill_at_any_step_leaves_the_old_package_the_new_or_none(
             break
         step += 1
         if not old:
-            package._remove(out)
+            staging._remove(out)
     assert step > 40
     assert seen == ({b"old", b"new"} if old and atomic else {b"old", b"new", None} if old else {b"new", None})
 
@@ -610,15 +608,15 @@ def test_kill_at_any_step_leaves_the_old_package_the_new_or_none(
 def test_exchange_is_atomic_here_or_says_that_it_is_not(tmp_path: Path) -> None:
     fill(tmp_path / "a", tag=b"a")
     fill(tmp_path / "b", tag=b"b")
-    swapped = package._exchange(tmp_path / "a", tmp_path / "b")
+    swapped = staging._exchange(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "a" / "vision.onnx").read_bytes() == (b"b" if swapped else b"a")
     if swapped:
         with pytest.raises(FileNotFoundError):
-            package._exchange(tmp_path / "a", tmp_path / "absent")
+            staging._exchange(tmp_path / "a", tmp_path / "absent")
 
 
 def test_failed_fallback_puts_the_old_package_back(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(staging, "_exchange", lambda first, second: False)
     real = Path.rename
 
     def fail_to_place(path: Path, target: Path) -> Path:

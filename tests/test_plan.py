@@ -29,7 +29,9 @@ def plan_of(base: Any, scope: Any = "last", layers: Any = None, target: Any = CP
         ("last", (1,), "gate", "layers before the final one (1)"),
     ],
 )
-def test_auto_takes_the_cheapest_exact_mode_and_says_why(base_of: Any, scope: Any, layers: Any, mode: str, reason: str):
+def test_auto_takes_the_cheapest_exact_mode_and_says_why(
+    base_of: Any, scope: Any, layers: Any, mode: str, reason: str
+):
     plan = plan_of(base_of("llava", "llama"), scope, layers)
     assert plan.fold == mode
     assert reason in plan.decisions[0]
@@ -61,7 +63,9 @@ def test_layers_whose_scalars_are_all_one_do_not_count(base_of: Any):
         ("all", {"precision": "int4", "block_size": 64, "fold": "weights"}, ("straddle", "divides head_dim")),
     ],
 )
-def test_refusals_say_what_why_and_the_way_out(base_of: Any, scope: Any, options: Any, words: tuple[str, ...]):
+def test_refusals_say_what_why_and_the_way_out(
+    base_of: Any, scope: Any, options: Any, words: tuple[str, ...]
+):
     with pytest.raises(UserError) as refusal:
         plan_of(base_of("llava", "llama"), scope, **options)
     for word in words:

@@ -61,7 +61,12 @@ def failed_legs(healthy: Measurement) -> list[str]:
 
 @pytest.mark.parametrize(
     ("mode", "scope", "precision"),
-    [("gate", "last", "float32"), ("two-phase", "last", "float32"), ("weights", "all", "float32"), ("gate", "last", "int8")],
+    [
+        ("gate", "last", "float32"),
+        ("two-phase", "last", "float32"),
+        ("weights", "all", "float32"),
+        ("gate", "last", "int8"),
+    ],
 )
 def test_a_healthy_export_passes(measurement: Emit, mode: str, scope: str, precision: str):
     measured = measurement(mode, scope, precision).run(None, None)
@@ -122,14 +127,19 @@ def test_scalars_on_the_prefix_only(measurement: Emit, monkeypatch: pytest.Monke
     def inverted(gate: Any, position: Any, x: Any) -> Any:
         everywhere = factors(replace(gate, scope="all"), position, x)
         last = factors(gate, position, x)
-        return tuple(tuple(a - l + 1 for a, l in zip(*pair, strict=True)) for pair in zip(everywhere, last, strict=True))
+        return tuple(
+            tuple(every - one + 1 for every, one in zip(*pair, strict=True))
+            for pair in zip(everywhere, last, strict=True)
+        )
 
     healthy = measurement()
     monkeypatch.setattr(decoder, "gate_factors", inverted)
     assert "fold" in failed_legs(healthy)
 
 
-def test_base_weights_over_the_whole_prompt_then_folded_decode(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
+def test_base_weights_over_the_whole_prompt_then_folded_decode(
+    measurement: Emit, monkeypatch: pytest.MonkeyPatch
+):
     healthy = measurement("two-phase")
 
     def prefill(self: Any, inputs: Any) -> Any:
@@ -151,7 +161,9 @@ def test_rotary_positions_off_by_one(measurement: Emit, monkeypatch: pytest.Monk
     healthy = measurement()
     decode = generation.Generator.decode
     monkeypatch.setattr(
-        generation.Generator, "decode", lambda self, cache, token, position: decode(self, cache, token, position + 1)
+        generation.Generator,
+        "decode",
+        lambda self, cache, token, position: decode(self, cache, token, position + 1),
     )
     assert "fold" in failed_legs(healthy)
 

@@ -4,6 +4,7 @@ Optimum loads this file from its ``commands/register`` folder, where the wheel p
 """
 
 import argparse
+from typing import Any
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
@@ -12,14 +13,16 @@ from optimum.commands.export.base import ExportCommand
 class ScaleExportCommand(BaseOptimumCLICommand):
     """Hands every argument on to ``scale-export fold``."""
 
-    COMMAND = CommandInfo(name="scale", help="Export a ScAle-adapted vision-language model (scale-export fold).")
+    COMMAND = CommandInfo(
+        name="scale", help="Export a ScAle-adapted vision-language model (scale-export fold)."
+    )
 
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("arguments", nargs=argparse.REMAINDER, help="What scale-export fold takes.")
 
-    def __init__(self, subparsers, args=None, command=None, from_defaults_factory=False, parser=None):
-        super().__init__(subparsers, args, command, from_defaults_factory, parser)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         # Options belong to scale-export, which explains and checks them itself.
         self.parser.prefix_chars = "\0"
         self.parser.add_help = False

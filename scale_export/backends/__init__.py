@@ -75,7 +75,12 @@ class Engine(Protocol):
 
 
 def open_engine(
-    backend: str, graphs: Mapping[str, Path], *, context_length: int, providers: Sequence[str], threads: int | None
+    backend: str,
+    graphs: Mapping[str, Path],
+    *,
+    context_length: int,
+    providers: Sequence[str],
+    threads: int | None,
 ) -> Engine:
     """The engine of that backend over a package's graphs (role → file).
 

@@ -43,7 +43,11 @@ class ReferenceEngine:
     ) -> None:
         self.spec = weights.spec
         base = PortableDecoder(self.spec, TorchKernels(weights), last_logits_only=True)
-        folded = base if scaled is None else PortableDecoder(self.spec, TorchKernels(scaled), last_logits_only=True)
+        folded = (
+            base
+            if scaled is None
+            else PortableDecoder(self.spec, TorchKernels(scaled), last_logits_only=True)
+        )
         self._decoders: dict[Phase, PortableDecoder] = {"base": base, "scaled": folded}
         self._vision = vision.eval()
         self._table = weights.embedding()

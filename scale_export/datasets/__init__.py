@@ -49,7 +49,9 @@ def load_questions(spec: str, split: Split, *, limit: int | None = None) -> list
     name, _, argument = spec.partition(":")
     if name not in dataset_names():
         known = dataset_names()
-        raise UserError(f"unknown question set {name!r}{did_you_mean(name, known)}; known sets: {', '.join(known)}")
+        raise UserError(
+            f"unknown question set {name!r}{did_you_mean(name, known)}; known sets: {', '.join(known)}"
+        )
     module = importlib.import_module(f"{__name__}.{name}")
     questions: list[Question] = module.load(argument, split, limit)
     return questions

@@ -55,14 +55,17 @@ class Family(ABC):
         """The processor's pixels as ``[tiles, 3, height, width]``, in the order that ``pack`` expects."""
         return inputs["pixel_values"]
 
-    def pack(self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> Array:
+    def pack(
+        self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Mapping[str, Any]
+    ) -> Array:
         """The tower's outputs as rows ``[image tokens, D]``, in the order of the prompt's image tokens."""
         features = outputs["image_features"]
         return features.reshape(-1, features.shape[-1])
 
     def positions(self, attention_mask: Array) -> NDArray[np.int64]:
         """Position ids ``[B, T]`` of a prompt's tokens: their count from the first that is not padding."""
-        return np.maximum(np.cumsum(attention_mask, axis=-1) - 1, 0).astype(np.int64)
+        positions: NDArray[np.int64] = np.maximum(np.cumsum(attention_mask, axis=-1) - 1, 0)
+        return positions
 
 
 def family_names() -> list[str]:

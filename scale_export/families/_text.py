@@ -29,12 +29,16 @@ def text_spec(config: Any) -> DecoderSpec:
         known = ", ".join(sorted(ROTARY_CLASSES))
         raise UserError(f"text model {kind!r} is not supported by the portable decoder; supported: {known}")
     if config.hidden_act != "silu":
-        raise UserError(f"activation {config.hidden_act!r} is not supported by the portable decoder; supported: silu")
+        raise UserError(
+            f"activation {config.hidden_act!r} is not supported by the portable decoder; supported: silu"
+        )
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     inv_freq, rotary_scale = _rotary(config)
     if len(inv_freq) * 2 != head_dim:
-        raise UserError(f"partial rotary embedding ({2 * len(inv_freq)} of {head_dim} dimensions) is not supported")
+        raise UserError(
+            f"partial rotary embedding ({2 * len(inv_freq)} of {head_dim} dimensions) is not supported"
+        )
     attention_bias = bool(getattr(config, "attention_bias", False))
     return DecoderSpec(
         hidden_size=config.hidden_size,
@@ -58,7 +62,9 @@ def text_spec(config: Any) -> DecoderSpec:
 def _rotary(config: Any) -> tuple[tuple[float, ...], float]:
     rope = config.rope_parameters
     if rope["rope_type"] in LENGTH_DEPENDENT_ROPE:
-        raise UserError(f"rotary type {rope['rope_type']!r} changes with the prompt's length and is not supported")
+        raise UserError(
+            f"rotary type {rope['rope_type']!r} changes with the prompt's length and is not supported"
+        )
     module = importlib.import_module(f"transformers.models.{config.model_type}.modeling_{config.model_type}")
     embedding = getattr(module, ROTARY_CLASSES[config.model_type])(config)
     return tuple(float(f) for f in embedding.inv_freq), float(embedding.attention_scaling)
@@ -69,4 +75,5 @@ def _windows(config: Any) -> tuple[int | None, ...]:
     kinds = getattr(config, "layer_types", None)
     if kinds:
         return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-    return (window,) * layers
+    windows: tuple[int | None, ...] = (window,) * layers
+    return windows

@@ -42,7 +42,9 @@ class LlavaNext(Family):
         pixels = inputs["pixel_values"]
         return pixels.reshape(-1, *pixels.shape[-3:])
 
-    def pack(self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> Array:
+    def pack(
+        self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Mapping[str, Any]
+    ) -> Array:
         features, newline = outputs["image_features"], outputs["image_newline"]
         per_picture = features.reshape(len(inputs["image_sizes"]), -1, *features.shape[1:])
         rows = [
@@ -71,7 +73,7 @@ def _pack_picture(tiles: Array, size: list[int], newline: Array, runtime: Mappin
 def _grid(size: list[int], runtime: Mapping[str, Any]) -> tuple[int, int]:
     from transformers.image_processing_utils import select_best_resolution
 
-    height, width = select_best_resolution(size, runtime["grid_pinpoints"])
+    height, width = select_best_resolution(tuple(size), runtime["grid_pinpoints"])
     return height // runtime["tile_size"], width // runtime["tile_size"]
 
 

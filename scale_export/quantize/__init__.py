@@ -27,7 +27,7 @@ class Quantizer(Protocol):
 
 def load_quantizer(name: str) -> Quantizer:
     """The method of that name: the module of this package that is called so."""
-    quantizer: Quantizer = importlib.import_module(f"{__name__}.{name}")  # type: ignore[assignment]
+    quantizer: Quantizer = importlib.import_module(f"{__name__}.{name}")
     return quantizer
 
 
@@ -78,8 +78,12 @@ def quantize(folded: FoldedDecoder, quantizer: Quantizer, *, bits: Bits, block_s
     """The same decoder with its base weights quantized and the factors moved into block scales."""
 
     def packed(weights: DecoderWeights) -> QuantizedWeights:
-        base, factors = (weights.base, weights.factors) if isinstance(weights, FoldedWeights) else (weights, {})
-        return QuantizedWeights(base=base, quantizer=quantizer, bits=bits, block_size=block_size, factors=factors)
+        base, factors = (
+            (weights.base, weights.factors) if isinstance(weights, FoldedWeights) else (weights, {})
+        )
+        return QuantizedWeights(
+            base=base, quantizer=quantizer, bits=bits, block_size=block_size, factors=factors
+        )
 
     scaled = None if folded.scaled is None else packed(folded.scaled)
     return replace(folded, weights=packed(folded.weights), scaled=scaled)

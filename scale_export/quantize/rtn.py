@@ -17,4 +17,6 @@ def quantize(weight: Float32, bits: Bits, block_size: int) -> BlockMatrix:
     config = DefaultWeightOnlyQuantConfig(block_size=block_size, is_symmetric=True, bits=bits)
     by_input = np.ascontiguousarray(weight.T, dtype=np.float32)
     codes, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(by_input)
-    return BlockMatrix(codes=codes, scales=scales, bits=bits, block_size=block_size, in_features=weight.shape[1])
+    return BlockMatrix(
+        codes=codes, scales=scales, bits=bits, block_size=block_size, in_features=weight.shape[1]
+    )

@@ -21,8 +21,8 @@ from scale_export.base import BaseModel
 from scale_export.folding import FoldedDecoder, fold
 from scale_export.generation import Generator
 from scale_export.parity import relative_error
-from scale_export.plan import ExportOptions, Plan, make_plan
 from scale_export.pipeline import quantized
+from scale_export.plan import ExportOptions, Plan, make_plan
 from scale_export.prompts import encode_messages, user_message
 from scale_export.records import FoldMode, Precision
 from scale_export.targets import load_target
@@ -125,7 +125,10 @@ def test_llava_next_tiles_of_any_shape(emitted: Any, size: tuple[int, int]):
     assert relative_error(expected, found) <= tolerances.LOWERING_RELATIVE["float32"]
 
 
-@pytest.mark.parametrize(("precision", "mode", "scope"), [("int4", "gate", "last"), ("int8", "weights", "all"), ("int4", "two-phase", "last")])
+@pytest.mark.parametrize(
+    ("precision", "mode", "scope"),
+    [("int4", "gate", "last"), ("int8", "weights", "all"), ("int4", "two-phase", "last")],
+)
 def test_quantized_graphs_equal_their_dequantized_weights_on_strict_kernels(
     emitted: Any, precision: Precision, mode: FoldMode, scope: Any
 ):
@@ -178,9 +181,16 @@ def test_signature_is_the_contract(emitted: Any):
         "gate_position": ("tensor(int64)", ["gate_batch"]),
     }
     outputs = [o.name for o in session.get_outputs()]
-    assert outputs == ["logits", *(f"present.{i}.{p}" for i in range(spec.num_layers) for p in ("key", "value"))]
+    assert outputs == [
+        "logits",
+        *(f"present.{i}.{p}" for i in range(spec.num_layers) for p in ("key", "value")),
+    ]
     operators = {node.op_type for node in onnx.load(graphs["decoder"], load_external_data=False).graph.node}
-    assert {"GroupQueryAttention", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"} <= operators
+    assert {
+        "GroupQueryAttention",
+        "SimplifiedLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+    } <= operators
     assert "RotaryEmbedding" not in operators, "the rotary embedding is part of the attention operator"
 
 
@@ -191,7 +201,15 @@ def test_weights_live_outside_the_graph_file(emitted: Any):
         assert Path(f"{path}.data").exists()
 
 
-def run_plain(session: ort.InferenceSession, embeds: Any, mask: Any, position: int, spec: Any, past: Any = None, **more: Any) -> list[Any]:
+def run_plain(
+    session: ort.InferenceSession,
+    embeds: Any,
+    mask: Any,
+    position: int,
+    spec: Any,
+    past: Any = None,
+    **more: Any,
+) -> list[Any]:
     """One forward with growing caches, as the contract's plainest client would."""
     rows, tokens = embeds.shape[:2]
     feeds = {
@@ -234,9 +252,13 @@ def test_right_padded_batch_equals_its_rows_alone_over_a_shared_cache(emitted: A
 
     def answer(rows: slice, tokens: int) -> Any:
         cache = decoder.new_cache(len(lengths[rows]))
-        step = Step(inputs_embeds=embeds[rows, :tokens], lengths=lengths[rows], position_ids=positions[rows, :tokens])
+        step = Step(
+            inputs_embeds=embeds[rows, :tokens], lengths=lengths[rows], position_ids=positions[rows, :tokens]
+        )
         logits = [decoder.forward(cache, step, None)]
-        one = Step(inputs_embeds=after[rows], lengths=np.ones_like(lengths[rows]), position_ids=lengths[rows, None])
+        one = Step(
+            inputs_embeds=after[rows], lengths=np.ones_like(lengths[rows]), position_ids=lengths[rows, None]
+        )
         logits.append(decoder.forward(cache, one, None))
         return np.stack(logits)
 
@@ -257,7 +279,9 @@ def test_scalars_override_live_and_ones_are_the_base_model(emitted: Any):
     base = asked.forced_logits(inputs, TOKENS)
     oracle = reference(plan, folded)
     oracle.scalars = asked.scalars
-    assert relative_error(oracle.forced_logits(inputs, TOKENS), base) <= tolerances.LOWERING_RELATIVE["float32"]
+    assert (
+        relative_error(oracle.forced_logits(inputs, TOKENS), base) <= tolerances.LOWERING_RELATIVE["float32"]
+    )
     assert relative_error(trained, base) > 100 * tolerances.LOWERING_RELATIVE["float32"]
     asked.scalars = Scalars(attn=attn, mlp=mlp)
     np.testing.assert_array_equal(asked.forced_logits(inputs, TOKENS), trained)
@@ -270,7 +294,10 @@ def test_adapter_file_carries_the_scalars(emitted: Any):
     session = open_session(graphs["decoder"], providers=CPU)
     embeds = np.random.default_rng(0).standard_normal((1, 6, spec.hidden_size)).astype(np.float32)
     mask = np.ones((1, 6), np.int64)
-    ones = {"attn_scale": np.ones((spec.num_layers, spec.num_heads), np.float32), "mlp_scale": np.ones(spec.num_layers, np.float32)}
+    ones = {
+        "attn_scale": np.ones((spec.num_layers, spec.num_heads), np.float32),
+        "mlp_scale": np.ones(spec.num_layers, np.float32),
+    }
     adapter = ort.LoraAdapter()
     adapter.Load(str(graphs["decoder"].with_name(backend.ADAPTER)))
     options = ort.RunOptions()
@@ -286,7 +313,9 @@ def test_adapter_file_carries_the_scalars(emitted: Any):
 def test_two_emissions_are_byte_identical(emitted: Any, tmp_path: Path):
     plan, folded, graphs = emitted("llava", "qwen2", "int4", "two-phase", "last")
     vision = plan.base.family.vision_module(plan.base.model)
-    backend.emit(folded, vision, plan, tmp_path, precision="int4", vision_precision="float32", pixel_shape=(3, 48, 48))
+    backend.emit(
+        folded, vision, plan, tmp_path, precision="int4", vision_precision="float32", pixel_shape=(3, 48, 48)
+    )
     for path in graphs.values():
         for name in (path.name, f"{path.name}.data"):
             assert (tmp_path / name).read_bytes() == path.with_name(name).read_bytes(), name
@@ -299,7 +328,12 @@ def test_vision_precisions(emitted: Any, tmp_path: Path, precision: Precision):
     plan, _, graphs = emitted()
     pixels = np.random.default_rng(0).standard_normal((3, 3, 48, 48)).astype(np.float32)
     exact = open_session(graphs["vision"], providers=CPU).run(None, {"pixel_values": pixels})[0]
-    emit_vision(plan.base.family.vision_module(plan.base.model), (3, 48, 48), tmp_path / "vision.onnx", precision=precision)
+    emit_vision(
+        plan.base.family.vision_module(plan.base.model),
+        (3, 48, 48),
+        tmp_path / "vision.onnx",
+        precision=precision,
+    )
     session = open_session(tmp_path / "vision.onnx", providers=CPU)
     assert session.get_inputs()[0].shape == ["tiles", 3, 48, 48]
     assert relative_error(exact, session.run(None, {"pixel_values": pixels})[0]) < 0.05

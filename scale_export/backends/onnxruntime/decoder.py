@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +21,7 @@ from ...weights import DecoderWeights
 from .kernels import GraphOptions, OnnxKernels
 from .save import save_model
 from .trace import attach_weights, forget_inner_shapes, set_default, trace
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateDefaults:
@@ -76,7 +78,10 @@ def placeholders(spec: DecoderSpec, options: GraphOptions, context_length: int) 
             shapes[name] = ((in_features, out_features), options.dtype)
         else:
             blocks = -(-in_features // options.block_size)
-            shapes[f"{name}.codes"] = ((out_features, blocks, options.block_size * options.bits // 8), torch.uint8)
+            shapes[f"{name}.codes"] = (
+                (out_features, blocks, options.block_size * options.bits // 8),
+                torch.uint8,
+            )
             shapes[f"{name}.scales"] = ((out_features, blocks), options.dtype)
         if has_bias:
             shapes[f"{name}.bias"] = ((out_features,), options.dtype)
@@ -87,13 +92,13 @@ def placeholders(spec: DecoderSpec, options: GraphOptions, context_length: int) 
     return {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
 
 
-def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str], NDArray[np.generic]]:
+def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str], NDArray[Any]]:
     """A function from a placeholder's name to its values (float32, or uint8 codes), read when called."""
     spec = weights.spec
     norms = set(spec.norms())
     angles = np.outer(np.arange(context_length, dtype=np.float32), np.asarray(spec.inv_freq, np.float32))
 
-    def value(name: str) -> NDArray[np.generic]:
+    def value(name: str) -> NDArray[Any]:
         owner, _, part = name.rpartition(".")
         if name in ("cos_cache", "sin_cache"):
             table = np.cos(angles) if name == "cos_cache" else np.sin(angles)
@@ -104,10 +109,13 @@ def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str
             bias = weights.bias(owner)
             assert bias is not None
             return bias.numpy()
+        matrix: NDArray[Any]
         if isinstance(weights, QuantizedWeights):
             block = weights.block(owner)
-            return block.codes if part == "codes" else block.scales
-        return weights.matrix(name).T.contiguous().numpy()
+            matrix = block.codes if part == "codes" else block.scales
+        else:
+            matrix = weights.matrix(name).T.contiguous().numpy()
+        return matrix
 
     return value
 
@@ -139,7 +147,11 @@ def emit_decoder(
 
 
 def _trace(
-    spec: DecoderSpec, options: GraphOptions, tensors: dict[str, Tensor], gate: GateDefaults | None, last_only: bool
+    spec: DecoderSpec,
+    options: GraphOptions,
+    tensors: dict[str, Tensor],
+    gate: GateDefaults | None,
+    last_only: bool,
 ) -> ir.Model:
     batch, tokens, past_length = 2, 3, 5
     cache_shape = (batch, spec.num_kv_heads, past_length, spec.head_dim)
@@ -177,24 +189,26 @@ def _trace(
         output_names=["logits", *(f"present.{n}" for n in cache_names)],
         dynamic_shapes=shapes,
     )
-    _name_dimensions(model, last_only)
+    _name_dimensions(model, spec, last_only)
     return model
 
 
-def _name_dimensions(model: ir.Model, last_only: bool) -> None:
+def _name_dimensions(model: ir.Model, spec: DecoderSpec, last_only: bool) -> None:
     """Give inputs and outputs the contract's dimension names, and drop the tracer's from between."""
-    for value in model.graph.inputs:
-        if value.name == "gate_position":
-            value.shape = ir.Shape(["gate_batch"])
-        elif value.name.startswith("past_key_values"):
-            value.shape = ir.Shape(["batch", value.shape[1], "past_length", value.shape[3]])
-    by_name = {value.name: value for value in model.graph.inputs}
-    by_name["inputs_embeds"].shape = ir.Shape(["batch", "tokens", by_name["inputs_embeds"].shape[2]])
-    by_name["attention_mask"].shape = ir.Shape(["batch", "total_length"])
-    by_name["position_ids"].shape = ir.Shape(["batch", "tokens"])
-    for value in model.graph.outputs:
-        if value.name == "logits":
-            value.shape = ir.Shape(["batch", 1 if last_only else "tokens", value.shape[2]])
-        else:
-            value.shape = ir.Shape(["batch", value.shape[1], "total_length", value.shape[3]])
+    cache = ("batch", spec.num_kv_heads, "past_length", spec.head_dim)
+    shapes: dict[str, tuple[str | int, ...]] = {
+        "inputs_embeds": ("batch", "tokens", spec.hidden_size),
+        "attention_mask": ("batch", "total_length"),
+        "position_ids": ("batch", "tokens"),
+        "gate_position": ("gate_batch",),
+        "logits": ("batch", 1 if last_only else "tokens", spec.vocab_size),
+    }
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        name = str(value.name)
+        if name.startswith("past_key_values."):
+            value.shape = ir.Shape(cache)
+        elif name.startswith("present."):
+            value.shape = ir.Shape(("batch", spec.num_kv_heads, "total_length", spec.head_dim))
+        elif name in shapes:
+            value.shape = ir.Shape(shapes[name])
     forget_inner_shapes(model)

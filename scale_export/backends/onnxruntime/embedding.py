@@ -46,14 +46,21 @@ class TracedEmbedding(nn.Module):
         return symbolic(
             "com.microsoft::GatherBlockQuantized",
             [table[0], input_ids, table[1]],
-            {"bits": self.options.bits, "block_size": self.options.block_size, "gather_axis": 0, "quantize_axis": 1},
+            {
+                "bits": self.options.bits,
+                "block_size": self.options.block_size,
+                "gather_axis": 0,
+                "quantize_axis": 1,
+            },
             dtype=table[1].dtype,
             shape=(*input_ids.shape, self.hidden_size),
             version=1,
         )
 
 
-def emit_embedding(weights: DecoderWeights, path: Path, *, options: GraphOptions, image_token_id: int) -> None:
+def emit_embedding(
+    weights: DecoderWeights, path: Path, *, options: GraphOptions, image_token_id: int
+) -> None:
     """Write ``embedding.onnx``; the table is block-quantized where ``options`` name a quantized precision."""
     spec = weights.spec
     table, values = _table(weights, options)
@@ -76,10 +83,14 @@ def _table(weights: DecoderWeights, options: GraphOptions) -> tuple[dict[str, Te
     spec = weights.spec
     shape = (spec.vocab_size, spec.hidden_size)
     if not isinstance(weights, QuantizedWeights) or options.bits is None:
-        return {"embed_tokens": torch.empty(shape, dtype=options.dtype)}, lambda _: weights.embedding().numpy()
+        return {
+            "embed_tokens": torch.empty(shape, dtype=options.dtype)
+        }, lambda _: weights.embedding().numpy()
     blocks = spec.hidden_size // options.block_size
     placeholders = {
-        "embed_tokens.codes": torch.empty(spec.vocab_size, spec.hidden_size * options.bits // 8, dtype=torch.uint8),
+        "embed_tokens.codes": torch.empty(
+            spec.vocab_size, spec.hidden_size * options.bits // 8, dtype=torch.uint8
+        ),
         "embed_tokens.scales": torch.empty(spec.vocab_size, blocks, dtype=options.dtype),
     }
 

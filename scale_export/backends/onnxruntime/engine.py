@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -19,12 +20,15 @@ DEFAULT_THREADS: int | None = None
 
 QUIET = 3  # errors only: the warnings about overridable inputs are what the gate is made of
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
-NUMPY_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+NUMPY_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+}
 
 
 @dataclass(kw_only=True)
 class SharedCache:
-    """Buffers ``[rows, K, context_length, hd]`` of every layer's keys and values, and how full each row is."""
+    """Keys and values of every layer, ``[rows, K, context_length, hd]``, and how full each row is."""
 
     buffers: dict[str, ort.OrtValue]
     lengths: NDArray[np.int64]
@@ -67,7 +71,7 @@ def _strict_bytes(path: Path) -> bytes:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 0
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 class DecoderSession:
@@ -145,9 +149,13 @@ class OnnxEngine:
         self._vision = sessions["vision"]
         self._embedding = sessions["embedding"]
         self._hidden_size = int(self._embedding.get_outputs()[0].shape[2])
-        self._decoders: dict[Phase, DecoderSession] = {"base": DecoderSession(sessions["decoder"], context_length)}
+        self._decoders: dict[Phase, DecoderSession] = {
+            "base": DecoderSession(sessions["decoder"], context_length)
+        }
         folded = sessions.get("decoder_folded")
-        self._decoders["scaled"] = DecoderSession(folded, context_length) if folded else self._decoders["base"]
+        self._decoders["scaled"] = (
+            DecoderSession(folded, context_length) if folded else self._decoders["base"]
+        )
 
     @property
     def hidden_size(self) -> int:
@@ -172,4 +180,3 @@ class OnnxEngine:
 
     def forward(self, cache: SharedCache, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
         return self._decoders[phase].forward(cache, step, scalars)
-

@@ -38,7 +38,9 @@ def emit_graphs(folded: FoldedDecoder, vision: nn.Module, plan: GraphPlan, direc
         vision: the tower with its projector, float32; see ``Family.vision_module``.
     """
     attn, mlp = folded.dense()
-    gate = GateDefaults(scope=folded.coefficients.scope, attn_scale=attn, mlp_scale=mlp) if folded.gate else None
+    gate = (
+        GateDefaults(scope=folded.coefficients.scope, attn_scale=attn, mlp_scale=mlp) if folded.gate else None
+    )
     decoder = directory / "decoder.onnx"
     emit_decoder(folded.weights, decoder, options=plan.options, context_length=plan.context_length, gate=gate)
     graphs = {"decoder": decoder.name, "vision": "vision.onnx", "embedding": "embedding.onnx"}
@@ -46,7 +48,10 @@ def emit_graphs(folded: FoldedDecoder, vision: nn.Module, plan: GraphPlan, direc
         graphs["decoder_folded"] = "decoder_folded.onnx"
         _emit_folded_twin(folded, plan, decoder, directory / graphs["decoder_folded"])
     emit_embedding(
-        folded.weights, directory / graphs["embedding"], options=plan.options, image_token_id=plan.image_token_id
+        folded.weights,
+        directory / graphs["embedding"],
+        options=plan.options,
+        image_token_id=plan.image_token_id,
     )
     emit_vision(vision, plan.pixel_shape, directory / graphs["vision"], precision=plan.vision_precision)
     return graphs
@@ -58,18 +63,18 @@ def _emit_folded_twin(folded: FoldedDecoder, plan: GraphPlan, decoder: Path, pat
     emit_decoder(folded.scaled, path, options=plan.options, context_length=plan.context_length, gate=None)
     twin, first = ir.load(path), ir.load(decoder)
     own = {f"{name}{suffix}" for name in folded.factors for suffix in ("", ".scales", ".bias")}
-    kept: list[ir.Value] = []
+    kept: list[tuple[ir.Value, ir.TensorProtocol]] = []
     for name, value in twin.graph.initializers.items():
         shared = first.graph.initializers.get(name)
         if shared is not None and isinstance(shared.const_value, ir.ExternalTensor) and name not in own:
             value.const_value = shared.const_value
         elif isinstance(value.const_value, ir.ExternalTensor):
-            kept.append(value)
+            kept.append((value, ir.tensor(value.const_value.numpy().copy(), name=value.name)))
     data = path.with_name(f"{path.name}.data")
-    loaded = [ir.tensor(value.const_value.numpy().copy(), name=value.name) for value in kept]
     data.unlink()
-    external = ir.external_data.convert_tensors_to_external(loaded, path.parent, data.name)
-    for value, tensor in zip(kept, external, strict=True):
+    own_tensors = [tensor for _, tensor in kept]
+    external = ir.external_data.convert_tensors_to_external(own_tensors, path.parent, data.name)
+    for (value, _), tensor in zip(kept, external, strict=True):
         value.const_value = tensor
     ir.save(twin, path)
 
@@ -77,9 +82,13 @@ def _emit_folded_twin(folded: FoldedDecoder, plan: GraphPlan, decoder: Path, pat
 def decoder_code_hashes(decoder: Path, names: Iterable[str]) -> Mapping[str, str]:
     """SHA-256 of the integer codes of each named matrix as they lie in an emitted decoder."""
     initializers = ir.load(decoder).graph.initializers
-    return {
-        name: hashlib.sha256(initializers[f"{name}.codes"].const_value.tobytes()).hexdigest() for name in names
-    }
+
+    def digest(name: str) -> str:
+        codes = initializers[f"{name}.codes"].const_value
+        assert codes is not None, "an initializer has a value"
+        return hashlib.sha256(codes.tobytes()).hexdigest()
+
+    return {name: digest(name) for name in names}
 
 
 def write_adapter(attn: Float32, mlp: Float32, path: Path) -> None:

@@ -107,7 +107,9 @@ class OnnxKernels(nn.Module):
         lengths = attention_mask.sum(dim=1) - 1
         total = torch.ones((), dtype=torch.int32) * attention_mask.shape[1]
         return AttentionInputs(
-            past_lengths=lengths.to(torch.int32), total_length=total.to(torch.int32), position_ids=position_ids
+            past_lengths=lengths.to(torch.int32),
+            total_length=total.to(torch.int32),
+            position_ids=position_ids,
         )
 
     def attention(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -69,13 +70,17 @@ def attach_weights(model: ir.Model, tensors: dict[str, Tensor], value: Callable[
         graph_input = inputs[name]
         dtype = ir.DataType.from_numpy(torch.empty(0, dtype=tensor.dtype).numpy().dtype)
         graph_input.const_value = ir.LazyTensor(
-            lambda name=name, dtype=dtype: ir.tensor(value(name).astype(dtype.numpy()), name=name),
+            functools.partial(_tensor, name, dtype, value),
             dtype=dtype,
             shape=ir.Shape(tensor.shape),
             name=name,
         )
         model.graph.inputs.remove(graph_input)
         model.graph.register_initializer(graph_input)
+
+
+def _tensor(name: str, dtype: ir.DataType, value: Callable[[str], NDArray[Any]]) -> ir.TensorProtocol:
+    return ir.tensor(value(name).astype(dtype.numpy()), name=name)
 
 
 def set_default(model: ir.Model, name: str, default: NDArray[np.generic]) -> None:

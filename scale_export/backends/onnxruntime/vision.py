@@ -28,7 +28,9 @@ class _Face(nn.Module):
         return [output.to(torch.float32) for output in self.tower(pixel_values.to(self.dtype)).values()]
 
 
-def emit_vision(tower: nn.Module, pixel_shape: tuple[int, int, int], path: Path, *, precision: Precision) -> None:
+def emit_vision(
+    tower: nn.Module, pixel_shape: tuple[int, int, int], path: Path, *, precision: Precision
+) -> None:
     """Write ``vision.onnx``: ``pixel_values [tiles, 3, height, width]`` float32 → the tower's named outputs.
 
     Args:

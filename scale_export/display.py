@@ -1,0 +1,67 @@
+"""Results on a terminal: the parity table, and how figures and verdicts read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console(highlight=False)
+
+
+def show_parity(parity: Mapping[str, Any]) -> None:
+    """The parity report as a terminal table."""
+    table = Table(title="parity against PyTorch ScAle")
+    for heading in ("leg", "measured", "limit", "cases", "verdict"):
+        table.add_column(heading)
+    for name, leg in parity["legs"].items():
+        if leg is None:
+            table.add_row(name, "", "", "", "[dim]not checked[/]")
+        else:
+            measured, limit = _leg_figures(leg)
+            table.add_row(name, measured, limit, str(leg["cases"]), verdict(leg["passed"]))
+    console.print(table)
+    agreement = parity["answer_agreement"]
+    if agreement:
+        say(
+            f"Answers as PyTorch ScAle's on {agreement['cases']} parity prompts: {agreement['agreement']:.1%}"
+        )
+    for line in parity["not_checked"]:
+        say(f"Not checked: {line}")
+
+
+def _leg_figures(leg: Mapping[str, Any]) -> tuple[str, str]:
+    """A leg's figures and limits in words."""
+    if "kl" in leg:
+        limits = leg["limits"]
+        return (
+            f"KL {leg['kl']:.2g}, top-1 {leg['top1_agreement']:.1%}",
+            f"KL {figure(limits['kl'])}, top-1 {figure(limits['top1_agreement'])}",
+        )
+    if "accuracy" in leg:
+        shares = {who: kinds["spatial"] for who, kinds in leg["accuracy"].items()}
+        words = ", ".join(f"{who} {share['value']:.1%}" for who, share in shares.items() if share)
+        kept = leg["gain_retention"]
+        limits = leg["limits"]
+        return (
+            f"spatial: {words}; agreement {leg['agreement']:.1%}; gain kept {'—' if kept is None else f'{kept:.1%}'}",
+            f"gain kept {figure(limits['gain_retention'])}, agreement {figure(limits['agreement_outside_near_ties'])}",
+        )
+    return figure(leg["value"]), figure(leg["limit"])
+
+
+def figure(value: float | None) -> str:
+    """Three digits, or a dash where nothing was measured."""
+    return "—" if value is None else f"{value:.3g}"
+
+
+def verdict(passed: bool | None) -> str:
+    """A leg's verdict in colour."""
+    return {True: "[green]passed[/]", False: "[bold red]FAILED[/]", None: "[dim]not checked[/]"}[passed]
+
+
+def say(sentence: str) -> None:
+    """One line for people."""
+    console.print(sentence, soft_wrap=True)

@@ -1,0 +1,72 @@
+"""Checking a package again: hashes and golden cases on any device, every parity leg where the base model is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+from .progress import WorkLog
+from .runtime import Package, open_package
+from .selftest import run_selftest
+
+if TYPE_CHECKING:
+    from .measure import Measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What ``verify`` found; ``parity`` is None where only the self-test was asked for."""
+
+    passed: bool
+    selftest: Mapping[str, Any]
+    parity: Mapping[str, Any] | None
+
+
+def verify_package(
+    path: Path,
+    *,
+    model: str | None,
+    evaluation: str,
+    eval_limit: int | None,
+    selftest_only: bool,
+    log: WorkLog,
+) -> Verification:
+    """Check hashes and self-test, then measure every parity leg again from the package and the base model.
+
+    ``selftest_only`` needs neither the base model nor torch.
+
+    Raises:
+        UserError: not a package, a changed one, or a base model that is not to be found.
+    """
+    package = open_package(path)
+    with log.stage("self-test"):
+        selftest = run_selftest(package)
+    if selftest_only:
+        return Verification(passed=bool(selftest["passed"]), selftest=selftest, parity=None)
+    report = _measure(package, model, evaluation, eval_limit, log).report
+    passed = bool(selftest["passed"]) and report.passed
+    return Verification(passed=passed, selftest=selftest, parity=report.to_json())
+
+
+def _measure(
+    package: Package, model: str | None, evaluation: str, eval_limit: int | None, log: WorkLog
+) -> Measured:
+    from .base import open_base
+    from .measure import Measurement, evaluation_set
+    from .plan import ExportOptions, make_plan
+    from .targets import load_target
+
+    files, recorded = package.files, package.files.manifest
+    try:
+        base = open_base(model or recorded.base_model, relative_to=files.directory)
+    except UserError as error:
+        raise UserError(f"{error}; or check the package alone with --selftest") from error
+    options = ExportOptions(precision=recorded.precision, fold=recorded.fold, block_size=recorded.block_size)
+    plan = make_plan(package.coefficients, base, load_target(recorded.target), options)
+    graphs = {str(role): files.path(name) for role, name in recorded.graphs.items()}
+    evaluation_name = evaluation_set(evaluation, package.coefficients)
+    measurement = Measurement(plan=plan, directory=files.directory, graphs=graphs, log=log)
+    return measurement.run(evaluation_name, eval_limit)
