@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Array, Engine, Scalars, Step
+from .backends import Engine, Scalars, Step
 from .families import Family
-from .records import Float32, FoldMode
+from .records import Array, Float32, FoldMode
 
 Inputs = Mapping[str, Array]
 """A processor's NumPy output for one prompt: ``input_ids [1, T]``, its mask, pixels and what goes with them."""

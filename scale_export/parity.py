@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 
 from . import tolerances
 from .generation import Generator, Inputs
+from .metrics import Leg, relative_error
 from .records import Float32, Precision
 from .reference import Case
 from .statistics import mean_kl, top1_agreement
 from .targets import ParityLimits
-
-Leg = dict[str, Any]
-"""One leg as it stands in ``parity.json``: its metrics, ``limit``, ``cases`` and ``passed``."""
 
 LEGS = ("fold", "lowering", "quantization", "runtime", "preprocessing", "task")
 SCHEMA = 1
@@ -66,13 +64,6 @@ class ParityReport:
 def path_logits(generator: Generator, cases: Sequence[Case]) -> list[Float32]:
     """One engine's logits along every case's path, each ``[steps, V]``."""
     return [generator.forced_logits(case.inputs, case.tokens) for case in cases]
-
-
-def relative_error(reference: Float32, other: Float32) -> float:
-    """max |Δlogit| / max |logit| of the reference; infinite where ``other`` is not finite."""
-    if not np.isfinite(other).all():
-        return float("inf")
-    return float(np.abs(other - reference).max() / np.abs(reference).max())
 
 
 def error_leg(reference: Sequence[Float32], other: Sequence[Float32], limit: float) -> Leg:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .backends import Array
 from .errors import UserError
+from .records import Array
 
 Message = dict[str, Any]
 

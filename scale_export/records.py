@@ -14,6 +14,7 @@ Scope = Literal["last", "all"]
 MlpSite = Literal["output", "post_norm"]
 FoldMode = Literal["weights", "gate", "two-phase"]
 Precision = Literal["float32", "float16", "int8", "int4"]
+Array = NDArray[Any]
 Float32 = NDArray[np.float32]
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")

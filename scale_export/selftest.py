@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from . import tolerances
-from .parity import Leg, relative_error
+from .metrics import Leg, relative_error
 from .records import Float32, Precision
 from .runtime import Package
 

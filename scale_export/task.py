@@ -13,7 +13,7 @@ from . import tolerances
 from .adapter import attach
 from .answers import Answer, answer_questions
 from .datasets import Question
-from .parity import Leg
+from .metrics import Leg
 from .records import Coefficients
 from .statistics import gain_retention, mcnemar_exact, paired_difference, wilson
 from .targets import ParityLimits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
@@ -194,6 +195,24 @@ def test_files_of_another_kind(suffix: str, content: bytes, tmp_path: Path) -> N
     path.write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):
         load_coefficients(path)
+
+
+@pytest.mark.parametrize("step", ["os.fsync", "pathlib.Path.replace"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_interrupted_save_keeps_the_old_file(
+    good: Coefficients, suffix: str, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / f"c{suffix}"
+    good.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(step, full)
+    with pytest.raises(UserError, match="No space left on device"):
+        replace(good, scope="all").save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_places_that_cannot_be_read_or_written(good: Coefficients, tmp_path: Path) -> None:

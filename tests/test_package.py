@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from scale_export import staging
+from scale_export import package, staging
 from scale_export.errors import UserError
 from scale_export.package import (
     DecoderFacts,
@@ -354,7 +354,7 @@ def test_unreadable_package_is_refused(out: Path, monkeypatch: pytest.MonkeyPatc
     def broken(path: Path) -> Iterator[tuple[str, int]]:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(staging, "scan_files", broken)
+    monkeypatch.setattr(package, "scan_files", broken)
     assert "cannot be read" in refusal(lambda: open_package_files(out))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from scale_export import UserError, attach, open_package, tolerances
 from scale_export.coefficients import load_coefficients
-from scale_export.parity import relative_error
+from scale_export.metrics import relative_error
 from tests.conftest import picture, random_coefficients
 
 QUESTION = "where is the red circle ?"

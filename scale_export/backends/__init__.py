@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..records import Float32
+from ..records import Array, Float32
 
-Array = NDArray[Any]
 Phase = Literal["base", "scaled"]
 """Which weights a forward runs on in a two-phase package; the other packages have one set for both."""
 

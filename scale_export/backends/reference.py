@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
-from ..records import Float32, Scope
+from ..records import Array, Float32, Scope
 from ..weights import DecoderWeights
-from . import Array, Phase, Scalars, Step
+from . import Phase, Scalars, Step
 
 
 @dataclass(kw_only=True)

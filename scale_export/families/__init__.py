@@ -16,12 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError, did_you_mean
-from ..records import DecoderSpec
+from ..records import Array, DecoderSpec
 
 if TYPE_CHECKING:
     from torch import nn
-
-Array = NDArray[Any]
 
 
 class Family(ABC):

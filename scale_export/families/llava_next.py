@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..records import DecoderSpec
-from . import Array, Family
+from ..records import Array, DecoderSpec
+from . import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from scale_export.backends.reference import ReferenceEngine
 from scale_export.base import BaseModel
 from scale_export.folding import FoldedDecoder, fold
 from scale_export.generation import Generator
-from scale_export.parity import relative_error
+from scale_export.metrics import relative_error
 from scale_export.pipeline import quantized
 from scale_export.plan import ExportOptions, Plan, make_plan
 from scale_export.prompts import encode_messages, user_message

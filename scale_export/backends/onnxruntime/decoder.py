@@ -102,7 +102,7 @@ def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str
         owner, _, part = name.rpartition(".")
         if name in ("cos_cache", "sin_cache"):
             table = np.cos(angles) if name == "cos_cache" else np.sin(angles)
-            return (table * np.float32(spec.rotary_scale)).astype(np.float32)
+            return np.asarray(table * np.float32(spec.rotary_scale), np.float32)
         if name in norms:
             return weights.norm(name).numpy()
         if part == "bias":

@@ -12,8 +12,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from ...records import Float32
-from .. import Array, Phase, Scalars, Step
+from ...records import Array, Float32
+from .. import Phase, Scalars, Step
 
 DEFAULT_THREADS: int | None = None
 """Threads of a session that was not told how many; None leaves it to ONNX Runtime."""

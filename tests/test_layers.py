@@ -1,0 +1,80 @@
+"""Imports point down the layers only, and what a device needs never reaches for torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "scale_export"
+
+LAYERS: list[set[str]] = [
+    {"errors", "records", "resources", "tolerances", "blocks", "statistics", "metrics"},
+    {"checkpoint", "coefficient_rules", "targets", "datasets", "draw", "progress"},
+    {"sites", "coefficient_file", "coefficients", "weights", "package", "prompts"},
+    {"adapter", "answers", "families", "folding", "decoder", "vision", "staging"},
+    {"base", "quantize", "training"},
+    {"plan", "train"},
+    {"backends"},
+    {"generation"},
+    {"runtime", "reference"},
+    {"parity", "report"},
+    {"task", "selftest", "bench"},
+    {"measure"},
+    {"report_data"},
+    {"pipeline", "verification"},
+    {"api"},
+    {"display"},
+    {"commands"},
+    {"cli"},
+    {"__main__", "_optimum", "__init__"},
+]
+"""From the bottom up. A module imports from lower layers, from its own package, or from its own layer."""
+
+
+def units() -> dict[str, list[Path]]:
+    """Module or subpackage → its files."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        found.setdefault(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), []).append(path)
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """The units of the package that a file imports at module level, type checking aside."""
+    depth = len(path.relative_to(PACKAGE).parts)
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            if node.level < depth and depth > 1:
+                continue
+            names |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return names
+
+
+def test_every_module_has_a_layer():
+    assert set().union(*LAYERS) == set(units())
+
+
+@pytest.mark.parametrize("unit", sorted(units()))
+def test_imports_point_down(unit: str):
+    rank = {name: level for level, names in enumerate(LAYERS) for name in names}
+    for path in units()[unit]:
+        for other in imported(path) - {unit, "__version__"}:
+            assert rank[other] <= rank[unit], f"{path.name} imports {other} from above"
+
+
+def test_a_device_needs_no_torch_and_no_exporting_library():
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnx_ir', 'onnxscript', 'scipy', 'matplotlib', 'optimum'):\n"
+        "    sys.modules[name] = None\n"
+        "import scale_export.runtime, scale_export.selftest, scale_export.bench, scale_export.verification\n"
+        "import scale_export.commands, scale_export.targets, scale_export.backends.onnxruntime.engine\n"
+        "from scale_export.families import family_names, load_family\n"
+        "[load_family(name) for name in family_names()]\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,81 @@
+"""The built wheel in empty environments: ``[ort]`` runs packages without torch, ``[export]`` makes them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import picture
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(out.glob("*.whl"))
+
+
+def environment(wheel: Path, extra: str, directory: Path) -> Path:
+    """A fresh virtual environment with the wheel and one extra; its ``bin``."""
+    venv.create(directory, with_pip=True)
+    pip = [str(directory / "bin/python"), "-m", "pip", "install", "--quiet"]
+    pinned = ["--constraint", str(ROOT / "constraints.txt")]
+    subprocess.run([*pip, *pinned, f"{wheel}[{extra}]"], check=True)
+    return directory / "bin"
+
+
+def ask(bin_directory: Path, *arguments: str, cwd: Path, code: int = 0) -> Any:
+    done = subprocess.run(
+        [bin_directory / "scale-export", *arguments, "--json"], capture_output=True, text=True, cwd=cwd, check=False
+    )
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_the_device_environment_runs_benches_and_checks_itself_without_torch(
+    wheel: Path, package: Path, coefficient_file: Path, base_of: Any, tmp_path: Path
+):
+    bin_directory = environment(wheel, "ort", tmp_path / "env")
+    installed = subprocess.run(
+        [bin_directory / "python", "-m", "pip", "list"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "onnxruntime" in installed and not {"torch", "onnx", "scipy", "matplotlib"} & set(installed)
+    picture().save(tmp_path / "scene.png")
+    asked = ["run", str(package), "--image", "scene.png", "--prompt", "where ?", "--max-new-tokens", "3"]
+    full = ask(bin_directory, *asked, cwd=tmp_path)
+    assert isinstance(full["answer"], str)
+    ask(bin_directory, *asked, "--scale", "0.5", cwd=tmp_path)
+    ask(bin_directory, *asked, "--coeffs", str(coefficient_file), cwd=tmp_path)
+    selftest = ask(bin_directory, "verify", str(package), "--selftest", cwd=tmp_path)["selftest"]
+    assert selftest["passed"] and selftest["value"] <= selftest["limit"]
+    bench = ask(bin_directory, "bench", str(package), "--prompt-tokens", "8", "--new-tokens", "2", cwd=tmp_path)
+    assert bench["decode_ms"] > 0
+    assert ask(bin_directory, "inspect", str(package), cwd=tmp_path)["scope"] == "last"
+    assert "cpu" in [target["name"] for target in ask(bin_directory, "targets", cwd=tmp_path)]
+    refusal = ask(
+        bin_directory, "fold", "--coeffs", str(coefficient_file), "--target", "cpu", cwd=tmp_path, code=2
+    )
+    assert "scale-export[export]" in refusal["error"]
+
+
+def test_the_export_environment_folds(wheel: Path, coefficient_file: Path, base_of: Any, tmp_path: Path):
+    bin_directory = environment(wheel, "export", tmp_path / "env")
+    base = str(base_of("llava", "llama").directory)
+    fold = ["fold", "--coeffs", str(coefficient_file), "--target", "cpu", "--model", base, "--eval", "none"]
+    outcome = ask(bin_directory, *fold, "--precision", "float32", "--out", "package", cwd=tmp_path)
+    assert outcome["passed"] and (tmp_path / "package/manifest.json").exists()
+    done = subprocess.run(
+        [bin_directory / "optimum-cli", "export", "scale", *fold[1:], "--dry-run"], cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0
