@@ -18,7 +18,7 @@ from .weights import CheckpointWeights
 class BaseModel:
     """An opened base model; heavy parts load on first use.
 
-    ``name`` is how the user or the coefficient file called it, for manifests and messages.
+    ``name`` is what a package records: the hub id, or a local directory's own name without its path.
     """
 
     name: str
@@ -67,18 +67,23 @@ def open_base(name: str, *, relative_to: Path | None = None) -> BaseModel:
     """
     from transformers import AutoConfig
 
-    directory = _locate(name, relative_to)
+    local = _local_directory(name, relative_to)
+    directory = local or _download(name)
     checkpoint = Checkpoint(directory)
     family = load_family(str(checkpoint.config.get("model_type")))
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    return BaseModel(name=name, checkpoint=checkpoint, config=config, family=family)
+    return BaseModel(name=local.name if local else name, checkpoint=checkpoint, config=config, family=family)
 
 
-def _locate(name: str, relative_to: Path | None) -> Path:
+def _local_directory(name: str, relative_to: Path | None) -> Path | None:
     candidates = [relative_to / name] if relative_to else []
     for candidate in (*candidates, Path(name)):
         if candidate.is_dir():
             return candidate.resolve()
+    return None
+
+
+def _download(name: str) -> Path:
     if name.startswith((".", "/")) or name.count("/") != 1:
         raise UserError(f"there is no base model directory {name}: give the right one with --model DIR")
     from huggingface_hub import snapshot_download

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .package import DecoderFacts, Manifest, Tool
 from .plan import ExportOptions, Plan, make_plan
 from .progress import WorkLog
 from .quantize import load_quantizer, quantize
+from .records import Coefficients
 from .report import render_report
 from .report_data import report_data
 from .runtime import PROCESSOR_FILES
@@ -80,7 +81,7 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
         folded = fold(plan.base.weights, plan.coefficients, plan.fold)
         graphs = emit(quantized(folded, plan), plan, directory, log)
         copy_processor(plan.base, directory)
-        save_coefficients(plan.coefficients, directory / COEFFICIENTS)
+        save_coefficients(portable_coefficients(plan), directory / COEFFICIENTS)
         paths = {role: directory / name for role, name in graphs.items()}
         measurement = Measurement(plan=plan, directory=directory, graphs=paths, log=log, scratch=directory)
         measured = measurement.run(evaluation, request.eval_limit)
@@ -118,6 +119,12 @@ def emit(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> di
     return graphs
 
 
+def portable_coefficients(plan: Plan) -> Coefficients:
+    """The coefficients with the base model under the name that makes sense inside a package."""
+    identity = replace(plan.coefficients.base, base_model=plan.base.name)
+    return replace(plan.coefficients, base=identity)
+
+
 def copy_processor(base: BaseModel, directory: Path) -> None:
     """Copy the processor's files as they are, so that the device prepares inputs as PyTorch's side does."""
     for name in PROCESSOR_FILES:
@@ -144,7 +151,7 @@ def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
         tool=Tool(name="scale-export", version=__version__),
         libraries={library: version(library) for library in LIBRARIES},
         name=name,
-        base_model=plan.coefficients.base.base_model,
+        base_model=base.name,
         model_type=base.family.model_type,
         target=plan.target.name,
         backend=plan.target.backend,

@@ -25,7 +25,7 @@ def report_data(plan: Plan, measured: Measured, directory: Path, name: str) -> R
     attn, mlp = coefficients.dense(base.spec.num_layers, base.spec.num_heads)
     differing = [a for a in measured.answered if not a.agrees]
     facts = {
-        "Base model": coefficients.base.base_model,
+        "Base model": base.name,
         "Family": base.family.model_type,
         "Target": f"{plan.target.name}: {plan.target.title}",
         "Backend": plan.target.backend,
