@@ -12,6 +12,8 @@ import dataclasses
 import json
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,7 +21,6 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from onnxruntime_genai.models.builder import create_model
 from rich.console import Console
 from rich.table import Table
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -67,19 +68,10 @@ def build_checkpoint(directory: Path) -> None:
 def build_genai(source: Path, directory: Path) -> Path:
     """The peer: int4 block 32 symmetric, accuracy level 4, embeddings as inputs as in a vision-language model."""
     if not (directory / "model.onnx").exists():
-        create_model(
-            None,
-            str(source),
-            str(directory),
-            "int4",
-            "cpu",
-            str(directory / "cache"),
-            int4_block_size=32,
-            int4_is_symmetric=True,
-            accuracy_level=4,
-            int4_accuracy_level=4,
-            exclude_embeds=True,
-        )
+        options = ["int4_block_size=32", "int4_is_symmetric=true", "accuracy_level=4", "exclude_embeds=true"]
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", source, "-o", directory]
+        command += ["-p", "int4", "-e", "cpu", "-c", directory / "cache", "--extra_options", *options]
+        subprocess.run(command, check=True, capture_output=True)
     return directory / "model.onnx"
 
 
@@ -119,6 +111,9 @@ class GenaiSession(DecoderSession):
     def __init__(self, session: ort.InferenceSession, context_length: int) -> None:
         super().__init__(session, context_length)
         self.names = {i.name for i in session.get_inputs()}
+        heads = SHAPE["num_key_value_heads"]
+        head_dim = SHAPE["hidden_size"] // SHAPE["num_attention_heads"]
+        self.cache_shapes = {name: (1, heads, 0, head_dim) for name in self.cache_shapes}
 
     def forward(self, cache, step: Step, scalars: Scalars | None):
         after = cache.lengths + step.lengths

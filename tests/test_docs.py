@@ -1,0 +1,53 @@
+"""The documents keep up with the code: every command, option, leg, target and link."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from scale_export.cli import app
+from scale_export.parity import LEGS
+from scale_export.targets import target_names
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])
+COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+
+
+def section(name: str) -> str:
+    text = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    found = re.search(rf"^## {name}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/commands.md has no section {name}"
+    return found.group(1)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_and_option_is_documented(name: str):
+    text = section(name)
+    assert f"scale-export {name}" in text
+    shared = {"--json", "--help"}
+    for parameter in COMMANDS[name].params:
+        options = {o for o in parameter.opts if o.startswith("--")} - shared
+        assert all(option in text for option in options), f"{name} {options}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)#]+?)\)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_every_leg_and_target_is_named():
+    parity = (ROOT / "docs/parity.md").read_text(encoding="utf-8")
+    assert all(f"| {leg} |" in parity for leg in LEGS)
+    assert "cpu" in target_names()
+
+
+def test_the_readme_runs_the_make_targets_that_exist():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for name in set(re.findall(r"\bmake (\w+)", readme)) - {"the"}:
+        assert re.search(rf"^{name}:", makefile, re.MULTILINE), name
