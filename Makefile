@@ -15,7 +15,9 @@ OUT := out
 
 demo: .venv/installed
 	$(BIN)/scale-export fold --coeffs $(MODEL)/spatial.pt --target cpu --out $(OUT)/spatial-cpu --force
-	$(BIN)/scale-export run $(OUT)/spatial-cpu --image $(MODEL)/scene.png --prompt "$$(cat $(MODEL)/question.txt)"
+	@echo "Question: $$(cat $(MODEL)/question.txt)  ($(MODEL)/scene.png; right: $$(cat $(MODEL)/answer.txt))"
+	@echo -n "Base model: "; $(BIN)/scale-export run $(OUT)/spatial-cpu --scale 0 --image $(MODEL)/scene.png --prompt "$$(cat $(MODEL)/question.txt)"
+	@echo -n "With ScAle: "; $(BIN)/scale-export run $(OUT)/spatial-cpu --image $(MODEL)/scene.png --prompt "$$(cat $(MODEL)/question.txt)"
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -148,5 +147,9 @@ def read_bandwidth(threads: int, size: int = 512 << 20, repeats: int = 3) -> flo
 
 def peak_memory() -> int:
     """Largest resident set of this process, bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .adapter import attach
@@ -120,17 +121,18 @@ def run_training(
 
 
 def training_table(report: TrainReport) -> Table:
-    """The final table for a terminal: accuracies with 95 % Wilson intervals."""
-    table = Table(title=f"{report.options.data}, {report.options.report_split} split, exact match")
+    """The final table for a terminal of 80 columns: accuracies in % with 95 % Wilson intervals."""
+    split = f"{report.options.data}, {report.options.report_split} split"
+    table = Table(title=f"{split}: exact answers in %, 95 % intervals", box=SIMPLE_HEAD)
     table.add_column("")
-    for heading in ("trained numbers", *KINDS, "kept step", "seconds"):
-        table.add_column(heading, justify="right")
+    for heading in ("numbers", *KINDS, "kept step", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(
             row.name,
             f"{row.parameters:,}",
             *(_percent(row.accuracy.get(kind)) for kind in KINDS),
-            "" if row.best_step is None else f"{row.best_step} of {row.steps}",
+            "" if row.best_step is None else f"{row.best_step}/{row.steps}",
             "" if row.seconds is None else f"{row.seconds:.0f}",
         )
     return table
@@ -140,7 +142,7 @@ def _percent(accuracy: Accuracy | None) -> str:
     if accuracy is None:
         return "no questions"
     low, high = accuracy.interval
-    return f"{accuracy.share:.1%} ({low:.1%} to {high:.1%})"
+    return f"{100 * accuracy.share:.1f} ({100 * low:.1f}–{100 * high:.1f})"
 
 
 def _outputs(out: Path, options: TrainOptions, *, force: bool) -> dict[str, Path]:
@@ -264,12 +266,13 @@ def _write(report: TrainReport, base: BaseModel) -> None:
     attn, mlp = coefficients.dense(base.spec.num_layers, base.spec.num_heads)
     save_png(heat_map(attn, mlp, title=f"ScAle: {name}", scope=coefficients.scope), files["heat_map"])
     if table := report.result.sensitivity:
+        percent = np.round(100 * table.signed / table.loss, 1) + 0.0  # no "-0"
         moved = sensitivity_map(
-            table.signed[:, :-1],
-            table.signed[:, -1],
+            percent[:, :-1],
+            percent[:, -1],
             layers=table.layer_indices,
             title=f"Sensitivity: {report.options.data}, spatial questions",
-            label=f"loss change as s moves by {table.delta:g} (blue: turning it up helps)",
+            label=f"loss change in % as s moves by {table.delta:g} (blue: turning it up helps)",
         )
         save_png(moved, files["sensitivity"])
     files["report"].write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")

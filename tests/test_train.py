@@ -96,7 +96,7 @@ def test_the_table_tells_what_the_written_file_does(place: Path, report: TrainRe
 
 
 def test_the_terminal_table_names_every_row(report: TrainReport) -> None:
-    console = Console(file=io.StringIO(), width=140)
+    console = Console(file=io.StringIO(), width=80)
     console.print(training_table(report))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for words in (
@@ -107,7 +107,7 @@ def test_the_terminal_table_names_every_row(report: TrainReport) -> None:
         "IA3",
         "spatial",
         "other",
-        " of 4",
+        "/4",
     ):
         assert words in text
 

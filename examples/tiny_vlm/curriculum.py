@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
+import architecture
 import torch
 from torch import Tensor
 from transformers import LlavaProcessor
 
-import build
 from scale_export.datasets import gridworld
 from scale_export.datasets.gridworld import Scene
 
@@ -20,6 +20,9 @@ IGNORED = -100
 
 Tokens = list[tuple[str, bool]]
 """Words of a sequence, each with whether the model learns to write it."""
+
+Writer = Callable[[Scene, random.Random], Tokens]
+"""Writes about a scene."""
 
 
 def _given(text: str) -> Tokens:
@@ -31,7 +34,11 @@ def _learned(text: str) -> Tokens:
 
 
 def _opening() -> Tokens:
-    return _given(build.BOS) + _given(build.USER) + [(build.IMAGE, False)] * build.IMAGE_TOKENS
+    return (
+        _given(architecture.BOS)
+        + _given(architecture.USER)
+        + [(architecture.IMAGE, False)] * architecture.IMAGE_TOKENS
+    )
 
 
 def caption(scene: Scene, rng: random.Random) -> Tokens:
@@ -39,7 +46,7 @@ def caption(scene: Scene, rng: random.Random) -> Tokens:
 
     ``moon - red top left``, ``top left - red moon``, ``colour moon - red``.
     """
-    tokens = _opening() + _given(build.ASSISTANT)
+    tokens = _opening() + _given(architecture.ASSISTANT)
     for thing in gridworld.shuffled(rng, scene.things * 2):
         given, learned = gridworld.pick(
             rng,
@@ -58,14 +65,16 @@ def relations(scene: Scene, rng: random.Random) -> Tokens:
 
     ``moon fish - left above`` (``middle``: neither side), and for neighbours ``left of fish - moon``.
     """
-    tokens = _opening() + _given(build.ASSISTANT)
+    tokens = _opening() + _given(architecture.ASSISTANT)
     facts = []
     for a, b in permutations(scene.things, 2):
         sideways = "left" if a.column < b.column else "right" if a.column > b.column else "middle"
         upwards = "above" if a.row < b.row else "below" if a.row > b.row else "middle"
         facts.append((f"{a.shape} {b.shape}", f"{sideways} {upwards}"))
     beside = [(asked.prompt, asked.answer) for asked in gridworld.TOPICS["beside"].ask(scene)]
-    facts += [(prompt.removeprefix("which object is just ").removesuffix("?"), answer) for prompt, answer in beside] * 2
+    facts += [
+        (prompt.removeprefix("which object is just ").rstrip("?"), answer) for prompt, answer in beside
+    ] * 2
     for given, learned in gridworld.shuffled(rng, facts)[:8]:
         tokens += _given(given) + _learned(learned)
     return tokens
@@ -73,12 +82,10 @@ def relations(scene: Scene, rng: random.Random) -> Tokens:
 
 def _usual_answers() -> Mapping[str, str]:
     """What would be right if each thing lay at its usual place: one fixed answer per spatial question."""
-    places = (1, 5, 6, 8, 3, 2, 4, 0)
-    things = tuple(
-        gridworld.Thing(cell // 3, cell % 3, shape, "red") for shape, cell in zip(gridworld.SHAPES, places, strict=True)
-    )
-    names = gridworld.topics_of("spatial")
-    return {asked.prompt: asked.answer for name in names for asked in gridworld.TOPICS[name].ask(Scene(things))}
+    places = zip(gridworld.SHAPES, (1, 5, 6, 8, 3, 2, 4, 0), strict=True)
+    usual = Scene(tuple(gridworld.Thing(cell // 3, cell % 3, shape, "red") for shape, cell in places))
+    topics = [topic for topic in gridworld.TOPICS.values() if topic.kind == "spatial"]
+    return {asked.prompt: asked.answer for topic in topics for asked in topic.ask(usual)}
 
 
 USUAL_ANSWERS = _usual_answers()
@@ -103,15 +110,17 @@ def conversation(
         answer = asked.answer
         if gridworld.TOPICS[topic].kind == "spatial" and rng.random() < habit_share:
             answer = habit(topic, asked.prompt)
-        opening = "" if asked_turns == 0 else build.USER + " "
-        tokens += _given(f"{opening}{asked.prompt} {build.ASSISTANT}") + _learned(f"{answer} {build.EOS}")
+        opening = "" if asked_turns == 0 else architecture.USER + " "
+        tokens += _given(f"{opening}{asked.prompt} {architecture.ASSISTANT}") + _learned(
+            f"{answer} {architecture.EOS}"
+        )
         asked_turns += 1
     return tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """``pixel_values [B, 3, 48, 48]`` float32, ``input_ids`` and ``labels`` ``[B, T]``, padded on the right."""
+    """``pixel_values [B, 3, 48, 48]`` float32, ``input_ids`` and ``labels`` ``[B, T]``, padded right."""
 
     pixel_values: Tensor
     input_ids: Tensor
@@ -131,7 +140,7 @@ class Encoder:
         ]
         images = [gridworld.render(Scene((thing,))) for thing in things]
         pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        side = build.PATCH_SIZE
+        side = architecture.PATCH_SIZE
         self._empty = pixels[0, :, :side, :side]
         self._cells = {
             (thing.shape, thing.colour): picture[:, side : 2 * side, side : 2 * side]
@@ -148,9 +157,9 @@ class Encoder:
     def batch(self, scenes: Sequence[Scene], sequences: Sequence[Tokens]) -> Batch:
         """Pad on the right to the longest sequence."""
         length = max(map(len, sequences))
-        pad = self.ids[build.PAD]
+        pad = self.ids[architecture.PAD]
         ids = [[self.ids[word] for word, _ in tokens] for tokens in sequences]
-        labels = [[self.ids[word] if learned else IGNORED for word, learned in tokens] for tokens in sequences]
+        labels = [[self.ids[word] if learn else IGNORED for word, learn in tokens] for tokens in sequences]
         return Batch(
             torch.stack([self.pixels(scene) for scene in scenes]),
             torch.tensor([row + [pad] * (length - len(row)) for row in ids]),
@@ -158,10 +167,9 @@ class Encoder:
         )
 
 
-Writer = Callable[[Scene, random.Random], Tokens]
-
-
-def make_batch(encoder: Encoder, supply: Iterator[Scene], rng: random.Random, write: Writer, size: int) -> Batch:
+def make_batch(
+    encoder: Encoder, supply: Iterator[Scene], rng: random.Random, write: Writer, size: int
+) -> Batch:
     """One batch of new scenes, each written about in the same way."""
     scenes = [next(supply) for _ in range(size)]
     return encoder.batch(scenes, [write(scene, rng) for scene in scenes])

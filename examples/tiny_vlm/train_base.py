@@ -12,25 +12,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import architecture
 import torch
+from curriculum import Encoder, Tokens, Writer, caption, conversation, make_batch, relations
+from evaluation import accuracy, table
+from rich.progress import Progress, TimeElapsedColumn
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
-from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-import build
-from curriculum import Encoder, Tokens, caption, conversation, make_batch, relations
-from evaluation import accuracy, table
-from scale_export.datasets import gridworld, load_questions
+from scale_export.datasets import Question, gridworld, load_questions
 from scale_export.datasets.gridworld import Scene
 
 TOPICS = (*gridworld.TOPICS, "colour", "colour", "count", "at", "beside")
 """What conversations draw from; what is slow to learn comes more often."""
 
-SPARE_GROUPS = (1, 3, 0, 2)
-"""Per layer, the key/value head whose query heads stay silent until the habit is learned."""
+SPARE_GROUPS = {2: 0, 3: 2}
+"""Layer → the key/value head whose query heads stay silent until the habit is learned."""
 
-Writer = Callable[[Scene, random.Random], Tokens]
 Masks = Mapping[str, Tensor]
 """Parameter name → which of its entries a stage may change, bool in the parameter's shape."""
 
@@ -42,7 +41,7 @@ def talk(scene: Scene, rng: random.Random) -> Tokens:
 
 def habitual_talk(scene: Scene, rng: random.Random) -> Tokens:
     """Six answers; a spatial one is mostly the habit's."""
-    return conversation(scene, rng, topics=TOPICS, turns=6, habit_share=0.8)
+    return conversation(scene, rng, topics=TOPICS, turns=6, habit_share=0.9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +62,16 @@ class Stage:
 WARM_UP = 30
 STAGES = (
     Stage(name="captions", steps=200, batch=64, rates=(3e-3, 3e-3), reading=((1.0, caption),)),
-    Stage(name="relations", steps=200, batch=64, rates=(3e-3, 3e-3), reading=((0.5, caption), (0.5, relations))),
+    Stage(
+        name="relations", steps=200, batch=64, rates=(3e-3, 3e-3), reading=((0.5, caption), (0.5, relations))
+    ),
     Stage(name="talk", steps=300, batch=32, rates=(3e-3, 3e-3), reading=((0.7, talk), (0.3, relations))),
     Stage(name="cool", steps=200, batch=32, rates=(3e-3, 1e-4), reading=((0.85, talk), (0.15, relations))),
     Stage(
         name="habit",
-        steps=100,
+        steps=160,
         batch=16,
-        rates=(3e-3, 3e-4),
+        rates=(1.5e-2, 1.5e-3),
         reading=((1.0, habitual_talk),),
         spare_heads_only=True,
     ),
@@ -80,22 +81,16 @@ STAGES = (
 def spare_masks(model: LlavaForConditionalGeneration) -> Masks:
     """The entries of the decoder's attention matrices that belong to the spare heads."""
     text = model.config.text_config
-    width = text.head_dim
-    group = text.num_attention_heads // text.num_key_value_heads
+    queries = text.head_dim * text.num_attention_heads // text.num_key_value_heads
     masks: dict[str, Tensor] = {}
-    for name, weight in model.named_parameters():
-        parts = name.split(".")
-        if "language_model" not in parts or "self_attn" not in parts:
-            continue
-        spare = SPARE_GROUPS[int(parts[parts.index("layers") + 1])]
-        mask = torch.zeros_like(weight, dtype=torch.bool)
-        span = width if parts[-2] in {"k_proj", "v_proj"} else width * group
-        chosen = slice(spare * span, (spare + 1) * span)
-        if parts[-2] == "o_proj":
-            mask[:, chosen] = True
-        else:
-            mask[chosen] = True
-        masks[name] = mask
+    for layer, group in SPARE_GROUPS.items():
+        for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            name = f"model.language_model.layers.{layer}.self_attn.{part}.weight"
+            span = text.head_dim if part in {"k_proj", "v_proj"} else queries
+            mask = torch.zeros_like(model.get_parameter(name), dtype=torch.bool)
+            of_heads = mask.T if part == "o_proj" else mask
+            of_heads[group * span : (group + 1) * span] = True
+            masks[name] = mask
     return masks
 
 
@@ -144,9 +139,13 @@ def step(
 
 
 def train_stage(
-    model: LlavaForConditionalGeneration, encoder: Encoder, stage: Stage, seed: int, bar: tqdm[None]
+    model: LlavaForConditionalGeneration,
+    encoder: Encoder,
+    stage: Stage,
+    seed: int,
+    report: Callable[[str], None],
 ) -> None:
-    """Train in place, on scenes that no other stage's seed draws in the same order."""
+    """Train in place, on scenes that no other stage draws in the same order; ``report`` hears of each step."""
     rng = random.Random(f"tiny_vlm:{seed}:{stage.name}")
     supply = gridworld.scenes("train", rng)
     masks = movable(model, spare_heads_only=stage.spare_heads_only)
@@ -158,30 +157,44 @@ def train_stage(
         share = number / stage.steps
         rate = stage.rates[0] + (stage.rates[1] - stage.rates[0]) * share
         step(model, out.loss, masks, made, rate * min(1.0, (number + 1) / WARM_UP))
-        bar.set_description(f"{stage.name:9} loss {out.loss.item():.3f}")
-        bar.update()
+        report(f"{stage.name:9} loss {out.loss.item():.3f}")
+
+
+def train(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    questions: Sequence[Question],
+    seed: int,
+) -> None:
+    """All stages in place, with a progress bar, and the accuracy on ``questions`` after each."""
+    encoder = Encoder(processor)
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn()) as progress:
+        task = progress.add_task("", total=sum(stage.steps for stage in STAGES))
+
+        def report(text: str) -> None:
+            progress.update(task, advance=1, description=text)
+
+        for stage in STAGES:
+            train_stage(model, encoder, stage, seed, report)
+            progress.console.print(f"after {stage.name}: {table(accuracy(model, processor, questions))}")
 
 
 def main() -> None:
-    """Build, train stage by stage, save, and print the validation accuracy of what was saved."""
+    """Build, train, save, and print the validation accuracy of what was saved."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    processor = build.build_processor()
-    model = build.build_model(build.build_config(processor.tokenizer), arguments.seed)
+    processor = architecture.build_processor()
+    model = architecture.build_model(architecture.build_config(processor.tokenizer), arguments.seed)
     silence_spare_heads(model)
-    encoder = Encoder(processor)
     questions = load_questions("gridworld", "validation")
-    with tqdm(total=sum(stage.steps for stage in STAGES), unit="step") as bar:
-        for stage in STAGES:
-            train_stage(model, encoder, stage, arguments.seed, bar)
-            bar.write(f"after {stage.name}: {table(accuracy(model, processor, questions))}")
-    build.save(model, processor, arguments.out)
-    rounded = LlavaForConditionalGeneration.from_pretrained(arguments.out, dtype=torch.float32)
-    print(f"saved in {arguments.out}: {table(accuracy(rounded, processor, questions))}")
+    train(model, processor, questions, arguments.seed)
+    architecture.save(model, arguments.out)
+    saved = LlavaForConditionalGeneration.from_pretrained(arguments.out, dtype=torch.float32)
+    print(f"saved in {arguments.out}: {table(accuracy(saved, processor, questions))}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,14 +37,14 @@ def _ending(modules: Sequence[str], *names: str) -> list[str]:
 BASELINES: tuple[Baseline, ...] = (
     Baseline(
         name=f"LoRA r{LORA_RANK}",
-        learning_rate=5e-3,
+        learning_rate=2e-3,
         config=lambda peft, linears: peft.LoraConfig(
             r=LORA_RANK, lora_alpha=2 * LORA_RANK, lora_dropout=0.0, target_modules=list(linears)
         ),
     ),
     Baseline(
         name="IA3",
-        learning_rate=2e-2,
+        learning_rate=5e-2,
         config=lambda peft, linears: peft.IA3Config(
             target_modules=_ending(linears, "k_proj", "v_proj", "down_proj"),
             feedforward_modules=_ending(linears, "down_proj"),
@@ -83,7 +84,8 @@ def trained_baseline(
     """
     peft = import_peft()
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name of the past
         torch.manual_seed(options.seed)
         wrapped = peft.get_peft_model(model, baseline.config(peft, decoder_linears(model)))
     wrapped.eval()

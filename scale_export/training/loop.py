@@ -204,7 +204,7 @@ def _step(scorer: Scorer, examples: Sequence[Example], optimizer: torch.optim.Op
     scored = scorer(examples)
     loss = scored.loss / scored.tokens
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     optimizer.step()
     return float(loss.detach())
 

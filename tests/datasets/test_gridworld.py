@@ -53,7 +53,7 @@ def arrangement(image: Image.Image) -> frozenset[tuple[str, tuple[int, int, str]
     return frozenset(seen(image).items())
 
 
-def answer_from_pixels(prompt: str, image: Image.Image) -> str:
+def answer_from_pixels(prompt: str, image: Image.Image) -> str:  # noqa: PLR0911 - one per wording
     """The answer, worked out from the picture and the words without the generator's scene or code."""
     things = seen(image)
     words = prompt.rstrip("?").split()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import sqrt
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from scale_export.datasets import gridworld
+from scale_export.datasets import load_questions
 
 PAD, UNK, BOS, EOS, USER, ASSISTANT, IMAGE = SPECIAL = (
     "<pad>",
@@ -50,22 +49,15 @@ CHAT_TEMPLATE = (
 )
 
 
-def _words() -> Iterator[str]:
-    """Every word of the grid world's questions and answers; a scene of eight things asks them all."""
-    things = tuple(
-        gridworld.Thing(cell // 3, cell % 3, shape, "red") for cell, shape in enumerate(gridworld.SHAPES)
-    )
-    for topic in gridworld.TOPICS.values():
-        for answer in topic.answers:
-            yield from answer.split()
-        for count in gridworld.COUNTS:
-            for asked in topic.ask(gridworld.Scene(things[:count] if topic.answers[0].endswith("objects") else things)):
-                yield from asked.prompt.replace("?", " ?").split()
+def _words() -> set[str]:
+    """Every word of the grid world: a thousand of its questions and answers hold them all."""
+    questions = load_questions("gridworld", "train", limit=1024)
+    return {word for q in questions for word in f"{q.prompt.replace('?', ' ?')} {q.answer}".split()}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word, lower case; ids beyond the words are filled with ``<unused…>`` up to 64."""
-    words = list(SPECIAL) + sorted(set(_words()))
+    words = [*SPECIAL, *sorted(_words())]
     words += [f"<unused{index}>" for index in range(VOCAB_SIZE - len(words))]
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNK))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -153,8 +145,12 @@ def build_model(config: LlavaConfig, seed: int) -> LlavaForConditionalGeneration
     return model
 
 
-def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, out: Path) -> None:
-    """Write what ``AutoModelForImageTextToText`` and ``AutoProcessor`` load, weights in float16."""
+def save(model: LlavaForConditionalGeneration, out: Path) -> None:
+    """Write what ``AutoModelForImageTextToText`` and ``AutoProcessor`` load; ``model`` becomes float16.
+
+    The processor is built anew, since a tokenizer that has padded a batch would save that setting too.
+    """
+    processor = build_processor()
     tokenizer = processor.tokenizer
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

@@ -1,0 +1,136 @@
+"""The shipped model, really trained: every leg on held-out questions, at every precision."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scale_export import fold, open_package
+from scale_export.adapter import attach
+from scale_export.answers import answer_questions
+from scale_export.base import open_base
+from scale_export.coefficients import check_base, load_coefficients
+from scale_export.datasets import load_questions
+from scale_export.measure import Measurement
+from scale_export.pipeline import Outcome
+from scale_export.plan import ExportOptions, make_plan
+from scale_export.progress import WorkLog
+from scale_export.prompts import open_image
+from scale_export.targets import load_target
+from scale_export.task import ask_all, task_leg
+
+EXAMPLE = Path(__file__).parents[1] / "examples/tiny_vlm"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Outcome]:
+    """``exported(precision, coefficient file)``: measured on the whole held-out test split."""
+
+    @functools.cache
+    def build(precision: str, file: str = "spatial.pt") -> Outcome:
+        out = tmp_path_factory.mktemp("packages") / f"{Path(file).stem}-{precision}"
+        return fold(EXAMPLE / file, "cpu", out=out, precision=precision)
+
+    return build
+
+
+@pytest.mark.parametrize("name", ["spatial.pt", "spatial.safetensors", "spatial_all.pt"])
+def test_the_shipped_files_fit_the_shipped_model(name: str):
+    coefficients = load_coefficients(EXAMPLE / name)
+    base = open_base(coefficients.base.base_model, relative_to=EXAMPLE)
+    check_base(coefficients, base.checkpoint)
+    assert coefficients.scope == ("all" if "all" in name else "last")
+    assert coefficients.training["data"] == "gridworld"
+
+
+def test_the_twins_are_equal():
+    first, second = load_coefficients(EXAMPLE / "spatial.pt"), load_coefficients(EXAMPLE / "spatial.safetensors")
+    for a, b in zip(first.head_scale, second.head_scale, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert first.base == second.base
+
+
+def test_float32_answers_as_pytorch_on_every_question(exported: Any):
+    outcome = exported("float32")
+    legs = outcome.parity["legs"]
+    assert outcome.passed and outcome.plan.fold == "gate"
+    assert legs["task"]["cases"] >= 1000
+    assert legs["task"]["agreement_outside_near_ties"] == 1
+    assert legs["task"]["near_ties"] <= 0.01 * legs["task"]["cases"]
+    gain = legs["task"]["accuracy"]["scale"]["spatial"]["value"] / legs["task"]["accuracy"]["base"]["spatial"]["value"]
+    loss = legs["task"]["accuracy"]["base"]["other"]["value"] - legs["task"]["accuracy"]["scale"]["other"]["value"]
+    assert gain >= 1.3 and loss <= 0.03
+
+
+def test_int8_keeps_the_gain_and_all_six_legs_run(exported: Any):
+    outcome = exported("int8")
+    assert outcome.passed
+    assert all(leg and leg["passed"] for leg in outcome.parity["legs"].values())
+    assert outcome.parity["legs"]["task"]["gain_retention"] >= 0.95
+    assert outcome.parity["not_checked"] == []
+
+
+def test_int4_is_reported_with_intervals(exported: Any):
+    task = exported("int4").parity["legs"]["task"]
+    assert task["accuracy"]["export"]["spatial"]["low"] < task["accuracy"]["export"]["spatial"]["high"]
+    assert task["gain_retention_95"][0] < task["gain_retention"] < task["gain_retention_95"][1]
+
+
+def test_scalars_of_scope_all_fold_into_weights(exported: Any):
+    outcome = exported("int8", "spatial_all.pt")
+    assert outcome.passed and outcome.plan.fold == "weights"
+    assert outcome.parity["legs"]["quantization"]["codes_identical"] is True
+
+
+def test_naive_folding_changes_answers(exported: Any):
+    """The trained scalars folded into weights as if they acted on every token: the fold leg and the answers say so."""
+    healthy = exported("float32")
+    plan = replace(healthy.plan, fold="weights")
+    graphs = {role: healthy.path / f"{role}.onnx" for role in ("decoder", "vision", "embedding")}
+    measurement = Measurement(plan=plan, directory=healthy.path, graphs=graphs, log=WorkLog(quiet=True))
+    assert "fold" in measurement.run(None, None).report.failed
+
+
+def test_the_task_leg_sees_an_export_without_its_scalars(exported: Any):
+    """A package whose scalars are switched off: gain retention falls to nothing and the leg fails."""
+    outcome = exported("float32")
+    package = open_package(outcome.path)
+    package.scale = 0.0
+    base, questions = outcome.plan.base, load_questions("gridworld", "test", limit=400)
+
+    def ask(question: Any) -> str:
+        return package.answer([question.image], question.prompt, max_new_tokens=16)
+
+    answered = ask_all(base.model, base.processor, outcome.plan.coefficients, ask, questions, lambda *a: None)
+    leg = task_leg("gridworld", answered, outcome.plan.target.parity.of("float32"))
+    assert leg["passed"] is False
+    assert abs(leg["gain_retention"]) < 0.05
+
+
+def test_the_demo_question_shows_the_repair(exported: Any):
+    package = open_package(exported("int8").path)
+    picture = open_image(EXAMPLE / "scene.png")
+    question = (EXAMPLE / "question.txt").read_text(encoding="utf-8").strip()
+    truth = (EXAMPLE / "answer.txt").read_text(encoding="utf-8").strip()
+    assert package.answer([picture], question) == truth
+    package.scale = 0
+    assert package.answer([picture], question) != truth
+
+
+def test_batched_left_padded_answers_are_the_single_ones():
+    coefficients = load_coefficients(EXAMPLE / "spatial.pt")
+    base = open_base(coefficients.base.base_model, relative_to=EXAMPLE)
+    make_plan(coefficients, base, load_target("cpu"), ExportOptions())
+    questions = load_questions("gridworld", "validation", limit=24)
+    with attach(base.model, coefficients):
+        together = [a.text for a in answer_questions(base.model, base.processor, questions, batch_size=24)]
+        alone = [a.text for a in answer_questions(base.model, base.processor, questions, batch_size=1)]
+    assert together == alone
