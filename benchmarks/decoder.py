@@ -113,7 +113,7 @@ class GenaiSession(DecoderSession):
         self.names = {i.name for i in session.get_inputs()}
         heads = SHAPE["num_key_value_heads"]
         head_dim = SHAPE["hidden_size"] // SHAPE["num_attention_heads"]
-        self.cache_shapes = {name: (1, heads, 0, head_dim) for name in self.cache_shapes}
+        self.cache_shapes = dict.fromkeys(self.cache_shapes, (1, heads, 0, head_dim))
 
     def forward(self, cache, step: Step, scalars: Scalars | None):
         after = cache.lengths + step.lengths

@@ -17,7 +17,9 @@ from scale_export.prompts import encode_messages, user_message
 from scale_export.records import Coefficients
 from tests.conftest import FAMILIES, VARIANTS, picture, random_coefficients
 
-CASES = [("llava", variant) for variant in VARIANTS] + [("llava_next", v) for v in ("llama", "mistral-window", "qwen2")]
+CASES = [("llava", variant) for variant in VARIANTS] + [
+    ("llava_next", v) for v in ("llama", "mistral-window", "qwen2")
+]
 
 
 def relative(reference: Tensor, other: Tensor) -> float:

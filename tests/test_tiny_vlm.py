@@ -52,7 +52,10 @@ def test_the_shipped_files_fit_the_shipped_model(name: str):
 
 
 def test_the_twins_are_equal():
-    first, second = load_coefficients(EXAMPLE / "spatial.pt"), load_coefficients(EXAMPLE / "spatial.safetensors")
+    first, second = (
+        load_coefficients(EXAMPLE / "spatial.pt"),
+        load_coefficients(EXAMPLE / "spatial.safetensors"),
+    )
     for a, b in zip(first.head_scale, second.head_scale, strict=True):
         np.testing.assert_array_equal(a, b)
     assert first.base == second.base
@@ -65,8 +68,14 @@ def test_float32_answers_as_pytorch_on_every_question(exported: Any):
     assert legs["task"]["cases"] >= 1000
     assert legs["task"]["agreement_outside_near_ties"] == 1
     assert legs["task"]["near_ties"] <= 0.01 * legs["task"]["cases"]
-    gain = legs["task"]["accuracy"]["scale"]["spatial"]["value"] / legs["task"]["accuracy"]["base"]["spatial"]["value"]
-    loss = legs["task"]["accuracy"]["base"]["other"]["value"] - legs["task"]["accuracy"]["scale"]["other"]["value"]
+    gain = (
+        legs["task"]["accuracy"]["scale"]["spatial"]["value"]
+        / legs["task"]["accuracy"]["base"]["spatial"]["value"]
+    )
+    loss = (
+        legs["task"]["accuracy"]["base"]["other"]["value"]
+        - legs["task"]["accuracy"]["scale"]["other"]["value"]
+    )
     assert gain >= 1.3 and loss <= 0.03
 
 

@@ -37,7 +37,11 @@ def environment(wheel: Path, extra: str, directory: Path) -> Path:
 
 def ask(bin_directory: Path, *arguments: str, cwd: Path, code: int = 0) -> Any:
     done = subprocess.run(
-        [bin_directory / "scale-export", *arguments, "--json"], capture_output=True, text=True, cwd=cwd, check=False
+        [bin_directory / "scale-export", *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
     )
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -59,7 +63,9 @@ def test_the_device_environment_runs_benches_and_checks_itself_without_torch(
     ask(bin_directory, *asked, "--coeffs", str(coefficient_file), cwd=tmp_path)
     selftest = ask(bin_directory, "verify", str(package), "--selftest", cwd=tmp_path)["selftest"]
     assert selftest["passed"] and selftest["value"] <= selftest["limit"]
-    bench = ask(bin_directory, "bench", str(package), "--prompt-tokens", "8", "--new-tokens", "2", cwd=tmp_path)
+    bench = ask(
+        bin_directory, "bench", str(package), "--prompt-tokens", "8", "--new-tokens", "2", cwd=tmp_path
+    )
     assert bench["decode_ms"] > 0
     assert ask(bin_directory, "inspect", str(package), cwd=tmp_path)["scope"] == "last"
     assert "cpu" in [target["name"] for target in ask(bin_directory, "targets", cwd=tmp_path)]

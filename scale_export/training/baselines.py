@@ -6,7 +6,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -96,8 +96,7 @@ def trained_baseline(
             moved,
             train,
             validation,
-            options=options,
-            learning_rate=baseline.learning_rate,
+            options=replace(options, learning_rate=baseline.learning_rate),
             progress=progress,
             stage=baseline.name,
         )

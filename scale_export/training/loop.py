@@ -166,7 +166,6 @@ def fit(
     validation: Sequence[Example],
     *,
     options: TrainOptions,
-    learning_rate: float,
     progress: ProgressCallback,
     stage: str = "train",
 ) -> Fit:
@@ -177,7 +176,7 @@ def fit(
     """
     if not validation:
         raise UserError(f"{options.data!r} has no validation questions; give a set that has some")
-    optimizer = torch.optim.Adam(list(parameters), lr=learning_rate)
+    optimizer = torch.optim.Adam(list(parameters), lr=options.learning_rate)
     history = [_look(scorer, validation, options, 0, None)]
     best, kept = history[0], [p.detach().clone() for p in parameters]
     losses: list[float] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -78,19 +78,15 @@ def train_on_examples(
     """``train_scale`` on questions that are encoded already."""
     start = time.perf_counter()
     layers = chosen_layers(model, options.layers)
-    cached = options.scope == "last" and can_cache_prefix(model)
-    store = PrefixStore(model, options.cache_mib * 2**20)
-
-    def scorer(handle: ScaleHandle) -> Scorer:
-        return PrefixScorer(model, handle, store) if cached else FullScorer(model, handle, pad_id)
-
+    scorer = _scorers(model, options, pad_id)
+    sensitivity = None
     with frozen(model):
-        sensitivity = None
         if options.select is not None:
             probe = ProbeScales(model, layers, scope=options.scope)
             with attach_trainable(model, probe) as handle:
+                scored = scorer(handle)
                 sensitivity = measure_sensitivity(
-                    scorer(handle), probe, validation, options=options, progress=progress
+                    scored, probe, validation, options=options, progress=progress
                 )
             layers = sensitivity.top_layers(options.select)
         scalars = ScaleParameters(
@@ -98,25 +94,33 @@ def train_on_examples(
         )
         with attach_trainable(model, scalars) as handle:
             course = fit(
-                scorer(handle),
-                scalars.trained(),
-                train,
-                validation,
-                options=options,
-                learning_rate=options.learning_rate,
-                progress=progress,
+                scorer(handle), scalars.trained(), train, validation, options=options, progress=progress
             )
+    return _result(scalars, course, sensitivity, time.perf_counter() - start)
+
+
+def _result(
+    scalars: ScaleParameters, course: Fit, sensitivity: Sensitivity | None, seconds: float
+) -> TrainResult:
     heads, mlp = scalars.arrays()
     return TrainResult(
-        scope=options.scope,
-        layer_indices=layers,
+        scope=scalars.scope,
+        layer_indices=scalars.layer_indices,
         head_scale=heads,
         mlp_scale=mlp,
         trained=scalars.count,
         course=course,
         sensitivity=sensitivity,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
     )
+
+
+def _scorers(model: Any, options: TrainOptions, pad_id: int) -> Callable[[ScaleHandle], Scorer]:
+    """The quickest exact way to score for these options, over one store of prefixes."""
+    if options.scope == "all" or not can_cache_prefix(model):
+        return lambda handle: FullScorer(model, handle, pad_id)
+    store = PrefixStore(model, options.cache_mib * 2**20)
+    return lambda handle: PrefixScorer(model, handle, store)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..errors import UserError
 from ..records import Float32
 from .examples import Example
 from .loop import KindScore, Scorer, score_by_kind
-from .options import ProgressCallback, TrainOptions
+from .options import ProgressCallback, TrainedSites, TrainOptions
 from .parameters import ProbeScales
 
 
@@ -88,8 +89,6 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Move every scalar of ``probe`` to 1 ± delta and back, one at a time; ``scorer`` must run on ``probe``.
 
-    ``options`` gives delta, the sites to probe and the batch size.
-
     Raises:
         UserError: no spatial question among the examples.
     """
@@ -103,9 +102,8 @@ def measure_sensitivity(
     base = measure()
     layers, heads = probe.heads.shape
     changes: NDArray[Any] = np.full((2, 2, layers, heads + 1), np.nan, np.float32)
-    columns = {"heads": range(heads), "mlp": range(heads, heads + 1), "both": range(heads + 1)}[options.sites]
-    moves = [(sign, row, c) for row in range(layers) for c in columns for sign in (0, 1)]
-    for done, (sign, row, column) in enumerate(moves, 1):
+    moves = list(product(range(layers), _columns(options.sites, heads), (0, 1)))
+    for done, (row, column, sign) in enumerate(moves, 1):
         scalars, place = (probe.mlp, row) if column == heads else (probe.heads[row], column)
         scalars[place] = 1 - options.delta if sign else 1 + options.delta
         moved = measure()
@@ -120,3 +118,8 @@ def measure_sensitivity(
         loss_change=changes[0],
         exact_change=changes[1],
     )
+
+
+def _columns(sites: TrainedSites, heads: int) -> range:
+    """The columns of the table that are probed."""
+    return range(heads if sites == "mlp" else 0, heads if sites == "heads" else heads + 1)

@@ -289,7 +289,7 @@ def test_scalars_override_live_and_ones_are_the_base_model(emitted: Any):
 
 def test_adapter_file_carries_the_scalars(emitted: Any):
     """``.onnx_adapter``: loaded by the runtime, it does what overriding by hand does."""
-    plan, folded, graphs = emitted()
+    plan, _folded, graphs = emitted()
     spec = plan.base.spec
     session = open_session(graphs["decoder"], providers=CPU)
     embeds = np.random.default_rng(0).standard_normal((1, 6, spec.hidden_size)).astype(np.float32)
