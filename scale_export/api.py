@@ -56,6 +56,7 @@ def verify(
     package: str | Path,
     *,
     model: str | None = None,
+    target: str | None = None,
     evaluation: str = "auto",
     eval_limit: int | None = None,
     selftest_only: bool = False,
@@ -65,6 +66,7 @@ def verify(
     return verify_package(
         Path(package),
         model=model,
+        target=target,
         evaluation=evaluation,
         eval_limit=eval_limit,
         selftest_only=selftest_only,

@@ -119,6 +119,9 @@ def verify(
     model: Annotated[
         str | None, typer.Option(help="Base model directory or hub id, for the parity legs.")
     ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The target's TOML file, where it is not one of `targets`.")
+    ] = None,
     evaluation: Annotated[
         str, typer.Option("--eval", help="Question set of the task leg: auto, none, or NAME.")
     ] = "auto",
@@ -140,6 +143,7 @@ def verify(
         run_verify(
             package=package,
             model=model,
+            target=target,
             evaluation=evaluation,
             eval_limit=eval_limit,
             selftest_only=selftest,

@@ -70,6 +70,7 @@ def run_verify(
     *,
     package: Path,
     model: str | None,
+    target: str | None,
     evaluation: str,
     eval_limit: int | None,
     selftest_only: bool,
@@ -82,6 +83,7 @@ def run_verify(
     found = verify_package(
         package,
         model=model,
+        target=target,
         evaluation=evaluation,
         eval_limit=eval_limit,
         selftest_only=selftest_only,

@@ -33,7 +33,14 @@ class WorkLog:
         """Time one stage and show it while it runs."""
         started = time.perf_counter()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True) as progress:
+        bar = Progress(
+            *columns,
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        with bar as progress:
             self._progress = progress
             self._task = progress.add_task(name, total=None)
             try:

@@ -13,7 +13,7 @@ from .runtime import Package, open_package
 from .selftest import run_selftest
 
 if TYPE_CHECKING:
-    from .measure import Measured
+    from .plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,7 @@ def verify_package(
     path: Path,
     *,
     model: str | None,
+    target: str | None,
     evaluation: str,
     eval_limit: int | None,
     selftest_only: bool,
@@ -36,7 +37,8 @@ def verify_package(
 ) -> Verification:
     """Check hashes and self-test, then measure every parity leg again from the package and the base model.
 
-    ``selftest_only`` needs neither the base model nor torch.
+    ``selftest_only`` needs neither the base model nor torch. ``target`` is the TOML file of a target that is
+    not one of ours; None takes ours of the name that the package records.
 
     Raises:
         UserError: not a package, a changed one, or a base model that is not to be found.
@@ -46,16 +48,19 @@ def verify_package(
         selftest = run_selftest(package)
     if selftest_only:
         return Verification(passed=bool(selftest["passed"]), selftest=selftest, parity=None)
-    report = _measure(package, model, evaluation, eval_limit, log).report
+    from .measure import Measurement, evaluation_set
+
+    plan = _plan_again(package, model, target)
+    graphs = {str(role): package.files.path(name) for role, name in package.files.manifest.graphs.items()}
+    measurement = Measurement(plan=plan, directory=package.files.directory, graphs=graphs, log=log)
+    report = measurement.run(evaluation_set(evaluation, package.coefficients), eval_limit).report
     passed = bool(selftest["passed"]) and report.passed
     return Verification(passed=passed, selftest=selftest, parity=report.to_json())
 
 
-def _measure(
-    package: Package, model: str | None, evaluation: str, eval_limit: int | None, log: WorkLog
-) -> Measured:
+def _plan_again(package: Package, model: str | None, target: str | None) -> Plan:
+    """The plan that the package was made by, from what its manifest records."""
     from .base import open_base
-    from .measure import Measurement, evaluation_set
     from .plan import ExportOptions, make_plan
     from .targets import load_target
 
@@ -65,8 +70,4 @@ def _measure(
     except UserError as error:
         raise UserError(f"{error}; or check the package alone with --selftest") from error
     options = ExportOptions(precision=recorded.precision, fold=recorded.fold, block_size=recorded.block_size)
-    plan = make_plan(package.coefficients, base, load_target(recorded.target), options)
-    graphs = {str(role): files.path(name) for role, name in recorded.graphs.items()}
-    evaluation_name = evaluation_set(evaluation, package.coefficients)
-    measurement = Measurement(plan=plan, directory=files.directory, graphs=graphs, log=log)
-    return measurement.run(evaluation_name, eval_limit)
+    return make_plan(package.coefficients, base, load_target(target or recorded.target), options)
