@@ -81,6 +81,7 @@ def bench_package(
             decode.append(decode_seconds)
             first.append(first_seconds)
         advance(repeat, repeats)
+    peak = peak_memory()  # before the bandwidth test, which takes memory of its own
     decoder_bytes = _decoder_bytes(package)
     threads = package.threads or psutil.cpu_count(logical=False) or 1
     bandwidth = read_bandwidth(threads)
@@ -94,7 +95,7 @@ def bench_package(
         prefill_tokens_per_second=prompt_tokens / float(np.median(prefill)),
         decode_ms=decode_seconds * 1e3,
         first_token_ms=float(np.median(first)) * 1e3,
-        peak_memory_bytes=peak_memory(),
+        peak_memory_bytes=peak,
         decoder_bytes=decoder_bytes,
         bandwidth_bytes_per_second=bandwidth,
         bandwidth_share=share,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 
 from scale_export import tolerances
 from scale_export.backends import Scalars, Step
@@ -326,6 +328,7 @@ def test_vision_precisions(emitted: Any, tmp_path: Path, precision: Precision):
     from scale_export.backends.onnxruntime.vision import emit_vision
 
     plan, _, graphs = emitted()
+    before = copy.deepcopy(plan.base.model.model.vision_tower.state_dict())
     pixels = np.random.default_rng(0).standard_normal((3, 3, 48, 48)).astype(np.float32)
     exact = open_session(graphs["vision"], providers=CPU).run(None, {"pixel_values": pixels})[0]
     emit_vision(
@@ -334,6 +337,8 @@ def test_vision_precisions(emitted: Any, tmp_path: Path, precision: Precision):
         tmp_path / "vision.onnx",
         precision=precision,
     )
+    after = plan.base.model.model.vision_tower.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before), "the reference model was rounded"
     session = open_session(tmp_path / "vision.onnx", providers=CPU)
     assert session.get_inputs()[0].shape == ["tiles", 3, 48, 48]
     assert relative_error(exact, session.run(None, {"pixel_values": pixels})[0]) < 0.05

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import onnx
@@ -43,7 +44,7 @@ def emit_vision(
         names = list(tower(example))
     dtype = torch.float16 if precision == "float16" else torch.float32
     model = trace(
-        _Face(tower.to(dtype), dtype).eval(),
+        _Face(copy.deepcopy(tower).to(dtype), dtype).eval(),  # the caller's tower is the reference
         (example,),
         input_names=["pixel_values"],
         output_names=names,
@@ -51,7 +52,6 @@ def emit_vision(
     )
     forget_inner_shapes(model)
     save_model(model, path)
-    tower.to(torch.float32)
     if precision in BITS:
         _quantize(path, BITS[precision])
 
