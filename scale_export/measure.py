@@ -111,6 +111,8 @@ class Measurement:
             generator=self._generator(load_backend(plan.target.backend).open_engine(self.graphs, plan)),
             eos_token_ids=end_token_ids(processor, self.directory),
         )
+        if plan.target.max_memory_bytes is not None:
+            report.skip("memory", "a running package's memory is measured by bench, on the device")
         scale_answers = self._agreement(report, responder, cases)
         answered = self._task(report, responder, eval_spec, limit)
         return Measured(

@@ -13,6 +13,7 @@ from typing import Any
 from . import __version__
 from .base import BaseModel, open_base
 from .coefficients import load_coefficients, save_coefficients
+from .errors import UserError
 from .folding import FoldedDecoder, fold
 from .measure import Measured, Measurement, evaluation_set, load_backend, pixel_shape
 from .package import DecoderFacts, Manifest, Tool
@@ -87,6 +88,7 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
         measured = measurement.run(evaluation, request.eval_limit)
         with log.stage("report and self-test"):
             write_proof(plan, measured, directory, request.out.name)
+        check_budget(plan, directory)
         passed = measured.report.passed
         path = staged.commit(manifest(plan, graphs, request.out.name)) if passed else staged.fail()
     return Outcome(path=path, passed=passed, parity=measured.report.to_json(), plan=plan)
@@ -117,6 +119,21 @@ def emit(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> di
         )
         backend.emit_side_files(folded, directory)
     return graphs
+
+
+def check_budget(plan: Plan, directory: Path) -> None:
+    """Refuse a package larger than its target allows.
+
+    Raises:
+        UserError: the files together pass ``max_package_bytes``.
+    """
+    limit = plan.target.max_package_bytes
+    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    if limit is not None and size > limit:
+        raise UserError(
+            f"the package takes {size:,} bytes, and target {plan.target.name} allows {limit:,}: "
+            f"choose a smaller --precision or another target"
+        )
 
 
 def portable_coefficients(plan: Plan) -> Coefficients:

@@ -68,6 +68,11 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
             f"hidden size {base.spec.hidden_size} is not a multiple of block size {block_size}: "
             f"name a smaller --block-size"
         )
+    if quantized and "float16" in (target.activations, target.kv_cache):
+        raise UserError(
+            f"target {target.name} asks for float16 activations or KV cache beside {precision} weights, which "
+            f"the {target.backend} backend does not emit: set both to float32, or ask for --precision float16"
+        )
     straddles = quantized and _straddles(coefficients, base.spec.head_dim, block_size)
     fold, why = _fold_mode(coefficients, base.spec.num_layers, target, options.fold, straddles, block_size)
     context_length = min(target.context_length, base.spec.max_positions)

@@ -60,13 +60,17 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+INTEGER_LIMITS: Final = ("max_kl", "min_top1_agreement", "runtime_max_kl", "runtime_min_top1_agreement")
+"""The limits of the quantization and runtime legs, which only quantized weights have."""
+
+
 class ParityLimits(_Record):
     """Limits of the parity legs that depend on a target, for one weight precision (contract C7).
 
     Attributes:
-        max_kl: quantization leg: mean KL divergence from the unquantized graph, in nats; None for float32,
-            where nothing is quantized.
-        min_top1_agreement: quantization leg: share of positions with the same best token; None as above.
+        max_kl: quantization leg: mean KL divergence from the unquantized graph, in nats; None for float
+            weights, as in the next three, since nothing is quantized there and kernels have no levels.
+        min_top1_agreement: quantization leg: share of positions with the same best token.
         runtime_max_kl: runtime leg: mean KL divergence of this machine's kernels from the strictest, in nats.
         runtime_min_top1_agreement: runtime leg: share of positions with the same best token.
         min_gain_retention: task leg: (export - base) / (PyTorch ScAle - base); None for no limit.
@@ -76,8 +80,8 @@ class ParityLimits(_Record):
 
     max_kl: Divergence | None = None
     min_top1_agreement: Fraction | None = None
-    runtime_max_kl: Divergence
-    runtime_min_top1_agreement: Fraction
+    runtime_max_kl: Divergence | None = None
+    runtime_min_top1_agreement: Fraction | None = None
     min_gain_retention: Annotated[float, Field(gt=0)] | None = None
     min_answer_agreement: Fraction | None = None
     near_tie_budget: Fraction
@@ -171,12 +175,13 @@ def _parity_contradictions(target: Target) -> Iterable[str]:
             continue
         if not listed:
             yield f"there is a section {section}, but precisions lacks {precision!r}: add or drop it"
-        quantization = {"max_kl": limits.max_kl, "min_top1_agreement": limits.min_top1_agreement}
-        for key, value in quantization.items():
-            if precision == "float32" and value is not None:
-                yield f"{section} has {key}, which nothing checks, since float32 is not quantized: drop it"
-            if precision != "float32" and value is None:
-                yield f"{section} lacks {key}, the limit of its quantization leg: add it"
+        integers = precision in ("int8", "int4")
+        for key in INTEGER_LIMITS:
+            value = getattr(limits, key)
+            if not integers and value is not None:
+                yield f"{section} has {key}, which nothing checks, since {precision} is not quantized: drop it"
+            if integers and value is None:
+                yield f"{section} lacks {key}, a limit of its quantization or runtime leg: add it"
 
 
 def target_names() -> list[str]:

@@ -90,7 +90,7 @@ def test_every_setting_must_be_stated(key: str, tmp_path: Path) -> None:
     assert f"the key '{key}' is missing" in refused(tmp_path / "cpu.toml", text)
 
 
-@pytest.mark.parametrize("key", ["runtime_max_kl", "runtime_min_top1_agreement", "near_tie_budget"])
+@pytest.mark.parametrize("key", ["near_tie_budget"])
 def test_every_required_limit_must_be_stated(key: str, tmp_path: Path) -> None:
     sentence = refused(tmp_path / "cpu.toml", edited(rf"^{key} = .*\n", ""))
     assert f"the key '{key}' in [parity.float32] is missing" in sentence
@@ -100,7 +100,7 @@ def test_every_required_limit_must_be_stated(key: str, tmp_path: Path) -> None:
     ("pattern", "replacement", "expected"),
     [
         ("^block_size", "blocksize", "unknown key 'blocksize' (did you mean 'block_size'?)"),
-        ("^max_kl", "max_lk", "unknown key 'max_lk' in [parity.float16] (did you mean 'max_kl'?)"),
+        ("^max_kl", "max_lk", "unknown key 'max_lk' in [parity.int8] (did you mean 'max_kl'?)"),
         (r"^\[parity.int4\]", "[parity.in4]", "unknown key 'in4' in [parity] (did you mean 'int4'?)"),
         ('"gate"', '"gates"', "fold_modes cannot be 'gates' (did you mean 'gate'?); known: weights,"),
         ('"CPUExec', '"CPUexec', "(did you mean 'CPUExecutionProvider'?)"),
@@ -114,8 +114,8 @@ def test_every_required_limit_must_be_stated(key: str, tmp_path: Path) -> None:
         ("= 4096", "= 0", "context_length = 0 is wrong"),
         ("^near_tie_budget = .*", "near_tie_budget = 1.5", "parity.float32.near_tie_budget = 1.5 is wrong"),
         ("^near_tie_budget = .*", "near_tie_budget = nan", "parity.float32.near_tie_budget = nan is wrong"),
-        ("^runtime_max_kl = .*", "runtime_max_kl = inf", "parity.float32.runtime_max_kl = inf is wrong"),
-        ("^runtime_max_kl = .*", "runtime_max_kl = -1", "parity.float32.runtime_max_kl = -1 is wrong"),
+        ("^runtime_max_kl = .*", "runtime_max_kl = inf", "parity.int8.runtime_max_kl = inf is wrong"),
+        ("^runtime_max_kl = .*", "runtime_max_kl = -1", "parity.int8.runtime_max_kl = -1 is wrong"),
         ("^min_gain_retention = .*", "min_gain_retention = 0", "float32.min_gain_retention = 0 is wrong"),
         ('^name = "cpu"', 'name = "gpu"', "call the file gpu.toml or set name = 'cpu'"),
         ('^name = "cpu"', 'name = "../cpu"', "name = '../cpu' is wrong"),
@@ -139,8 +139,10 @@ def test_wrong_setting_is_refused(pattern: str, replacement: str, expected: str,
         (r'"float16", "int8", "int4"', '"float16", "int8"', "section [parity.int4], but precisions"),
         (r"^\[parity.int4\](.|\n)*", "", "no section [parity.int4] limits it"),
         (r"^near_tie_budget = 0.01", "near_tie_budget = 0.01\nmax_kl = 0.1", "float32 is not quantized"),
-        (r"^max_kl = .*\n", "", "[parity.float16] lacks max_kl"),
-        (r"^min_top1_agreement = .*\n", "", "[parity.float16] lacks min_top1_agreement"),
+        (r"^max_kl = .*\n", "", "[parity.int8] lacks max_kl"),
+        (r"^min_top1_agreement = .*\n", "", "[parity.int8] lacks min_top1_agreement"),
+        (r"^runtime_max_kl = .*\n", "", "[parity.int8] lacks runtime_max_kl"),
+        (r"^runtime_min_top1_agreement = .*\n", "", "[parity.int8] lacks runtime_min_top1_agreement"),
         (r"ExecutionProvider\"\]", 'ExecutionProvider", "CUDAExecutionProvider"]', "put it last"),
         (r"\[\"CPUExecutionProvider\"\]", "[]", "execution_providers = [] is wrong"),
     ],
