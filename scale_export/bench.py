@@ -112,7 +112,7 @@ def _time_decoder(package: Package, prompt_tokens: int, new_tokens: int) -> tupl
     step = Step(inputs_embeds=embeds, lengths=np.array([prompt_tokens]), position_ids=positions)
     scalars: Scalars | None = generator.scalars
     started = time.perf_counter()
-    logits = engine.forward(cache, step, scalars, "scaled")
+    logits = engine.forward(cache, step, scalars, "base" if generator.fold == "two-phase" else "scaled")
     prefilled = time.perf_counter()
     for offset in range(new_tokens):
         logits = generator.decode(cache, int(logits[0].argmax()), prompt_tokens + offset)
@@ -130,8 +130,13 @@ def _time_first_token(package: Package) -> float:
 
 
 def _decoder_bytes(package: Package) -> int:
-    name = package.files.manifest.graphs["decoder"]
-    return sum(entry.size for file, entry in package.files.manifest.files.items() if file.startswith(name))
+    manifest = package.files.manifest
+    parts = [
+        name
+        for role, name in manifest.graphs.items()
+        if role.startswith("decoder") and role != "decoder_folded"
+    ]
+    return sum(entry.size for file, entry in manifest.files.items() if file.startswith(tuple(parts)))
 
 
 def read_bandwidth(threads: int, size: int = 512 << 20, repeats: int = 3) -> float:

@@ -44,6 +44,14 @@ class BlockMatrix:
             codes = np.stack((codes & 0x0F, codes >> 4), axis=-1)
         return codes.reshape(codes.shape[0], -1)[:, : self.in_features]
 
+    @staticmethod
+    def packed(integers: NDArray[np.uint8], bits: Bits) -> NDArray[np.uint8]:
+        """What ``integers`` undoes, where blocks are whole: the bytes of ``codes`` as ``[out, in · bits / 8]``."""
+        if bits == 8:
+            return integers
+        low, high = integers[:, 0::2], integers[:, 1::2]
+        return np.asarray(low | high << 4, np.uint8)
+
     def dequantize(self) -> Float32:
         """The weights that a runtime computes with: float32 ``[out, in]``."""
         scales = np.repeat(self.scales, self.block_size, axis=1)[:, : self.in_features]

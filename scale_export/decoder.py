@@ -37,7 +37,7 @@ class Kernels(Protocol):
         """The norm of ``x + residual``, and the sum itself."""
         ...
 
-    def begin(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Any:
+    def begin(self, inputs_embeds: Tensor, attention_mask: Any, position_ids: Any) -> Any:
         """Whatever all layers of one forward share (rotary tables, masks); handed to ``attention``."""
         ...
 
@@ -74,43 +74,55 @@ def last_index(gate_position: Tensor, tokens: int) -> Tensor:
 def gate_factors(
     gate: Gate, gate_position: Tensor, x: Tensor
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """What each layer multiplies by: 1 + g[t]·(s − 1), in ``x``'s dtype.
+    """What each layer multiplies by: s where g[t] = 1, else 1, in ``x``'s dtype.
 
     Returns:
-        L factors ``[1, B, T, H, 1]`` for the heads and L factors ``[B, T, 1]`` for the MLP output.
+        One factor per layer of ``gate``: ``[1, B or 1, T or 1, H, 1]`` for the heads and
+        ``[B or 1, T or 1, 1]`` for the MLP output.
     """
     tokens = x.shape[1]
     layers, heads = gate.attn_scale.shape
-    if gate.scope == "all":
-        g = torch.ones(1, 1, dtype=torch.float32)
-    else:
+    attn = gate.attn_scale.reshape(layers, 1, 1, heads, 1).to(x.dtype)
+    mlp = gate.mlp_scale.reshape(layers, 1, 1, 1).to(x.dtype)
+    if gate.scope == "last":
         steps = torch.arange(tokens, dtype=torch.int64)
-        g = (steps.unsqueeze(0) == last_index(gate_position, tokens).unsqueeze(1)).to(torch.float32)
-    attn = 1 + g[None, :, :, None, None] * (gate.attn_scale - 1).reshape(layers, 1, 1, heads, 1)
-    mlp = 1 + g[None, :, :, None] * (gate.mlp_scale - 1).reshape(layers, 1, 1, 1)
-    per_layer: tuple[Tensor, ...] = torch.split(attn.to(x.dtype), 1)
-    return per_layer, tuple(m.squeeze(0) for m in torch.split(mlp.to(x.dtype), 1))
+        gated = steps.unsqueeze(0) == last_index(gate_position, tokens).unsqueeze(1)
+        attn = torch.where(gated[None, :, :, None, None], attn, 1.0)
+        mlp = torch.where(gated[None, :, :, None], mlp, 1.0)
+    per_layer: tuple[Tensor, ...] = torch.split(attn, 1)
+    return per_layer, tuple(m.squeeze(0) for m in torch.split(mlp, 1))
 
 
 class PortableDecoder(nn.Module):
     """A pre-norm decoder with grouped-query attention, rotary positions and a gated SiLU MLP.
 
     Args:
+        layers: the layers that this part of a split decoder holds, all of them by default. A part that
+            does not begin with layer 0 takes hidden states in place of embeddings, and one that does not
+            end with the last layer returns hidden states ``[B, T, D]`` in place of logits.
         last_logits_only: return logits ``[B, 1, V]`` at the gate position (the last position where it
             lies outside this forward) instead of ``[B, T, V]``.
     """
 
-    def __init__(self, spec: DecoderSpec, kernels: Kernels, *, last_logits_only: bool = False) -> None:
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        kernels: Kernels,
+        *,
+        layers: range | None = None,
+        last_logits_only: bool = False,
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.kernels = kernels
+        self.layers = range(spec.num_layers) if layers is None else layers
         self.last_logits_only = last_logits_only
 
     def forward(
         self,
         inputs_embeds: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
         past: list[Cache],
         gate: Gate | None,
         gate_position: Tensor,
@@ -119,10 +131,11 @@ class PortableDecoder(nn.Module):
 
         Args:
             inputs_embeds: ``[B, T, D]``.
-            attention_mask: ``[B, P + T]`` int64; 1 where the cache or the new tokens hold a token.
+            attention_mask: ``[B, P + T]`` int64; 1 where the cache or the new tokens hold a token. None, as
+                the next, for kernels that were told otherwise where the new tokens stand.
             position_ids: ``[B, T]`` int64.
-            past: one cache per layer (P may be 0).
-            gate: the scalars, or None where they are folded into the weights.
+            past: one cache per layer of this part (P may be 0).
+            gate: the scalars of this part's layers, or None where they are folded into the weights.
             gate_position: ``[B]`` or ``[1]`` int64; see ``last_index``.
 
         Returns:
@@ -131,21 +144,24 @@ class PortableDecoder(nn.Module):
         kernels, spec = self.kernels, self.spec
         shared = kernels.begin(inputs_embeds, attention_mask, position_ids)
         factors = gate_factors(gate, gate_position, inputs_embeds) if gate else None
-        residual, x = inputs_embeds, kernels.rms_norm("layers.0.input_norm", inputs_embeds)
+        residual = inputs_embeds
+        x = kernels.rms_norm(f"layers.{self.layers[0]}.input_norm", inputs_embeds)
         presents: list[Cache] = []
-        for i in range(spec.num_layers):
+        for row, i in enumerate(self.layers):
             name = f"layers.{i}"
             q, k, v = (kernels.linear(f"{name}.{part}_proj", x) for part in "qkv")
-            heads, present = kernels.attention(i, q, k, v, past[i], shared)
+            heads, present = kernels.attention(i, q, k, v, past[row], shared)
             presents.append(present)
             if factors:
-                heads = self._scale_heads(heads, factors[0][i])
+                heads = self._scale_heads(heads, factors[0][row])
             attended = kernels.linear(f"{name}.o_proj", heads)
             x, residual = kernels.add_rms_norm(f"{name}.post_attention_norm", attended, residual)
             mlp = F.silu(kernels.linear(f"{name}.gate_proj", x)) * kernels.linear(f"{name}.up_proj", x)
             mlp = kernels.linear(f"{name}.down_proj", mlp)
             if factors:
-                mlp = mlp * factors[1][i]
+                mlp = mlp * factors[1][row]
+            if i + 1 == self.layers.stop < spec.num_layers:
+                return residual + mlp, presents
             next_norm = f"layers.{i + 1}.input_norm" if i + 1 < spec.num_layers else "norm"
             x, residual = kernels.add_rms_norm(next_norm, mlp, residual)
         if self.last_logits_only:
@@ -159,7 +175,8 @@ class PortableDecoder(nn.Module):
 
     def _pick(self, x: Tensor, gate_position: Tensor) -> Tensor:
         tokens = x.shape[1]
-        index = last_index(gate_position, tokens).clamp(max=tokens - 1)
+        index = last_index(gate_position, tokens)
+        index = torch.where(index < tokens, index, tokens - 1)
         return torch.gather(x, 1, index[:, None, None].expand(x.shape[0], 1, x.shape[2]))
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
-
 from .backends import Engine, Scalars
 from .backends.reference import ReferenceEngine
 from .datasets import Question, dataset_names, load_questions
@@ -27,12 +25,13 @@ from .parity import (
 )
 from .plan import Plan
 from .progress import WorkLog
-from .prompts import encode_messages, user_message
+from .prompts import encode_messages, end_token_ids, user_message
 from .quantize import QuantizedWeights, load_quantizer
 from .records import Coefficients, Float32, Precision
 from .reference import Case, parity_prompts, reference_cases
-from .runtime import Responder, end_token_ids, load_processor
+from .runtime import Responder, load_processor
 from .task import MAX_NEW_TOKENS, Answered, agreement, ask_all, task_leg
+from .vision import VisionTower
 
 
 class Backend(Protocol):
@@ -41,13 +40,12 @@ class Backend(Protocol):
     def emit(
         self,
         folded: FoldedDecoder,
-        vision: nn.Module,
+        vision: VisionTower,
         plan: Plan,
         directory: Path,
         *,
         precision: Precision,
         vision_precision: Precision,
-        pixel_shape: tuple[int, int, int],
     ) -> dict[str, str]: ...
 
     def emit_side_files(self, folded: FoldedDecoder, directory: Path) -> None: ...
@@ -55,6 +53,19 @@ class Backend(Protocol):
     def open_engine(self, graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False) -> Engine: ...
 
     def code_hashes(self, graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]: ...
+
+    def executed_by(self, plan: Plan) -> str:
+        """What runs the graphs here, in words."""
+        ...
+
+    def not_checked(self) -> Sequence[str]:
+        """What running them here can't prove of the device, a sentence each."""
+        ...
+
+    @property
+    def LIBRARIES(self) -> Sequence[str]:
+        """The distributions that shape the graphs."""
+        ...
 
 
 def load_backend(name: str) -> Backend:
@@ -90,7 +101,8 @@ class Measurement:
     def run(self, eval_spec: str | None, limit: int | None) -> Measured:
         """Every leg that applies to the plan; those that don't are named in the report."""
         plan, base = self.plan, self.plan.base
-        report = ParityReport()
+        backend = load_backend(plan.target.backend)
+        report = ParityReport(executed_by=backend.executed_by(plan), not_checked=[*backend.not_checked()])
         with self.log.stage("PyTorch ScAle reference"):
             cases = reference_cases(base.model, base.processor, plan.coefficients, parity_prompts())
         folded = fold(base.weights, plan.coefficients, plan.fold)
@@ -108,7 +120,7 @@ class Measurement:
             report.legs["preprocessing"] = preprocessing_leg([c.inputs for c in cases], inputs, levels)
         responder = Responder(
             processor=processor,
-            generator=self._generator(load_backend(plan.target.backend).open_engine(self.graphs, plan)),
+            generator=self._generator(backend.open_engine(self.graphs, plan)),
             eos_token_ids=end_token_ids(processor, self.directory),
         )
         if plan.target.max_memory_bytes is not None:
@@ -171,9 +183,9 @@ class Measurement:
                 scratch,
                 precision="float32",
                 vision_precision="float32",
-                pixel_shape=pixel_shape(plan),
             )
-        plain = self._logits({role: scratch / name for role, name in names.items()}, cases, "lowering leg")
+        plain_graphs = {role: scratch / name for role, name in names.items()}
+        plain = self._logits(plain_graphs, cases, "lowering leg", strict=True)
         report.legs["lowering"] = lowering_leg(portable, plain, "float32")
         strict = self._logits(self.graphs, cases, "quantization leg", strict=True)
         limits = plan.target.parity.of(plan.precision)
@@ -270,11 +282,3 @@ def levels_per_unit(processor: Any) -> float:
     images = processor.image_processor
     std = max(images.image_std) if images.do_normalize else 1.0
     return std / images.rescale_factor if images.do_rescale else std
-
-
-def pixel_shape(plan: Plan) -> tuple[int, int, int]:
-    """(3, height, width) of one tile, as the model's own processor makes it."""
-    prompt = parity_prompts(1)[0]
-    inputs = encode_messages(plan.base.processor, [user_message(prompt.images, prompt.text)])
-    channels, height, width = plan.base.family.tiles(inputs).shape[1:]
-    return channels, height, width

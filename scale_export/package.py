@@ -73,8 +73,9 @@ class Manifest(_Record):
         model_type: the base model's family, as in its configuration.
         block_size: weights per scale of int8 and int4; None for float weights.
         execution_providers: of the backend, in order of preference.
-        graphs: the file of each graph by its role: ``decoder``, and where there are such ones ``vision``,
-            ``embedding`` and ``decoder_folded`` (the second phase's).
+        graphs: the file or folder of each graph by its role: ``decoder`` (``decoder_1``, ``decoder_2``, … of a
+            split one), and where there are such ones ``vision``, ``embedding``, ``decoder_folded`` (the second
+            phase's), and what a backend's host needs beside them.
         coefficients: the side file that holds the scalars.
         extras: the family's own facts, plain JSON.
         files: every file but the manifest, by its path inside the package with ``/`` between the parts;
@@ -112,11 +113,15 @@ class Manifest(_Record):
 
     def check_references(self) -> None:
         """Raise ValueError where a graph or the coefficients name a file that ``files`` does not list."""
-        if "decoder" not in self.graphs:
+        if not {"decoder", "decoder_1"} & self.graphs.keys():
             raise ValueError("graphs names no 'decoder'")
         for name in (*self.graphs.values(), self.coefficients):
-            if name not in self.files:
+            if not self.holds(name):
                 raise ValueError(f"it names the file {name!r} and does not list it among its files")
+
+    def holds(self, name: str) -> bool:
+        """Whether a file of that name is listed, or files in a folder of that name."""
+        return name in self.files or any(file.startswith(f"{name}/") for file in self.files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +132,8 @@ class PackageFiles:
     manifest: Manifest
 
     def path(self, name: str) -> Path:
-        """Where the file of that name lies; raises UserError where the package has none."""
-        if name not in self.manifest.files:
+        """Where the file or folder of that name lies; raises UserError where the package has none."""
+        if not self.manifest.holds(name):
             near = did_you_mean(name, self.manifest.files)
             raise UserError(f"package {self.directory} has no file {name!r}{near}: {_AGAIN}")
         return self.directory / name

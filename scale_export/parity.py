@@ -30,8 +30,9 @@ SCHEMA = 1
 
 @dataclass(kw_only=True)
 class ParityReport:
-    """What was measured so far; ``to_json`` is ``parity.json``."""
+    """What was measured so far, and by what; ``to_json`` is ``parity.json``."""
 
+    executed_by: str
     legs: dict[str, Leg | None] = field(default_factory=lambda: dict.fromkeys(LEGS))
     not_checked: list[str] = field(default_factory=list)
     answer_agreement: Leg | None = None
@@ -55,6 +56,7 @@ class ParityReport:
         return {
             "schema": SCHEMA,
             "passed": self.passed,
+            "executed_by": self.executed_by,
             "legs": self.legs,
             "answer_agreement": self.answer_agreement,
             "not_checked": self.not_checked,

@@ -15,7 +15,7 @@ from .base import BaseModel, open_base
 from .coefficients import load_coefficients, save_coefficients
 from .errors import UserError
 from .folding import FoldedDecoder, fold
-from .measure import Measured, Measurement, evaluation_set, load_backend, pixel_shape
+from .measure import Measured, Measurement, evaluation_set, load_backend
 from .package import DecoderFacts, Manifest, Tool
 from .plan import ExportOptions, Plan, make_plan
 from .progress import WorkLog
@@ -26,10 +26,11 @@ from .report_data import report_data
 from .runtime import PROCESSOR_FILES
 from .selftest import write_selftest
 from .staging import StagedPackage, check_destination
-from .targets import FloatType, load_target
+from .targets import load_target
 
 COEFFICIENTS = "scale.safetensors"
-LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "safetensors", "torch", "transformers")
+LIBRARIES = ("numpy", "safetensors", "torch", "transformers")
+"""What shapes the files of every package; a backend adds its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +116,6 @@ def emit(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> di
             directory,
             precision=plan.precision,
             vision_precision=plan.vision_precision,
-            pixel_shape=pixel_shape(plan),
         )
         backend.emit_side_files(folded, directory)
     return graphs
@@ -163,16 +163,17 @@ def write_proof(plan: Plan, measured: Measured, directory: Path, name: str) -> N
 def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
     """The manifest but for its file table, which the package writer fills in."""
     base, spec = plan.base, plan.base.spec
-    dtype: FloatType = "float16" if plan.precision == "float16" else "float32"
+    libraries = sorted({*LIBRARIES, *load_backend(plan.target.backend).LIBRARIES})
+    computes, keeps = plan.float_types
     return Manifest(
         tool=Tool(name="scale-export", version=__version__),
-        libraries={library: version(library) for library in LIBRARIES},
+        libraries={library: version(library) for library in libraries},
         name=name,
         base_model=base.name,
         model_type=base.family.model_type,
         target=plan.target.name,
         backend=plan.target.backend,
-        execution_providers=plan.target.execution_providers,
+        execution_providers=plan.target.execution_providers or (),
         scope=plan.coefficients.scope,
         fold=plan.fold,
         precision=plan.precision,
@@ -186,8 +187,8 @@ def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
             head_dim=spec.head_dim,
             hidden_size=spec.hidden_size,
             vocab_size=spec.vocab_size,
-            activation_dtype=dtype,
-            kv_dtype=dtype,
+            activation_dtype=computes,
+            kv_dtype=keeps,
         ),
         coefficients=COEFFICIENTS,
         image_token_id=base.family.image_token_id(base.config),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from .base import BaseModel
 from .coefficients import check_base
 from .errors import UserError, did_you_mean
-from .records import FOLD_MODES, Coefficients, FoldMode, Precision
-from .targets import Target
+from .prompts import encode_messages, user_message
+from .records import FOLD_MODES, Coefficients, DecoderSpec, FoldMode, Precision
+from .targets import FloatType, Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,7 @@ class Plan:
     """A decided export.
 
     ``decisions`` says, sentence by sentence, what was chosen and why; the report and ``--dry-run`` show it.
+    ``pixel_shape`` is (3, height, width) of one tile, as the model's own processor makes it.
     """
 
     base: BaseModel
@@ -36,6 +39,7 @@ class Plan:
     vision_precision: Precision
     block_size: int
     context_length: int
+    pixel_shape: tuple[int, int, int]
     fold: FoldMode
     decisions: tuple[str, ...]
 
@@ -43,6 +47,15 @@ class Plan:
     def quantized(self) -> bool:
         """Whether weights are block-quantized integers."""
         return self.precision in ("int8", "int4")
+
+    @property
+    def float_types(self) -> tuple[FloatType, FloatType]:
+        """What the decoder computes in, and keeps in its cache; float weights decide for themselves."""
+        match self.precision:
+            case "float32" | "float16" as own:
+                return own, own
+            case _:
+                return self.target.activations, self.target.kv_cache
 
 
 def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, options: ExportOptions) -> Plan:
@@ -63,19 +76,12 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
     if block_size < 16 or block_size & (block_size - 1):
         raise UserError(f"block size {block_size} is refused: it must be a power of two from 16")
     quantized = precision in ("int8", "int4")
-    if quantized and base.spec.hidden_size % block_size:
-        raise UserError(
-            f"hidden size {base.spec.hidden_size} is not a multiple of block size {block_size}: "
-            f"name a smaller --block-size"
-        )
-    if quantized and "float16" in (target.activations, target.kv_cache):
-        raise UserError(
-            f"target {target.name} asks for float16 activations or KV cache beside {precision} weights, which "
-            f"the {target.backend} backend does not emit: set both to float32, or ask for --precision float16"
-        )
+    if quantized:
+        _check_widths(base.spec, target, block_size)
     straddles = quantized and _straddles(coefficients, base.spec.head_dim, block_size)
     fold, why = _fold_mode(coefficients, base.spec.num_layers, target, options.fold, straddles, block_size)
     context_length = min(target.context_length, base.spec.max_positions)
+    pixel_shape = _pixel_shape(base, target, context_length)
     return Plan(
         base=base,
         coefficients=coefficients,
@@ -84,6 +90,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         vision_precision=target.vision_precision if quantized else precision,
         block_size=block_size,
         context_length=context_length,
+        pixel_shape=pixel_shape,
         fold=fold,
         decisions=(
             why,
@@ -124,6 +131,36 @@ def _straddles(coefficients: Coefficients, head_dim: int, block_size: int) -> bo
         if np.any(padded != padded[:, :1]):
             return True
     return False
+
+
+def _check_widths(spec: DecoderSpec, target: Target, block_size: int) -> None:
+    """Refuse a block size that leaves a partial block where the runtime takes whole ones only."""
+    widths = {"hidden size": spec.hidden_size}
+    if target.backend != "onnxruntime":  # whose kernels pad a matrix's last block
+        widths |= {"attention width": spec.num_heads * spec.head_dim, "MLP width": spec.intermediate_size}
+    for name, width in widths.items():
+        if width % block_size:
+            raise UserError(
+                f"{name} {width} is not a multiple of block size {block_size}: name a smaller --block-size"
+            )
+
+
+def _pixel_shape(base: BaseModel, target: Target, context_length: int) -> tuple[int, int, int]:
+    """(3, height, width) of a tile, by preparing a picture; refuses what the target can't hold."""
+    inputs = encode_messages(base.processor, [user_message([Image.new("RGB", (256, 256))], "?")])
+    channels, height, width = base.family.tiles(inputs).shape[1:]
+    limit, tokens = target.max_tile_side, inputs["input_ids"].shape[1]
+    if limit is not None and max(height, width) > limit:
+        raise UserError(
+            f"the model looks at tiles of {height} × {width} pixels, and target {target.name} allows {limit} a "
+            f"side: choose another target"
+        )
+    if tokens >= context_length:
+        raise UserError(
+            f"one picture and a word take {tokens} tokens, and the context on target {target.name} holds "
+            f"{context_length}: choose another target"
+        )
+    return channels, height, width
 
 
 def _fold_mode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,13 @@ def open_image(path: Path) -> Image.Image:
         raise UserError(f"there is no picture {path}: give a PNG or JPEG file with --image") from error
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"{path} is not a picture that can be read: give a PNG or JPEG file") from error
+
+
+def end_token_ids(processor: Any, directory: Path) -> frozenset[int]:
+    """The tokens that end an answer: the tokenizer's own and the generation config's."""
+    ids = {processor.tokenizer.eos_token_id}
+    path = directory / "generation_config.json"
+    if path.exists():
+        configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        ids |= set(configured if isinstance(configured, list) else [configured])
+    return frozenset(int(i) for i in ids if i is not None)

@@ -6,7 +6,6 @@ Nothing here imports torch: a device needs numpy, transformers' processors and t
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from .errors import UserError
 from .families import load_family
 from .generation import Generator, Inputs
 from .package import PackageFiles, open_package_files
-from .prompts import Message, encode_messages, user_message
+from .prompts import Message, encode_messages, end_token_ids, user_message
 from .records import Coefficients, Float32
 
 PROCESSOR_FILES = (
@@ -209,16 +208,6 @@ def load_processor(directory: Path) -> Any:
 
     transformers.logging.set_verbosity_error()
     return transformers.AutoProcessor.from_pretrained(directory, trust_remote_code=False)
-
-
-def end_token_ids(processor: Any, directory: Path) -> frozenset[int]:
-    """The tokens that end an answer: the tokenizer's own and the generation config's."""
-    ids = {processor.tokenizer.eos_token_id}
-    path = directory / "generation_config.json"
-    if path.exists():
-        configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        ids |= set(configured if isinstance(configured, list) else [configured])
-    return frozenset(int(i) for i in ids if i is not None)
 
 
 def _strengthen(scale: Float32, strength: float) -> Float32:

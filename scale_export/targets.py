@@ -22,7 +22,8 @@ from .errors import UserError, did_you_mean
 from .records import FoldMode, Precision
 from .resources import resource_dir
 
-Backend = Literal["onnxruntime"]
+Backend = Literal["onnxruntime", "coreml", "coreai"]
+ComputeUnits = Literal["all", "cpu_and_gpu", "cpu_and_ne", "cpu_only"]
 FloatType = Literal["float32", "float16"]
 ExecutionProvider = Literal[
     "ACLExecutionProvider",
@@ -51,6 +52,20 @@ ExecutionProvider = Literal[
 _MAX_FILE_BYTES: Final = 65_536
 _MIN_BLOCK: Final = 16
 _BLOCKWISE: Final[tuple[Precision, ...]] = ("int8", "int4")
+
+BACKEND_KEYS: Final[dict[Backend, tuple[str, ...]]] = {
+    "onnxruntime": ("execution_providers", "accuracy_level"),
+    "coreml": ("compute_units", "prefill_tokens"),
+    "coreai": (),
+}
+"""The keys that only this backend has, and that its targets must state."""
+
+BACKEND_ACTIVATIONS: Final[dict[Backend, tuple[FloatType, ...]]] = {
+    "onnxruntime": ("float32",),
+    "coreml": ("float16",),
+    "coreai": ("float32", "float16"),
+}
+"""What a backend's decoders can compute in, and keep in the cache, beside int8 and int4 weights."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Divergence = Annotated[float, Field(ge=0)]
@@ -109,43 +124,69 @@ class Target(_Record):
     """One device class, as its TOML file states it; ``targets/cpu.toml`` comments every key.
 
     Attributes:
-        execution_providers: in order of preference.
+        execution_providers: of ONNX Runtime, in order of preference.
+        compute_units: what Core ML may place a model on.
         precisions: the weight precisions that may be asked for.
         block_size: weights per scale of int8 and int4, along the input dimension.
-        accuracy_level: of block-wise matrix products: 0 computes in float, 4 rounds activations to int8.
+        accuracy_level: of ONNX Runtime's block-wise products: 0 computes in float, 4 rounds activations to int8.
+        prefill_tokens: how many tokens Core ML's function ``prefill`` takes at once.
         activations, kv_cache: what the decoder computes in and what it keeps.
         fold_modes: how the scalars may enter the graph (contract C3).
         context_length: the most tokens of prompt and answer together.
+        max_tile_side: the largest height or width of what the vision tower sees at once, in pixels.
+        max_part_bytes: the most bytes of matrices in one part of a decoder, which is split beyond; None for
+            decoders in one piece.
         max_package_bytes, max_memory_bytes: budgets, None for unlimited.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     title: Annotated[str, Field(min_length=1)]
     backend: Backend
-    execution_providers: Annotated[tuple[ExecutionProvider, ...], Strict(False), Field(min_length=1)]
+    execution_providers: (
+        Annotated[tuple[ExecutionProvider, ...], Strict(False), Field(min_length=1)] | None
+    ) = None
+    compute_units: ComputeUnits | None = None
     precisions: Annotated[tuple[Precision, ...], Strict(False), Field(min_length=1)]
     default_precision: Precision
     block_size: Annotated[int, Field(ge=_MIN_BLOCK)]
-    accuracy_level: Literal[0, 4]
+    accuracy_level: Literal[0, 4] | None = None
+    prefill_tokens: Annotated[int, Field(ge=2)] | None = None
     activations: FloatType
     kv_cache: FloatType
     vision_precision: FloatType
     fold_modes: Annotated[tuple[FoldMode, ...], Strict(False), Field(min_length=1)]
     context_length: Annotated[int, Field(ge=1)]
+    max_tile_side: Annotated[int, Field(ge=1)] | None = None
+    max_part_bytes: Annotated[int, Field(gt=0)] | None = None
     max_package_bytes: Annotated[int, Field(gt=0)] | None = None
     max_memory_bytes: Annotated[int, Field(gt=0)] | None = None
     parity: ParityTable
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
-        for reason in (*_contradictions(self), *_parity_contradictions(self)):
+        for reason in (*_backend_contradictions(self), *_contradictions(self), *_parity_contradictions(self)):
             raise ValueError(reason)
         return self
 
 
+def _backend_contradictions(target: Target) -> Iterable[str]:
+    for backend, keys in BACKEND_KEYS.items():
+        for key in keys:
+            if backend == target.backend and getattr(target, key) is None:
+                yield f"the key {key!r} is missing, which backend {backend!r} needs: add it"
+            if backend != target.backend and getattr(target, key) is not None:
+                yield f"{key} is a setting of backend {backend!r}, not of {target.backend!r}: drop it"
+    if target.max_part_bytes is not None and target.backend != "coreml":
+        yield f"max_part_bytes splits decoders of backend 'coreml', not of {target.backend!r}: drop it"
+    computes = BACKEND_ACTIVATIONS[target.backend]
+    for key in ("activations", "kv_cache"):
+        if getattr(target, key) not in computes:
+            yield f"backend {target.backend!r} has no {getattr(target, key)} {key}: use {' or '.join(computes)}"
+
+
 def _contradictions(target: Target) -> Iterable[str]:
     lists: dict[str, Sequence[str]] = {
-        "execution_providers": target.execution_providers,
+        "execution_providers": target.execution_providers or (),
         "precisions": target.precisions,
         "fold_modes": target.fold_modes,
     }
@@ -156,7 +197,7 @@ def _contradictions(target: Target) -> Iterable[str]:
         yield f"default_precision {target.default_precision!r} is not among precisions: add it or change it"
     if target.block_size & (target.block_size - 1):
         yield f"block_size {target.block_size} is no power of two, which kernels need: use 16, 32, 64, …"
-    providers = target.execution_providers
+    providers = target.execution_providers or ()
     if "CPUExecutionProvider" in providers[:-1]:
         yield "CPUExecutionProvider takes every node, so what follows it would never run: put it last"
     if target.accuracy_level and not set(_BLOCKWISE) & set(target.precisions):

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "scale_export"
 
 LAYERS: list[set[str]] = [
     {"errors", "records", "resources", "tolerances", "blocks", "statistics", "metrics"},
-    {"checkpoint", "coefficient_rules", "targets", "datasets", "draw", "progress"},
+    {"checkpoint", "coefficient_rules", "targets", "datasets", "draw", "progress", "mil"},
     {"sites", "coefficient_file", "coefficients", "weights", "package", "prompts"},
     {"adapter", "answers", "families", "folding", "decoder", "vision", "staging"},
     {"base", "quantize", "training"},
@@ -74,6 +74,7 @@ def test_a_device_needs_no_torch_and_no_exporting_library():
         "    sys.modules[name] = None\n"
         "import scale_export.runtime, scale_export.selftest, scale_export.bench, scale_export.verification\n"
         "import scale_export.commands, scale_export.targets, scale_export.backends.onnxruntime.engine\n"
+        "import scale_export.backends.coreml.engine\n"
         "from scale_export.families import family_names, load_family\n"
         "[load_family(name) for name in family_names()]\n"
     )

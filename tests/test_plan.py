@@ -94,10 +94,3 @@ def test_context_is_the_smaller_of_target_and_model(base_of: Any):
     assert plan_of(base_of("llava", "llama")).context_length == 512
     short = CPU.model_copy(update={"context_length": 100})
     assert plan_of(base_of("llava", "llama"), target=short).context_length == 100
-
-
-def test_float16_activations_beside_integers_are_refused(base_of: Any):
-    half = CPU.model_copy(update={"activations": "float16"})
-    with pytest.raises(UserError, match="does not emit"):
-        plan_of(base_of("llava", "llama"), target=half)
-    assert plan_of(base_of("llava", "llama"), target=half, precision="float16").precision == "float16"

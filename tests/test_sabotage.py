@@ -45,7 +45,6 @@ def measurement(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Emit:
                 directory,
                 precision=plan.precision,
                 vision_precision="float32",
-                pixel_shape=(3, 48, 48),
             )
             copy_processor(base, directory)
             graphs = {role: directory / name for role, name in names.items()}

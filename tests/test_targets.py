@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from scale_export import resources
 from scale_export.errors import UserError
 from scale_export.records import FOLD_MODES, PRECISIONS
-from scale_export.targets import ParityLimits, Target, load_target, target_names
+from scale_export.targets import BACKEND_KEYS, ParityLimits, Target, load_target, target_names
 
 CPU = (resources.resource_dir("targets") / "cpu.toml").read_text()
 
@@ -84,7 +84,12 @@ def test_unknown_name_suggests_a_known_one() -> None:
         load_target("cpuu")
 
 
-@pytest.mark.parametrize("key", [k for k in Target.model_fields if not k.startswith("max_")])
+FOREIGN = {key for backend, keys in BACKEND_KEYS.items() if backend != "onnxruntime" for key in keys}
+
+
+@pytest.mark.parametrize(
+    "key", [k for k in Target.model_fields if not k.startswith("max_") and k not in FOREIGN]
+)
 def test_every_setting_must_be_stated(key: str, tmp_path: Path) -> None:
     text = CPU[: CPU.index("[parity")] if key == "parity" else edited(rf"^{key} = .*\n", "")
     assert f"the key '{key}' is missing" in refused(tmp_path / "cpu.toml", text)
@@ -145,6 +150,17 @@ def test_wrong_setting_is_refused(pattern: str, replacement: str, expected: str,
         (r"^runtime_min_top1_agreement = .*\n", "", "[parity.int8] lacks runtime_min_top1_agreement"),
         (r"ExecutionProvider\"\]", 'ExecutionProvider", "CUDAExecutionProvider"]', "put it last"),
         (r"\[\"CPUExecutionProvider\"\]", "[]", "execution_providers = [] is wrong"),
+        (
+            r"^block_size",
+            'compute_units = "all"\nblock_size',
+            "compute_units is a setting of backend 'coreml'",
+        ),
+        (
+            r"^block_size",
+            "max_part_bytes = 5\nblock_size",
+            "max_part_bytes splits decoders of backend 'coreml'",
+        ),
+        (r'^activations = "float32"', 'activations = "float16"', "has no float16 activations: use float32"),
     ],
 )
 def test_contradiction_is_refused(pattern: str, replacement: str, expected: str, tmp_path: Path) -> None:

@@ -86,10 +86,14 @@ def open_engine(
     Raises:
         UserError: the backend's runtime is not installed, or refuses a graph.
     """
-    if backend != "onnxruntime":
-        raise UserError(f"this machine has no runtime for {backend!r} packages")
-    try:
-        from .onnxruntime.engine import OnnxEngine
-    except ModuleNotFoundError as error:
-        raise UserError("ONNX Runtime is not installed: pip install 'scale-export[ort]'") from error
-    return OnnxEngine(graphs, context_length=context_length, providers=providers, threads=threads)
+    if backend == "onnxruntime":
+        try:
+            from .onnxruntime.engine import OnnxEngine
+        except ModuleNotFoundError as error:
+            raise UserError("ONNX Runtime is not installed: pip install 'scale-export[ort]'") from error
+        return OnnxEngine(graphs, context_length=context_length, providers=providers, threads=threads)
+    if backend == "coreml":
+        from .coreml.engine import CoreMLEngine
+
+        return CoreMLEngine(graphs)
+    raise UserError(f"this version of the tool has no runtime for {backend!r} packages: update it")

@@ -19,7 +19,7 @@ from ..errors import UserError, did_you_mean
 from ..records import Array, DecoderSpec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from ..vision import VisionTower
 
 
 class Family(ABC):
@@ -34,7 +34,7 @@ class Family(ABC):
         """The language decoder's shape, from the Hugging Face config. Imports torch."""
 
     @abstractmethod
-    def vision_module(self, model: Any) -> nn.Module:
+    def vision_module(self, model: Any) -> VisionTower:
         """The vision tower with its projector, from a loaded Hugging Face model.
 
         Takes ``pixel_values [tiles, 3, height, width]`` float32; returns a dict of named outputs, among

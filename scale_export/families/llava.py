@@ -9,7 +9,7 @@ from . import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from ..vision import VisionTower
 
 
 class Llava(Family):
@@ -20,7 +20,7 @@ class Llava(Family):
     def decoder_spec(self, config: Any) -> DecoderSpec:
         return text_spec(config.text_config)
 
-    def vision_module(self, model: Any) -> nn.Module:
+    def vision_module(self, model: Any) -> VisionTower:
         from ..vision import SelectedFeatures
 
         return SelectedFeatures(model.model.vision_tower, model.model.multi_modal_projector, model.config)

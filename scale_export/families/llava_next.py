@@ -12,7 +12,7 @@ from . import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from ..vision import VisionTower
 
 
 class LlavaNext(Family):
@@ -23,7 +23,7 @@ class LlavaNext(Family):
     def decoder_spec(self, config: Any) -> DecoderSpec:
         return text_spec(config.text_config)
 
-    def vision_module(self, model: Any) -> nn.Module:
+    def vision_module(self, model: Any) -> VisionTower:
         from ..vision import SelectedFeatures
 
         inner = model.model

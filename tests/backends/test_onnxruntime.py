@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,81 +16,17 @@ from scale_export import tolerances
 from scale_export.backends import Scalars, Step
 from scale_export.backends.onnxruntime import backend
 from scale_export.backends.onnxruntime.engine import DecoderSession, OnnxEngine, open_session
-from scale_export.backends.reference import ReferenceEngine
-from scale_export.base import BaseModel
-from scale_export.folding import FoldedDecoder, fold
-from scale_export.generation import Generator
 from scale_export.metrics import relative_error
-from scale_export.pipeline import quantized
-from scale_export.plan import ExportOptions, Plan, make_plan
 from scale_export.prompts import encode_messages, user_message
 from scale_export.records import FoldMode, Precision
-from scale_export.targets import load_target
-from tests.conftest import picture, random_coefficients
+from tests.backends.emission import TOKENS, Emit, emitting, generator, prompt, reference
 
 CPU = ["CPUExecutionProvider"]
-TOKENS = (3, 9, 4, 7)
-
-Emitted = tuple[Plan, FoldedDecoder, dict[str, Path]]
 
 
 @pytest.fixture(scope="module")
-def emitted(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Emitted]:
-    """``emitted(family, variant, precision, mode, scope)``: graphs on disk, built once each."""
-
-    @functools.cache
-    def build(
-        family: str = "llava",
-        variant: str = "llama",
-        precision: Precision = "float32",
-        mode: FoldMode = "gate",
-        scope: Any = "last",
-    ) -> Emitted:
-        base = base_of(family, variant)
-        options = ExportOptions(precision=precision, fold=mode)
-        plan = make_plan(random_coefficients(base, scope), base, load_target("cpu"), options)
-        folded = quantized(fold(base.weights, plan.coefficients, mode), plan)
-        directory = tmp_path_factory.mktemp("graphs")
-        vision = base.family.vision_module(base.model)
-        graphs = backend.emit(
-            folded,
-            vision,
-            plan,
-            directory,
-            precision=precision,
-            vision_precision="float32",
-            pixel_shape=(3, 48, 48),
-        )
-        backend.emit_side_files(folded, directory)
-        return plan, folded, {role: directory / name for role, name in graphs.items()}
-
-    return build
-
-
-def generator(engine: Any, base: BaseModel, mode: FoldMode) -> Generator:
-    return Generator(
-        engine=engine,
-        family=base.family,
-        fold=mode,
-        image_token_id=base.family.image_token_id(base.config),
-        runtime_config=base.family.runtime_config(base.config),
-    )
-
-
-def reference(plan: Plan, folded: FoldedDecoder) -> Generator:
-    attn, mlp = folded.dense()
-    engine = ReferenceEngine(
-        folded.weights,
-        scaled=folded.scaled,
-        vision=plan.base.family.vision_module(plan.base.model),
-        image_token_id=plan.base.family.image_token_id(plan.base.config),
-        gate=(plan.coefficients.scope, Scalars(attn=attn, mlp=mlp)) if folded.gate else None,
-    )
-    return generator(engine, plan.base, plan.fold)
-
-
-def prompt(base: BaseModel, size: tuple[int, int] = (64, 48)) -> dict[str, Any]:
-    return encode_messages(base.processor, [user_message([picture(size=size)], "where is the circle ?")])
+def emitted(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Emit:
+    return emitting("cpu", backend, base_of, tmp_path_factory)
 
 
 EQUAL = [
@@ -315,9 +249,7 @@ def test_adapter_file_carries_the_scalars(emitted: Any):
 def test_two_emissions_are_byte_identical(emitted: Any, tmp_path: Path):
     plan, folded, graphs = emitted("llava", "qwen2", "int4", "two-phase", "last")
     vision = plan.base.family.vision_module(plan.base.model)
-    backend.emit(
-        folded, vision, plan, tmp_path, precision="int4", vision_precision="float32", pixel_shape=(3, 48, 48)
-    )
+    backend.emit(folded, vision, plan, tmp_path, precision="int4", vision_precision="float32")
     for path in graphs.values():
         for name in (path.name, f"{path.name}.data"):
             assert (tmp_path / name).read_bytes() == path.with_name(name).read_bytes(), name

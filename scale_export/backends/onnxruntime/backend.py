@@ -5,39 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import nn
+import onnxruntime as ort
 
 from ...folding import FoldedDecoder
 from ...plan import Plan
 from ...records import Precision
+from ...vision import VisionTower
 from .. import Engine
 from .engine import OnnxEngine
 from .graphs import GraphPlan, decoder_code_hashes, emit_graphs, write_adapter
 from .kernels import GraphOptions
 
 ADAPTER = "scale.onnx_adapter"
+LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxscript")
 
 
 def emit(
     folded: FoldedDecoder,
-    vision: nn.Module,
+    vision: VisionTower,
     plan: Plan,
     directory: Path,
     *,
     precision: Precision,
     vision_precision: Precision,
-    pixel_shape: tuple[int, int, int],
 ) -> dict[str, str]:
     """Write the graphs of ``folded`` (already quantized where ``precision`` says so); role → file name."""
     options = GraphOptions(
-        precision=precision, block_size=plan.block_size, accuracy_level=plan.target.accuracy_level
+        precision=precision, block_size=plan.block_size, accuracy_level=plan.target.accuracy_level or 0
     )
     graph_plan = GraphPlan(
         options=options,
         vision_precision=vision_precision,
         context_length=plan.context_length,
         image_token_id=plan.base.family.image_token_id(plan.base.config),
-        pixel_shape=pixel_shape,
+        pixel_shape=plan.pixel_shape,
     )
     return emit_graphs(folded, vision, graph_plan, directory)
 
@@ -59,5 +60,15 @@ def open_engine(graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False)
 
     ``strict`` runs the same graphs on kernels that round nothing (accuracy level 0).
     """
-    providers = plan.target.execution_providers
+    providers = plan.target.execution_providers or ()
     return OnnxEngine(graphs, context_length=plan.context_length, providers=providers, strict=strict)
+
+
+def executed_by(plan: Plan) -> str:
+    """What runs the graphs here, in words."""
+    return f"ONNX Runtime {ort.__version__}, {', '.join(plan.target.execution_providers or ())}"
+
+
+def not_checked() -> Sequence[str]:
+    """What running here can't prove of the device: nothing, since the target's providers ran."""
+    return ()

@@ -1,0 +1,79 @@
+"""The Core ML backend as the pipeline sees it: emit, open, and what an interpreter leaves unproved."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ...folding import FoldedDecoder
+from ...plan import Plan
+from ...prompts import end_token_ids
+from ...records import Precision
+from ...vision import VisionTower
+from .. import Engine
+from .engine import CoreMLEngine
+from .graphs import GraphPlan, decoder_code_hashes, emit_graphs
+from .predictor import on_device
+
+LIBRARIES = ("coremltools",)
+
+
+def emit(
+    folded: FoldedDecoder,
+    vision: VisionTower,
+    plan: Plan,
+    directory: Path,
+    *,
+    precision: Precision,
+    vision_precision: Precision,
+) -> dict[str, str]:
+    """Write the packages of ``folded`` (already quantized where ``precision`` says so); role → file name."""
+    base, target = plan.base, plan.target
+    assert target.prefill_tokens is not None and target.compute_units is not None, "its target states them"
+    graph_plan = GraphPlan(
+        precision=precision,
+        vision_precision=vision_precision,
+        block_size=plan.block_size,
+        prefill_tokens=target.prefill_tokens,
+        context_length=plan.context_length,
+        max_part_bytes=target.max_part_bytes,
+        compute_units=target.compute_units,
+        pixel_shape=plan.pixel_shape,
+        image_token_id=base.family.image_token_id(base.config),
+        eos_token_ids=sorted(end_token_ids(base.processor, base.directory)),
+        fold=plan.fold,
+    )
+    return emit_graphs(folded, vision, graph_plan, directory)
+
+
+def emit_side_files(folded: FoldedDecoder, directory: Path) -> None:
+    """Nothing: ``runtime.json`` holds the scalars that a gated decoder takes as inputs."""
+
+
+def code_hashes(graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]:
+    """SHA-256 of the integer codes of each named matrix, as the function with folded scales reads them."""
+    parts = [path for role, path in graphs.items() if role.startswith("decoder")]
+    return decoder_code_hashes(parts, names)
+
+
+def open_engine(graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False) -> Engine:
+    """Core ML on a Mac, the reference interpreter elsewhere; ``strict`` is the interpreter in float32."""
+    return CoreMLEngine(graphs, strict=strict)
+
+
+def executed_by(plan: Plan) -> str:
+    """What runs the graphs here, in words."""
+    if on_device():
+        return f"Core ML on macOS {platform.mac_ver()[0]}, {platform.machine()}, {plan.target.compute_units}"
+    return "the reference interpreter for ML programs, float16 rounded after every operation"
+
+
+def not_checked() -> Sequence[str]:
+    """What running here can't prove of the device."""
+    if on_device():
+        return ("placement: Core ML chose the compute units, and none was asked which",)
+    return (
+        "device: no Core ML on this system, so compilation, placement and the arithmetic of GPU and Neural Engine "
+        "did not run; on a Mac, scale-export verify runs them",
+    )

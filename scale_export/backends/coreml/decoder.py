@@ -1,0 +1,214 @@
+"""Emitting the decoder: functions ``prefill`` and ``decode`` over shared weights and one KV cache.
+
+Inputs of a function, those that it needs: ``inputs_embeds`` (``hidden_states`` in a later part of a split
+decoder) ``[1, T, D]``; ``cos``, ``sin`` ``[T, hd]``; ``position`` int32 ``[1]``, the cache slot of the first
+token; ``valid_length`` int32 ``[1]``, how many of a padded chunk's T positions are tokens; ``attn_scale``
+``[layers, H]`` and ``mlp_scale`` ``[layers]`` of a gated decoder. A chunk that another one follows passes
+scalars of one, since only a prompt's last token is scaled under scope ``last``.
+States: ``k_cache``, ``v_cache`` ``[layers, K, C, hd]``. Output: ``logits`` ``[1, 1, V]`` after the last token,
+or ``next_hidden_states`` ``[1, T, D]`` of a part that another one follows.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...decoder import Cache, Gate, PortableDecoder
+from ...errors import UserError
+from ...folding import FoldedDecoder
+from ...quantize import QuantizedWeights
+from ...records import DecoderSpec, Precision, Scope
+from ...weights import DecoderWeights
+from .convert import MatrixSource, Stored, convert_function, save_functions
+from .kernels import CoreMLKernels, Placement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """How a decoder is stored and what it computes in."""
+
+    precision: Precision
+    block_size: int
+
+    @property
+    def half(self) -> bool:
+        """Whether activations, scales and norms are float16; float32 serves measurement only."""
+        return self.precision != "float32"
+
+    @property
+    def bytes_per_weight(self) -> float:
+        """Of a matrix, block scales included."""
+        per_block = 2 / self.block_size
+        return {"float32": 4.0, "float16": 2.0, "int8": 1 + per_block, "int4": 0.5 + per_block}[
+            self.precision
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """One entry point of a decoder part: T tokens at once, and how its scalars enter."""
+
+    tokens: int
+    gate: Scope | None
+
+
+class TracedDecoder(nn.Module):
+    """One function of one part: flat inputs in the order of ``names``, the cache as buffers."""
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        layers: range,
+        function: Function,
+        norms: Mapping[str, Tensor],
+        *,
+        capacity: int,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.layers = layers
+        self.function = function
+        self.norms = norms
+        self.is_last = layers.stop == spec.num_layers
+        shape = (len(layers), spec.num_kv_heads, capacity, spec.head_dim)
+        self.k_cache: Tensor
+        self.v_cache: Tensor
+        self.register_buffer("k_cache", torch.zeros(shape))
+        self.register_buffer("v_cache", torch.zeros(shape))
+
+    def example(self) -> dict[str, Tensor]:
+        """Inputs by name, of the function's shapes."""
+        tokens, spec = self.function.tokens, self.spec
+        first = "hidden_states" if self.layers.start else "inputs_embeds"
+        inputs = {
+            first: torch.zeros(1, tokens, spec.hidden_size),
+            "cos": torch.zeros(tokens, spec.head_dim),
+            "sin": torch.zeros(tokens, spec.head_dim),
+            "position": torch.zeros(1, dtype=torch.int32),
+        }
+        if tokens > 1 and (self.is_last or self.function.gate == "last"):
+            inputs["valid_length"] = torch.ones(1, dtype=torch.int32)
+        if self.function.gate:
+            inputs["attn_scale"] = torch.ones(len(self.layers), spec.num_heads)
+            inputs["mlp_scale"] = torch.ones(len(self.layers))
+        return inputs
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        x, cos, sin, position, *_ = inputs
+        named = dict(zip(self.example(), inputs, strict=True))
+        placement = Placement(cos=cos, sin=sin, position=position)
+        kernels = CoreMLKernels(self.spec, placement, self.norms, first_layer=self.layers.start)
+        several = self.function.tokens > 1
+        decoder = PortableDecoder(self.spec, kernels, layers=self.layers, last_logits_only=several)
+        last = named["valid_length"] - 1 if "valid_length" in named else torch.zeros(1, dtype=torch.int32)
+        gate = None
+        if self.function.gate:
+            gate = Gate(
+                scope=self.function.gate, attn_scale=named["attn_scale"], mlp_scale=named["mlp_scale"]
+            )
+        cache: Cache = (self.k_cache, self.v_cache)
+        output: Tensor = decoder(x, None, None, [cache] * len(self.layers), gate, last)[0]
+        return output
+
+
+def matrix_source(weights: DecoderWeights, storage: Storage) -> MatrixSource:
+    """The decoder's matrices as a program stores them; each is made once."""
+    dtype = np.float16 if storage.half else np.float32
+
+    @functools.cache
+    def stored(name: str) -> Stored:
+        bias = weights.bias(name)
+        bias_values = None if bias is None else bias.numpy().astype(dtype)
+        if not isinstance(weights, QuantizedWeights):
+            return Stored(data=weights.matrix(name).numpy().astype(dtype), bias=bias_values)
+        block = weights.block(name)
+        codes = (block.integers().astype(np.int16) - 2 ** (block.bits - 1)).astype(np.int8)
+        return Stored(data=codes, scales=block.scales.astype(dtype), bits=block.bits, bias=bias_values)
+
+    return stored
+
+
+def split_layers(spec: DecoderSpec, storage: Storage, max_bytes: int | None) -> list[range]:
+    """The layers of each part, so that no part's matrices pass ``max_bytes``; as even as layers allow.
+
+    Raises:
+        UserError: one layer, or the last one with the head, is larger.
+    """
+    sizes = {name: out * width * storage.bytes_per_weight for name, (out, width, _) in spec.linears().items()}
+    head = sizes.pop("lm_head")
+    layer = sum(sizes.values()) / spec.num_layers
+    if max_bytes is None:
+        return [range(spec.num_layers)]
+    if layer + head > max_bytes:
+        raise UserError(
+            f"one layer and the head take {int(layer + head):,} bytes at {storage.precision}, and the target "
+            f"allows {max_bytes:,} in one part of a decoder: choose a smaller --precision or another target"
+        )
+    parts = int(-(-(layer * spec.num_layers + head) // max_bytes))
+    while True:
+        bounds = [round(i * spec.num_layers / parts) for i in range(parts + 1)]
+        ranges = [range(a, b) for a, b in itertools.pairwise(bounds)]
+        heaviest = max(len(r) * layer + (head if r.stop == spec.num_layers else 0) for r in ranges)
+        if heaviest <= max_bytes:
+            return ranges
+        parts += 1
+
+
+def emit_part(
+    folded: FoldedDecoder,
+    layers: range,
+    path: Path,
+    *,
+    storage: Storage,
+    capacity: int,
+    prefill_tokens: int,
+) -> None:
+    """Write one part of a decoder as an ``.mlpackage``.
+
+    Gated: both functions take the scalars. Folded into weights: neither does. Two phases: ``prefill`` holds
+    base weights for the prefix, ``decode`` the folded ones for the last prompt token and what is generated.
+
+    Args:
+        folded: with ``QuantizedWeights`` where ``storage`` names a quantized precision.
+        capacity: slots of the KV cache, a multiple of ``prefill_tokens``.
+    """
+    spec, scope = folded.weights.spec, folded.coefficients.scope
+    base = matrix_source(folded.weights, storage)
+    scaled = base if folded.scaled is None else _with_folded(base, folded, storage)
+    functions = {
+        "prefill": (Function(tokens=prefill_tokens, gate=scope if folded.gate else None), base),
+        "decode": (Function(tokens=1, gate="all" if folded.gate else None), scaled),
+    }
+    norms = {name: folded.weights.norm(name) for name in _norms(spec, layers)}
+    programs = {}
+    for name, (function, matrices) in functions.items():
+        module = TracedDecoder(spec, layers, function, norms, capacity=capacity).eval()
+        programs[name] = convert_function(
+            module,
+            module.example(),
+            outputs=["logits" if module.is_last else "next_hidden_states"],
+            states=dict(module.named_buffers()),
+            half=storage.half,
+            matrices=matrices,
+        )
+    save_functions(programs, path)
+
+
+def _with_folded(base: MatrixSource, folded: FoldedDecoder, storage: Storage) -> MatrixSource:
+    """The base's own arrays but for the matrices that folding touches."""
+    assert folded.scaled is not None
+    touched = matrix_source(folded.scaled, storage)
+    return lambda name: touched(name) if name in folded.factors else base(name)
+
+
+def _norms(spec: DecoderSpec, layers: range) -> list[str]:
+    own = [name for name in spec.norms() if name != "norm" and int(name.split(".")[1]) in layers]
+    return [*own, "norm"] if layers.stop == spec.num_layers else own

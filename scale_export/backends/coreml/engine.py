@@ -1,0 +1,155 @@
+"""Driving a Core ML package: embedding rows, padded prefill chunks, decode steps, rotary tables from the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import UserError
+from ...records import Array, Float32
+from .. import Phase, Scalars, Step
+from .host import HostConfig, read_host_config
+from .predictor import Predictor, open_predictor
+from .tables import HostTables
+
+
+@dataclass(kw_only=True)
+class StateCache:
+    """The states of every part of the decoder, and how many slots are filled."""
+
+    states: list[Any]
+    length: int = 0
+
+
+class CoreMLEngine:
+    """An ``Engine`` over the files of one package.
+
+    Args:
+        graphs: role → path: ``runtime``, ``tables``, ``vision`` and the decoder's parts.
+        strict: run the interpreter in float32 arithmetic, to measure against.
+    """
+
+    def __init__(self, graphs: Mapping[str, Path], *, strict: bool = False) -> None:
+        self.config: HostConfig = read_host_config(graphs["runtime"])
+        self._tables = HostTables(graphs["tables"])
+        by_file = {path.name: path for path in graphs.values()}
+        units = self.config.compute_units
+        self._vision = open_predictor(graphs["vision"], units, strict=strict)
+        self._parts: list[Predictor] = [
+            open_predictor(by_file[part.file], units, strict=strict) for part in self.config.decoder
+        ]
+        defaults = self.config.scalars
+        self._defaults: Scalars | None = None
+        if defaults is not None:
+            attn, mlp = (np.asarray(v, np.float32) for v in (defaults.attn_scale, defaults.mlp_scale))
+            self._defaults = Scalars(attn=attn, mlp=mlp)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def can_override(self) -> bool:
+        return self._defaults is not None
+
+    def vision(self, pixel_values: Array) -> dict[str, Array]:
+        tiles = [self._vision.predict("main", {"pixel_values": tile[None]}, None) for tile in pixel_values]
+        outputs: dict[str, Array] = {
+            name: np.concatenate([tile[name] for tile in tiles]).astype(np.float32) for name in tiles[0]
+        }
+        return {**outputs, **self._tables.constants}
+
+    def embed(self, input_ids: Array, image_features: Array) -> Array:
+        embeds = self._tables.embed(input_ids)
+        if len(image_features):  # a generated image token, without a picture, keeps its word embedding
+            embeds[input_ids == self.config.image_token_id] = image_features
+        return embeds
+
+    def new_cache(self, rows: int) -> StateCache:
+        if rows != 1:
+            raise UserError(f"a Core ML package answers one prompt at a time, not {rows}: ask one by one")
+        return StateCache(states=[part.new_state() for part in self._parts])
+
+    def forward(self, cache: StateCache, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
+        """See ``Engine.forward``; one row. Chunks are padded to the function's T and leave no trace of it."""
+        config, tokens = self.config, int(step.lengths[0])
+        if cache.length + tokens > config.context_length:
+            raise UserError(
+                f"{cache.length + tokens} tokens do not fit the package's context of {config.context_length}: "
+                f"shorten the prompt or ask for fewer new tokens"
+            )
+        logits, start = np.zeros((1, 0), np.float32), 0
+        while start < tokens:
+            function, width = self._function(phase, tokens - start, cache.length)
+            stop = min(tokens, start + width)
+            gated = stop == tokens and step.gated
+            logits = self._chunk(cache, step, slice(start, stop), function, width, self._gate(scalars, gated))
+            cache.length += stop - start
+            start = stop
+        return logits
+
+    def _function(self, phase: Phase, left: int, filled: int) -> tuple[str, int]:
+        """The function for what is left of a step, and its T."""
+        config = self.config
+        fits = filled + config.prefill_tokens <= config.cache_slots
+        if config.fold == "two-phase":
+            prefill = phase == "base"
+            assert fits or not prefill, "a prompt's chunks begin at multiples of prefill_tokens"
+        else:
+            prefill = left > 1 and fits
+        return ("prefill", config.prefill_tokens) if prefill else ("decode", 1)
+
+    def _gate(self, scalars: Scalars | None, gated: bool) -> Scalars | None:
+        """The scalars of one chunk: ones where its last token is not the step's, under scope ``last``."""
+        if self._defaults is None or self.config.scalars is None:
+            return None
+        chosen = scalars or self._defaults
+        if gated or self.config.scalars.scope == "all":
+            return chosen
+        return Scalars(attn=np.ones_like(chosen.attn), mlp=np.ones_like(chosen.mlp))
+
+    def _chunk(
+        self,
+        cache: StateCache,
+        step: Step,
+        window: slice,
+        function: str,
+        width: int,
+        scalars: Scalars | None,
+    ) -> Float32:
+        """Run ``window`` of a step through every part; logits ``[1, V]`` after its last token."""
+        count = window.stop - window.start
+        cos, sin = self._rotary(step.position_ids[0, window])
+        feeds: dict[str, Array] = {
+            "cos": _padded(cos, width),
+            "sin": _padded(sin, width),
+            "position": np.array([cache.length], np.int32),
+            "valid_length": np.array([count], np.int32),
+        }
+        hidden = _padded(step.inputs_embeds[0, window], width)[None].astype(np.float32)
+        outputs: Mapping[str, Array] = {}
+        for part, predictor, state in zip(self.config.decoder, self._parts, cache.states, strict=True):
+            feeds["hidden_states" if part.first else "inputs_embeds"] = hidden
+            if scalars is not None:
+                feeds["attn_scale"] = scalars.attn[part.first : part.stop]
+                feeds["mlp_scale"] = scalars.mlp[part.first : part.stop]
+            wanted = {name: feeds[name] for name in predictor.inputs(function)}
+            outputs = predictor.predict(function, wanted, state)
+            hidden = outputs.get("next_hidden_states", hidden)
+        logits: Float32 = np.asarray(outputs["logits"], np.float32)[:, -1]
+        return logits
+
+    def _rotary(self, positions: NDArray[np.int64]) -> tuple[Float32, Float32]:
+        angles = positions[:, None].astype(np.float32) * np.asarray(self.config.inv_freq, np.float32)
+        angles = np.concatenate((angles, angles), axis=-1)
+        scale = np.float32(self.config.rotary_scale)
+        return np.cos(angles) * scale, np.sin(angles) * scale
+
+
+def _padded(rows: Array, width: int) -> Array:
+    return np.pad(rows, ((0, width - len(rows)), (0, 0)))

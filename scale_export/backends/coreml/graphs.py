@@ -1,0 +1,137 @@
+"""Writing the files of a Core ML package: decoder parts, vision tower, host tables and host configuration."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ... import mil
+from ...blocks import Bits, BlockMatrix
+from ...folding import FoldedDecoder
+from ...mil.program import Literal
+from ...quantize import QuantizedWeights
+from ...records import Array, FoldMode, Precision
+from ...targets import ComputeUnits
+from ...vision import VisionTower
+from ...weights import DecoderWeights
+from . import host, swift
+from .convert import constant_name
+from .decoder import Storage, emit_part, split_layers
+from .tables import CODES, EMBEDDING, SCALES, write_tables
+from .vision import emit_vision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphPlan:
+    """What emission needs beside weights.
+
+    Attributes:
+        pixel_shape: (3, height, width) of a tile.
+        max_part_bytes: the most bytes of matrices in one part of the decoder; None for one part.
+    """
+
+    precision: Precision
+    vision_precision: Precision
+    block_size: int
+    prefill_tokens: int
+    context_length: int
+    max_part_bytes: int | None
+    compute_units: ComputeUnits
+    pixel_shape: tuple[int, int, int]
+    image_token_id: int
+    eos_token_ids: Sequence[int]
+    fold: FoldMode
+
+
+def emit_graphs(
+    folded: FoldedDecoder, vision: VisionTower, plan: GraphPlan, directory: Path
+) -> dict[str, str]:
+    """Write everything; role → file name."""
+    spec = folded.weights.spec
+    storage = Storage(precision=plan.precision, block_size=plan.block_size)
+    capacity = -(-plan.context_length // plan.prefill_tokens) * plan.prefill_tokens
+    ranges = split_layers(spec, storage, plan.max_part_bytes)
+    graphs, parts = {}, []
+    for number, layers in enumerate(ranges, start=1):
+        single = len(ranges) == 1
+        name = "decoder.mlpackage" if single else f"decoder_{number}of{len(ranges)}.mlpackage"
+        emit_part(
+            folded,
+            layers,
+            directory / name,
+            storage=storage,
+            capacity=capacity,
+            prefill_tokens=plan.prefill_tokens,
+        )
+        graphs["decoder" if single else f"decoder_{number}"] = name
+        parts.append(host.DecoderPart(file=name, first=layers.start, stop=layers.stop))
+    emit_vision(
+        vision, plan.pixel_shape, directory / "vision.mlpackage", half=plan.vision_precision == "float16"
+    )
+    constants = {name: value.numpy().astype(np.float32) for name, value in vision.constants.items()}
+    write_tables(embedding_table(folded.weights, storage), constants, directory / "tables.safetensors")
+    config = host.HostConfig(
+        fold=plan.fold,
+        compute_units=plan.compute_units,
+        prefill_tokens=plan.prefill_tokens,
+        cache_slots=capacity,
+        context_length=plan.context_length,
+        hidden_size=spec.hidden_size,
+        head_dim=spec.head_dim,
+        vocab_size=spec.vocab_size,
+        inv_freq=list(spec.inv_freq),
+        rotary_scale=spec.rotary_scale,
+        image_token_id=plan.image_token_id,
+        eos_token_ids=sorted(plan.eos_token_ids),
+        decoder=tuple(parts),
+        scalars=_scalar_defaults(folded),
+    )
+    host.write_host_config(config, directory / host.FILE)
+    quantized = isinstance(folded.weights, QuantizedWeights)
+    swift.write_swift(config, quantized, plan.pixel_shape, directory / swift.FILE)
+    return {**graphs, "vision": "vision.mlpackage", "tables": "tables.safetensors", "runtime": host.FILE}
+
+
+def embedding_table(weights: DecoderWeights, storage: Storage) -> dict[str, Array]:
+    """The embedding in one of the layouts of ``tables``."""
+    if not isinstance(weights, QuantizedWeights):
+        return {EMBEDDING: weights.embedding().numpy().astype(np.float16 if storage.half else np.float32)}
+    block = weights.quantizer.quantize(weights.base.embedding().numpy(), 8, weights.block_size)
+    codes = (block.integers().astype(np.int16) - 128).astype(np.int8)
+    return {CODES: codes, SCALES: block.scales.astype(np.float16)}
+
+
+def _scalar_defaults(folded: FoldedDecoder) -> host.ScalarDefaults | None:
+    if not folded.gate:
+        return None
+    attn, mlp = folded.dense()
+    return host.ScalarDefaults(
+        scope=folded.coefficients.scope, attn_scale=attn.tolist(), mlp_scale=mlp.tolist()
+    )
+
+
+def decoder_code_hashes(parts: Sequence[Path], names: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of the integer codes of each named matrix as function ``decode`` reads them, in ``BlockMatrix`` bytes."""
+    wanted = {constant_name(name): name for name in names}
+    hashes: dict[str, str] = {}
+    for part in parts:
+        operations = mil.load(part).functions["decode"].operations
+        constants = {op.outputs[0][0]: op.inputs["val"][0] for op in operations if op.type == "const"}
+        for operation in operations:
+            if operation.name in wanted and operation.type == "constexpr_blockwise_shift_scale":
+                codes = operation.inputs["data"][0]
+                if isinstance(codes, str):
+                    codes = constants[codes]
+                assert isinstance(codes, Literal), "codes are constants"
+                hashes[wanted[operation.name]] = _hash_codes(codes)
+    return hashes
+
+
+def _hash_codes(codes: Literal) -> str:
+    bits: Bits = 4 if codes.type.dtype == "int4" else 8
+    unsigned = (codes.read().astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+    return hashlib.sha256(BlockMatrix.packed(unsigned, bits).tobytes()).hexdigest()

@@ -1,0 +1,75 @@
+"""``runtime.json``: what a host program must know to drive the package's models. Swift reads it as Python does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+from ...records import FoldMode, Scope
+from ...targets import ComputeUnits
+
+FILE = "runtime.json"
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DecoderPart(_Record):
+    """One package of a decoder that may be split: its file, and its layers from ``first`` up to ``stop``."""
+
+    file: str
+    first: Annotated[int, Field(ge=0)]
+    stop: Count
+
+
+class ScalarDefaults(_Record):
+    """The trained scalars of a gated decoder: ``attn_scale [L][H]``, ``mlp_scale [L]``."""
+
+    scope: Scope
+    attn_scale: list[list[float]]
+    mlp_scale: list[float]
+
+
+class HostConfig(_Record):
+    """All of ``runtime.json``.
+
+    Attributes:
+        fold: ``two-phase`` packages run a prompt but for its last token by ``prefill``, all else by ``decode``.
+        prefill_tokens: T of the function ``prefill``.
+        cache_slots: C of the KV cache; a prefill chunk must begin at most at ``cache_slots - prefill_tokens``.
+        context_length: the most tokens of prompt and answer together.
+        inv_freq, rotary_scale: cos(position · inv_freq) · rotary_scale, each frequency twice, is ``cos``.
+        decoder: the parts in order; the ``next_hidden_states`` of each are the ``hidden_states`` of the next.
+        scalars: None where they are folded into the weights.
+    """
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    fold: FoldMode
+    compute_units: ComputeUnits
+    prefill_tokens: Count
+    cache_slots: Count
+    context_length: Count
+    hidden_size: Count
+    head_dim: Count
+    vocab_size: Count
+    inv_freq: list[float]
+    rotary_scale: float
+    image_token_id: int
+    eos_token_ids: list[int]
+    decoder: Annotated[tuple[DecoderPart, ...], Strict(False), Field(min_length=1)]
+    scalars: ScalarDefaults | None
+
+
+def write_host_config(config: HostConfig, path: Path) -> None:
+    """Write the file; the same record gives the same bytes."""
+    path.write_text(config.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
+
+
+def read_host_config(path: Path) -> HostConfig:
+    """Read the file of a verified package."""
+    return HostConfig.model_validate_json(path.read_text(encoding="utf-8"))

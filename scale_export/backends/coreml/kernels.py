@@ -1,0 +1,123 @@
+"""The decoder's arithmetic for ``torch.jit.trace`` and Core ML's converter.
+
+Rules:
+1. Matrices stay outside the trace: ``linear`` leaves a named marker, which the converter replaces by the
+   matrix in its final storage type. A traced decoder holds norms only.
+2. An RMS norm is Core ML's fused layer norm over x beside −x, whose mean is zero: one rounding to float16 where
+   separate squares, means and roots round five times and overflow beyond 255.
+3. Key/value heads are never repeated: the queries of a group stand below one another instead, so that
+   attention stays Core ML's fused operator over the cache as it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...decoder import Cache
+from ...records import DecoderSpec
+
+MARKER = "scale_export::linear"
+"""The traced operator that stands for a matrix product."""
+
+HIDDEN: float = -6e4
+"""What a mask adds to the score of a slot that is not to be seen; float16 reaches to 65,504."""
+
+
+@torch.library.custom_op(MARKER, mutates_args=())
+def _linear(x: Tensor, name: str, out_features: int) -> Tensor:
+    return x.new_zeros((*x.shape[:-1], out_features))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where the T new tokens of a forward stand.
+
+    Attributes:
+        cos, sin: ``[T, hd]``, the rotary tables at their positions, worked out by the host.
+        position: int32 ``[1]``, the cache slot of the first of them.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    position: Tensor
+
+
+class CoreMLKernels(nn.Module):
+    """Traceable arithmetic over a cache that is written in place.
+
+    Args:
+        norms: the weight of every norm that this part of the decoder reads.
+        first_layer: the layer whose keys and values are the cache's first.
+    """
+
+    def __init__(
+        self, spec: DecoderSpec, placement: Placement, norms: Mapping[str, Tensor], *, first_layer: int
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.placement = placement
+        self.norms = norms
+        self.first_layer = first_layer
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        y: Tensor = _linear(x, name, self.spec.linears()[name][0])
+        return y
+
+    def rms_norm(self, name: str, x: Tensor) -> Tensor:
+        width, weight = self.spec.hidden_size, self.norms[name]
+        both = torch.cat((x, -x), dim=-1)
+        weights = torch.cat((weight, torch.zeros_like(weight)))
+        return F.layer_norm(both, (2 * width,), weights, eps=self.spec.rms_norm_eps)[..., :width]
+
+    def add_rms_norm(self, name: str, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return self.rms_norm(name, total), total
+
+    def begin(
+        self, inputs_embeds: Tensor, attention_mask: Any, position_ids: Any
+    ) -> dict[int | None, Tensor]:
+        """A mask ``[G · T, C]`` for every window among the layers; G query heads share a key/value head."""
+        return {}
+
+    def _mask(self, cache: Tensor, tokens: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        slots = torch.arange(cache.shape[2], dtype=torch.int32)[None]
+        rows = (self.placement.position + torch.arange(tokens, dtype=torch.int32))[:, None]
+        visible = slots <= rows
+        if window is not None:
+            visible = visible & (slots > rows - window)
+        mask = torch.where(visible, 0.0, HIDDEN).to(dtype)
+        return mask.repeat(self.spec.num_heads // self.spec.num_kv_heads, 1)
+
+    def attention(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, past: Cache, shared: dict[int | None, Tensor]
+    ) -> tuple[Tensor, Cache]:
+        """See ``Kernels.attention``; the cache is ``[layers, K, C, hd]`` with this layer's rows inside."""
+        spec, row = self.spec, layer - self.first_layer
+        tokens, window = q.shape[1], spec.sliding_windows[layer]
+        if window not in shared:
+            shared[window] = self._mask(past[0], tokens, window, q.dtype)
+        start = self.placement.position
+        q = self._rotate(self._heads(q, spec.num_heads))
+        k = self._rotate(self._heads(k, spec.num_kv_heads))
+        v = self._heads(v, spec.num_kv_heads)
+        past[0][row : row + 1, :, start : start + tokens] = k
+        past[1][row : row + 1, :, start : start + tokens] = v
+        keys, values = (cache[row : row + 1] for cache in past)
+        groups = q.reshape(1, spec.num_kv_heads, -1, spec.head_dim)
+        z = F.scaled_dot_product_attention(groups, keys, values, attn_mask=shared[window])
+        z = z.reshape(1, spec.num_heads, tokens, spec.head_dim).transpose(1, 2)
+        return z.reshape(1, tokens, spec.num_heads * spec.head_dim), past
+
+    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        return x.reshape(1, x.shape[1], heads, self.spec.head_dim).transpose(1, 2)
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        half = self.spec.head_dim // 2
+        turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+        return x * self.placement.cos + turned * self.placement.sin

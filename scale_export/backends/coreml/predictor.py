@@ -1,0 +1,90 @@
+"""What runs an ``.mlpackage``: Core ML itself on a Mac, the reference interpreter everywhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from ... import mil
+from ...records import Array
+from ...targets import ComputeUnits
+
+Arithmetic = Literal["float32", "float16"]
+
+
+class Predictor(Protocol):
+    """One loaded package."""
+
+    def inputs(self, function: str) -> frozenset[str]:
+        """The names that ``predict`` takes for that function."""
+        ...
+
+    def new_state(self) -> Any:
+        """An empty state that every function of the package shares."""
+        ...
+
+    def predict(self, function: str, feeds: Mapping[str, Array], state: Any) -> Mapping[str, Array]:
+        """Run a function, updating ``state`` in place."""
+        ...
+
+
+class Interpreter:
+    """``scale_export.mil``: float16 rounded after every operation, or float32 throughout."""
+
+    def __init__(self, path: Path, arithmetic: Arithmetic) -> None:
+        self._model = mil.load(path, arithmetic=arithmetic)
+
+    def inputs(self, function: str) -> frozenset[str]:
+        return frozenset(self._model.functions[function].inputs)
+
+    def new_state(self) -> Any:
+        return self._model.new_state()
+
+    def predict(self, function: str, feeds: Mapping[str, Array], state: Any) -> Mapping[str, Array]:
+        outputs: Mapping[str, Array] = self._model.run(function, feeds, state)
+        return outputs
+
+
+class Device:
+    """Core ML through coremltools, on macOS."""
+
+    def __init__(self, path: Path, units: ComputeUnits) -> None:
+        import coremltools as ct
+
+        self._described = mil.load(path)
+        names = list(self._described.functions)
+        compute = getattr(ct.ComputeUnit, units.upper())
+        chosen = [{"function_name": name} for name in names] if len(names) > 1 else [{}]
+        self._models = {
+            name: ct.models.MLModel(str(path), compute_units=compute, **keywords)
+            for name, keywords in zip(names, chosen, strict=True)
+        }
+
+    def inputs(self, function: str) -> frozenset[str]:
+        return frozenset(self._described.functions[function].inputs)
+
+    def new_state(self) -> Any:
+        return next(iter(self._models.values())).make_state()
+
+    def predict(self, function: str, feeds: Mapping[str, Array], state: Any) -> Mapping[str, Array]:
+        kinds = {"position": np.int32, "valid_length": np.int32}
+        typed = {name: value.astype(kinds.get(name, np.float32)) for name, value in feeds.items()}
+        keywords = {} if state is None else {"state": state}
+        outputs: Mapping[str, Array] = self._models[function].predict(typed, **keywords)
+        return outputs
+
+
+def on_device() -> bool:
+    """Whether this machine has Core ML itself."""
+    return sys.platform == "darwin"
+
+
+def open_predictor(path: Path, units: ComputeUnits, *, strict: bool) -> Predictor:
+    """Core ML where there is one, else the interpreter; ``strict`` is the interpreter in float32 anywhere."""
+    if strict:
+        return Interpreter(path, "float32")
+    return Device(path, units) if on_device() else Interpreter(path, "float16")

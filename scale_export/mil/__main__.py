@@ -1,0 +1,5 @@
+"""``python -m scale_export.mil``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,65 @@
+"""A saved ``.mlpackage``: its manifest, and the model's protobuf message."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import UserError
+
+_PROTO = "_scale_export_coreml_proto"
+
+
+def _model_pb2() -> ModuleType:
+    """``coremltools.proto.Model_pb2`` without ``import coremltools``, which takes seconds, logs and loads torch.
+
+    Raises:
+        UserError: coremltools is not installed.
+    """
+    if _PROTO not in sys.modules:
+        spec = importlib.util.find_spec("coremltools")
+        if spec is None or spec.origin is None:
+            raise UserError(
+                "reading Core ML packages needs coremltools' message definitions:"
+                " pip install 'scale-export[export]'"
+            )
+        package = ModuleType(_PROTO)
+        package.__path__ = [str(Path(spec.origin).with_name("proto"))]
+        sys.modules[_PROTO] = package
+    return importlib.import_module(f"{_PROTO}.Model_pb2")
+
+
+def read_model(path: Path) -> tuple[Any, Path]:
+    """The ``Model`` message of a package, and the folder that its weight files are relative to.
+
+    Raises:
+        UserError: ``path`` is no ``.mlpackage``, or holds something else than an ML program.
+    """
+    manifest = path / "Manifest.json"
+    if not manifest.is_file():
+        raise UserError(f"{path} is not an .mlpackage: it has no Manifest.json; give the package's folder")
+    try:
+        listing = json.loads(manifest.read_text(encoding="utf-8"))
+        file = path / "Data" / listing["itemInfoEntries"][listing["rootModelIdentifier"]]["path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{manifest} names no model, so the package is damaged: export it again") from error
+    if not file.is_file():
+        raise UserError(f"{file} is missing, so the package is incomplete: copy or export it again")
+    messages = _model_pb2()
+    model = messages.Model()
+    try:
+        model.ParseFromString(file.read_bytes())
+    except Exception as error:  # protobuf's DecodeError, without importing protobuf for its name
+        raise UserError(f"{file} is no Core ML model, so the package is damaged: export it again") from error
+    kind = model.WhichOneof("Type")
+    if kind != "mlProgram":
+        raise UserError(
+            f"{path} holds a {kind or 'model without a program'}, and only ML programs can be run:"
+            " convert it with coremltools' convert_to='mlprogram'"
+        )
+    return model, file.parent

@@ -1,0 +1,230 @@
+"""A function made ready to run: constants resolved, operations bound to their arguments, lifetimes known."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from .dtypes import Arithmetic, Array, TensorType, holder
+from .ops import CONVERTERS, MOVES, REGISTRY, Arrays
+from .program import Function, Literal, Operation
+
+Environment = list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A value that is known before a run: ``compute`` makes it, and equal keys mean equal values."""
+
+    key: Hashable
+    compute: Callable[[], Array]
+
+
+class Constants:
+    """Values of constants, computed when an operation that runs first needs them, and shared between functions."""
+
+    def __init__(self) -> None:
+        self._values: dict[Hashable, Array] = {}
+
+    def value(self, constant: Constant) -> Array:
+        """The value of a constant, kept for the next that asks."""
+        if constant.key not in self._values:
+            self._values[constant.key] = constant.compute()
+        return self._values[constant.key]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a result goes, its declared type, and what makes it the array that is held for that type."""
+
+    slot: int
+    type: TensorType
+    hold: Callable[[Any], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation, ready: arguments come from slots of an environment, and results go to slots."""
+
+    name: str
+    call: Callable[..., Any]
+    arguments: tuple[tuple[str, Callable[[Environment], Any]], ...]
+    reads: frozenset[int]
+    outputs: tuple[Output, ...]
+    release: tuple[int, ...] = ()
+
+    def run(self, environment: Environment) -> None:
+        """Compute the results into their slots, and empty the slots that no later step reads.
+
+        Raises:
+            UserError: a result's shape is not the declared one.
+        """
+        results = self.call(**{name: get(environment) for name, get in self.arguments})
+        for output, result in zip(self.outputs, _listed(results), strict=True):
+            environment[output.slot] = _checked(output.hold(result), output.type, self.name)
+        for slot in self.release:
+            environment[slot] = None
+
+
+class Schedule:
+    """The steps of a function, and the slots of its inputs and states in their environment."""
+
+    def __init__(self, function: Function, arithmetic: Arithmetic, constants: Constants) -> None:
+        self._arithmetic: Arithmetic = arithmetic
+        self._constants = constants
+        self._template: Environment = []
+        self._values: dict[str, int | Constant] = {
+            name: self._slot() for name in (*function.inputs, *function.states)
+        }
+        self._states = {name: self._place(name) for name in function.states}
+        steps = [step for operation in function.operations if (step := self._step(operation, function))]
+        self._outputs = {name: self._place(name) for name in function.outputs}
+        self._steps = _with_lifetimes(steps, {*self._states.values(), *self._outputs.values()})
+
+    def run(
+        self, inputs: Mapping[str, Array], state: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Outputs by name, and the states after the run."""
+        environment = self._template.copy()
+        for name, value in (*inputs.items(), *state.items()):
+            environment[self._place(name)] = value
+        with np.errstate(all="ignore"):
+            for step in self._steps:
+                step.run(environment)
+        return tuple(  # type: ignore[return-value]
+            {name: environment[slot] for name, slot in slots.items()}
+            for slots in (self._outputs, self._states)
+        )
+
+    def _slot(self, value: Array | None = None) -> int:
+        self._template.append(value)
+        return len(self._template) - 1
+
+    def _place(self, name: str) -> int:
+        """The slot of a value; a constant gets one."""
+        value = self._values[name]
+        return value if isinstance(value, int) else self._slot(self._constants.value(value))
+
+    def _operand(self, operand: str | Literal) -> int | Constant:
+        if isinstance(operand, str):
+            return self._values[operand]
+        hold = holder(operand.type.dtype, self._arithmetic)
+        return Constant((operand.key, operand.type), lambda: hold(operand.read()))
+
+    def _step(self, operation: Operation, function: Function) -> Step | None:
+        """The step of an operation; None where its results are constants.
+
+        Raises:
+            UserError: the operation has an input that its function does not take, or lacks one.
+        """
+        if operation.type == "const":
+            self._values[operation.outputs[0][0]] = self._operand(operation.inputs["val"][0])
+            return None
+        operands = {
+            name: tuple(self._operand(operand) for operand in given)
+            for name, given in operation.inputs.items()
+        }
+        if all(isinstance(operand, Constant) for given in operands.values() for operand in given):
+            self._fold(operation, typing.cast(dict[str, tuple[Constant, ...]], operands))
+            return None
+        annotations = _annotations(operation.type)
+        fixed, arguments, reads = {}, [], set()
+        for name, given in operands.items():
+            annotation = annotations[name]
+            if annotation == Arrays or isinstance(given[0], int):
+                slots = [
+                    value if isinstance(value, int) else self._slot(self._constants.value(value))
+                    for value in given
+                ]
+                arguments.append((name, _getter(slots, annotation)))
+                reads |= {slot for slot, value in zip(slots, given, strict=True) if isinstance(value, int)}
+            else:
+                fixed[name] = _converted(self._constants.value(given[0]), annotation)
+        call = functools.partial(REGISTRY[operation.type], **fixed) if fixed else REGISTRY[operation.type]
+        outputs = operation.outputs
+        if operation.type == "write_state":
+            (state,) = typing.cast(tuple[str], operation.inputs["input"])
+            outputs = ((state, function.states[state]),)
+        moves = operation.type in MOVES
+        places = []
+        for name, declared in outputs:
+            slot = self._values.setdefault(name, len(self._template))
+            if slot == len(self._template):
+                self._slot()
+            hold = holder(declared.dtype, "float32" if moves else self._arithmetic)
+            places.append(Output(typing.cast(int, slot), declared, hold))
+        return Step(operation.name, call, tuple(arguments), frozenset(reads), tuple(places))
+
+    def _fold(self, operation: Operation, operands: Mapping[str, tuple[Constant, ...]]) -> None:
+        """Register the results of an operation whose inputs are all constants as constants."""
+        annotations = _annotations(operation.type)
+        key = (
+            operation.type,
+            frozenset((name, tuple(c.key for c in given)) for name, given in operands.items()),
+        )
+
+        def compute(index: int, declared: TensorType) -> Array:
+            arguments = {}
+            for name, given in operands.items():
+                arrays = tuple(constant.compute() for constant in given)
+                annotation = annotations[name]
+                arguments[name] = arrays if annotation == Arrays else _converted(arrays[0], annotation)
+            with np.errstate(all="ignore"):
+                result = _listed(REGISTRY[operation.type](**arguments))[index]
+            return _checked(holder(declared.dtype, self._arithmetic)(result), declared, operation.name)
+
+        for index, (name, declared) in enumerate(operation.outputs):
+            self._values[name] = Constant((key, index, declared), functools.partial(compute, index, declared))
+
+
+@functools.cache
+def _annotations(type: str) -> Mapping[str, Any]:
+    return typing.get_type_hints(REGISTRY[type])
+
+
+def _converted(value: Array, annotation: Any) -> Any:
+    return CONVERTERS[annotation](value) if annotation in CONVERTERS else value
+
+
+def _getter(slots: list[int], annotation: Any) -> Callable[[Environment], Any]:
+    """What reads an argument from an environment."""
+    if annotation == Arrays:
+        return lambda environment: tuple(environment[slot] for slot in slots)
+    get = itemgetter(slots[0])
+    if annotation not in CONVERTERS:
+        return get
+    convert = CONVERTERS[annotation]
+    return lambda environment: convert(get(environment))
+
+
+def _listed(results: Any) -> Any:
+    return results if isinstance(results, tuple | list) else (results,)
+
+
+def _checked(value: Array, declared: TensorType, name: str) -> Array:
+    if value.shape != declared.shape and not declared.holds(value.shape):
+        raise UserError(
+            f"operation {name} gives shape {list(value.shape)} where the program declares {declared}:"
+            " the package is damaged, or the interpreter misreads it"
+        )
+    return value
+
+
+def _with_lifetimes(steps: Iterable[Step], kept: set[int]) -> tuple[Step, ...]:
+    """The steps, each of which releases the slots that it reads or writes as the last."""
+    last: dict[int, int] = {}
+    steps = tuple(steps)
+    for index, step in enumerate(steps):
+        last |= dict.fromkeys((*step.reads, *(output.slot for output in step.outputs)), index)
+    released: list[list[int]] = [[] for _ in steps]
+    for slot, index in last.items():
+        if slot not in kept:
+            released[index].append(slot)
+    return tuple(replace(step, release=tuple(slots)) for step, slots in zip(steps, released, strict=True))

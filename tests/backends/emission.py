@@ -1,0 +1,88 @@
+"""What every backend's tests need: emitted graphs of random models, and the portable decoder to compare with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scale_export.backends import Scalars
+from scale_export.backends.reference import ReferenceEngine
+from scale_export.base import BaseModel
+from scale_export.folding import FoldedDecoder, fold
+from scale_export.generation import Generator
+from scale_export.pipeline import quantized
+from scale_export.plan import ExportOptions, Plan, make_plan
+from scale_export.prompts import encode_messages, user_message
+from scale_export.records import FoldMode, Precision
+from scale_export.targets import load_target
+from tests.conftest import picture, random_coefficients
+
+TOKENS = (3, 9, 4, 7)
+
+Emitted = tuple[Plan, FoldedDecoder, dict[str, Path]]
+Emit = Callable[..., Emitted]
+
+
+def emitting(target: str, backend: Any, base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Emit:
+    """``emitted(family, variant, precision, mode, scope)``: graphs on disk, built once each."""
+
+    @functools.cache
+    def build(
+        family: str = "llava",
+        variant: str = "llama",
+        precision: Precision = "float32",
+        mode: FoldMode = "gate",
+        scope: Any = "last",
+    ) -> Emitted:
+        base = base_of(family, variant)
+        chosen = load_target(target)
+        asked = precision if precision in chosen.precisions else chosen.precisions[0]
+        plan = make_plan(
+            random_coefficients(base, scope), base, chosen, ExportOptions(precision=asked, fold=mode)
+        )
+        folded = fold(base.weights, plan.coefficients, mode)
+        folded = quantized(folded, plan) if asked == precision else folded
+        directory = tmp_path_factory.mktemp("graphs")
+        vision_precision = "float32" if precision == "float32" else chosen.vision_precision
+        graphs = backend.emit(
+            folded,
+            base.family.vision_module(base.model),
+            plan,
+            directory,
+            precision=precision,
+            vision_precision=vision_precision,
+        )
+        backend.emit_side_files(folded, directory)
+        return plan, folded, {role: directory / name for role, name in graphs.items()}
+
+    return build
+
+
+def generator(engine: Any, base: BaseModel, mode: FoldMode) -> Generator:
+    return Generator(
+        engine=engine,
+        family=base.family,
+        fold=mode,
+        image_token_id=base.family.image_token_id(base.config),
+        runtime_config=base.family.runtime_config(base.config),
+    )
+
+
+def reference(plan: Plan, folded: FoldedDecoder) -> Generator:
+    attn, mlp = folded.dense()
+    engine = ReferenceEngine(
+        folded.weights,
+        scaled=folded.scaled,
+        vision=plan.base.family.vision_module(plan.base.model),
+        image_token_id=plan.base.family.image_token_id(plan.base.config),
+        gate=(plan.coefficients.scope, Scalars(attn=attn, mlp=mlp)) if folded.gate else None,
+    )
+    return generator(engine, plan.base, plan.fold)
+
+
+def prompt(base: BaseModel, size: tuple[int, int] = (64, 48)) -> dict[str, Any]:
+    return encode_messages(base.processor, [user_message([picture(size=size)], "where is the circle ?")])

@@ -1,0 +1,309 @@
+"""Core ML packages through the reference interpreter: against the portable decoder, on disk, and split."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scale_export import UserError, fold, mil, open_package, tolerances
+from scale_export.backends import Scalars, Step
+from scale_export.backends.coreml import backend
+from scale_export.backends.coreml.decoder import Storage, split_layers
+from scale_export.backends.coreml.engine import CoreMLEngine
+from scale_export.backends.coreml.host import read_host_config
+from scale_export.backends.coreml.tables import HostTables
+from scale_export.metrics import relative_error
+from scale_export.prompts import encode_messages, user_message
+from scale_export.records import Precision
+from tests.backends.emission import TOKENS, Emit, emitting, generator, prompt, reference
+
+STRICT = tolerances.LOWERING_RELATIVE["float32"]
+HALF = tolerances.LOWERING_RELATIVE["float16"]
+
+
+@pytest.fixture(scope="module")
+def emitted(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Emit:
+    return emitting("coreml", backend, base_of, tmp_path_factory)
+
+
+def operations(path: Path) -> dict[str, int]:
+    return mil.load(path).operations()
+
+
+def package_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+EQUAL = [
+    ("llava", "llama", "float32", "gate", "last"),
+    ("llava", "llama-biased", "float32", "weights", "all"),
+    ("llava", "llama3-rope", "float32", "gate", "all"),
+    ("llava", "mistral-window", "float32", "gate", "last"),
+    ("llava", "qwen2", "float32", "two-phase", "last"),
+    ("llava_next", "llama", "float32", "gate", "last"),
+    ("llava_next", "mistral-window", "float32", "two-phase", "last"),
+]
+
+
+@pytest.mark.parametrize("case", EQUAL, ids="-".join)
+def test_float32_programs_equal_the_portable_decoder_with_a_picture(emitted: Emit, case: tuple[str, ...]):
+    plan, folded, graphs = emitted(*case)
+    inputs = prompt(plan.base)
+    expected = reference(plan, folded).forced_logits(inputs, TOKENS)
+    found = generator(CoreMLEngine(graphs, strict=True), plan.base, plan.fold).forced_logits(inputs, TOKENS)
+    assert relative_error(expected, found) <= STRICT
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_float16_programs_in_emulated_float16(emitted: Emit, family: str):
+    plan, folded, graphs = emitted(family, "qwen2", "float16")
+    inputs = prompt(plan.base)
+    expected = reference(plan, folded).forced_logits(inputs, TOKENS)
+    found = generator(CoreMLEngine(graphs), plan.base, plan.fold).forced_logits(inputs, TOKENS)
+    assert 0 < relative_error(expected, found) <= HALF
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_quantized_programs_hold_the_dequantized_weights(
+    emitted: Emit, precision: Precision, monkeypatch: pytest.MonkeyPatch
+):
+    """Up to float16 scales, norms and tower, which the limit is for; the embedding's own precision is set aside."""
+    plan, folded, graphs = emitted("llava", "qwen2", precision, "two-phase")
+    inputs, engine, oracle = prompt(plan.base), CoreMLEngine(graphs, strict=True), reference(plan, folded)
+    monkeypatch.setattr(oracle.engine, "embed", engine.embed)
+    expected = oracle.forced_logits(inputs, TOKENS)
+    found = generator(engine, plan.base, plan.fold).forced_logits(inputs, TOKENS)
+    assert relative_error(expected, found) <= HALF
+
+
+def test_embedding_rows_are_eight_bit_beside_integers(emitted: Emit):
+    plan, _, graphs = emitted("llava", "qwen2", "int4", "two-phase")
+    ids = np.array([[5, 7, 5]])
+    exact = plan.base.weights.embedding().numpy()[ids]
+    assert relative_error(exact, HostTables(graphs["tables"]).embed(ids)) <= 1 / 127
+
+
+@pytest.mark.parametrize(("mode", "scope"), [("weights", "all"), ("two-phase", "last")])
+def test_folding_leaves_every_integer_code(emitted: Emit, mode: str, scope: str):
+    _, folded, graphs = emitted("llava", "qwen2", "int4", mode, scope)
+    names = list(folded.factors)
+    plain = (folded.scaled or folded.weights).base
+    unfolded = replace(folded.scaled or folded.weights, factors={})
+    assert plain is not None
+    found = backend.code_hashes(graphs, names)
+    assert found == {name: unfolded.block(name).codes_sha256 for name in names}
+
+
+def test_a_second_function_and_folded_scales_cost_next_to_nothing(emitted: Emit):
+    """Weights are stored once: prefill and decode share them, and two phases add scales alone."""
+    gated = emitted("llava", "qwen2", "int4", "gate")[2]["decoder"]
+    _, folded, graphs = emitted("llava", "qwen2", "int4", "two-phase")
+    weights = "Data/com.apple.CoreML/weights/weight.bin"
+    shared, both = ((path / weights).stat().st_size for path in (gated, graphs["decoder"]))
+    scales = sum((folded.scaled or folded.weights).block(name).scales.size * 2 for name in folded.factors)
+    assert shared < both <= shared + scales + 256 * len(folded.factors)
+
+
+def test_attention_and_norms_are_fused_operators(emitted: Emit):
+    plan, _, graphs = emitted("llava", "qwen2", "int4", "gate")
+    counts, layers = operations(graphs["decoder"]), plan.base.spec.num_layers
+    assert counts["scaled_dot_product_attention"] == 2 * layers
+    assert counts["layer_norm"] == 2 * (2 * layers + 1)
+    assert counts["constexpr_blockwise_shift_scale"] == counts["linear"] == 2 * (7 * layers + 1)
+    assert "matmul" not in counts and "softmax" not in counts
+
+
+def test_signature_is_what_the_host_is_told(emitted: Emit):
+    plan, _, graphs = emitted("llava", "qwen2", "float16", "gate")
+    spec, config = plan.base.spec, read_host_config(graphs["runtime"])
+    functions = mil.load(graphs["decoder"]).functions
+    assert set(functions) == {"prefill", "decode"}
+    for name, tokens in (("prefill", config.prefill_tokens), ("decode", 1)):
+        shapes = {key: kind.shape for key, kind in functions[name].inputs.items()}
+        assert shapes.pop("inputs_embeds") == (1, tokens, spec.hidden_size)
+        assert shapes.pop("cos") == shapes.pop("sin") == (tokens, spec.head_dim)
+        assert shapes.pop("position") == (1,)
+        assert shapes.pop("attn_scale") == (spec.num_layers, spec.num_heads)
+        assert shapes.pop("mlp_scale") == (spec.num_layers,)
+        assert shapes == ({"valid_length": (1,)} if tokens > 1 else {})
+        cache = (spec.num_layers, spec.num_kv_heads, config.cache_slots, spec.head_dim)
+        assert {key: kind.shape for key, kind in functions[name].states.items()} == {
+            "k_cache": cache,
+            "v_cache": cache,
+        }
+    assert config.cache_slots % config.prefill_tokens == 0
+    assert config.scalars is not None and len(config.scalars.attn_scale) == spec.num_layers
+
+
+@pytest.mark.parametrize("mode", ["gate", "two-phase"])
+def test_prompts_longer_than_a_chunk_and_chunks_at_odd_places(emitted: Emit, mode: str):
+    """150 tokens are three padded chunks; a second prompt in the same cache begins in the middle of one."""
+    plan, folded, graphs = emitted("llava", "qwen2", "float32", mode)
+    rng = np.random.default_rng(0)
+    embeds = rng.standard_normal((1, 150, plan.base.spec.hidden_size)).astype(np.float32)
+    later = rng.standard_normal((1, 9, plan.base.spec.hidden_size)).astype(np.float32)
+    logits = []
+    for engine in (reference(plan, folded).engine, CoreMLEngine(graphs, strict=True)):
+        cache, start = engine.new_cache(1), 0
+        for rows, gated in ((embeds[:, :-1], False), (embeds[:, -1:], True), (later, True))[
+            : 2 + (mode == "gate")
+        ]:
+            positions = np.arange(start, start + rows.shape[1])[None]
+            step = Step(
+                inputs_embeds=rows, lengths=np.array([rows.shape[1]]), position_ids=positions, gated=gated
+            )
+            logits.append(engine.forward(cache, step, None, "scaled" if gated else "base"))
+            start += rows.shape[1]
+    half = len(logits) // 2
+    for expected, found in zip(logits[:half], logits[half:], strict=True):
+        assert relative_error(expected, found) <= STRICT
+
+
+def test_a_full_context_is_filled_to_the_last_slot(emitted: Emit):
+    plan, _, graphs = emitted("llava", "qwen2", "float32", "gate")
+    engine = CoreMLEngine(graphs, strict=True)
+    context = engine.config.context_length
+    embeds = np.zeros((1, context, engine.hidden_size), np.float32)
+    cache = engine.new_cache(1)
+
+    def step(tokens: int) -> Step:
+        return Step(
+            inputs_embeds=embeds[:, :tokens], lengths=np.array([tokens]), position_ids=np.arange(tokens)[None]
+        )
+
+    engine.forward(cache, step(3), None, "scaled")
+    engine.forward(cache, step(context - 3), None, "scaled")  # ends by single steps: no chunk fits the rest
+    with pytest.raises(UserError, match="do not fit the package's context"):
+        engine.forward(cache, step(1), None, "scaled")
+    assert plan.context_length == context
+
+
+def test_scalars_override_live_and_ones_are_the_base_model(emitted: Emit):
+    plan, folded, graphs = emitted("llava", "qwen2", "float32", "gate")
+    inputs = prompt(plan.base)
+    asked, oracle = (
+        generator(CoreMLEngine(graphs, strict=True), plan.base, plan.fold),
+        reference(plan, folded),
+    )
+    trained = asked.forced_logits(inputs, TOKENS)
+    attn, mlp = folded.dense()
+    asked.scalars = oracle.scalars = Scalars(attn=np.ones_like(attn), mlp=np.ones_like(mlp))
+    base = asked.forced_logits(inputs, TOKENS)
+    assert relative_error(oracle.forced_logits(inputs, TOKENS), base) <= STRICT
+    assert relative_error(trained, base) > 100 * STRICT
+
+
+def test_two_emissions_are_byte_identical(emitted: Emit, tmp_path: Path):
+    plan, folded, graphs = emitted("llava", "qwen2", "int4", "two-phase")
+    vision = plan.base.family.vision_module(plan.base.model)
+    backend.emit(folded, vision, plan, tmp_path, precision="int4", vision_precision="float16")
+    first = graphs["runtime"].parent
+    files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
+    for name in files:
+        assert (first / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
+def test_a_split_decoder_equals_the_whole_one(base_of: Any, emitted: Emit, tmp_path: Path):
+    plan, folded, graphs = emitted("llava", "qwen2", "float32", "gate")
+    spec = plan.base.spec
+    ranges = split_layers(spec, Storage(precision="float32", block_size=32), None)
+    assert ranges == [range(spec.num_layers)]
+    smallest = 4 * sum(
+        o * i for n, (o, i, _) in spec.linears().items() if n == "lm_head" or n.startswith("layers.0")
+    )
+    small = replace(plan, target=plan.target.model_copy(update={"max_part_bytes": smallest}))
+    vision = plan.base.family.vision_module(plan.base.model)
+    names = backend.emit(folded, vision, small, tmp_path, precision="float32", vision_precision="float32")
+    parts = [name for role, name in names.items() if role.startswith("decoder")]
+    assert parts == [f"decoder_{i}of{spec.num_layers}.mlpackage" for i in range(1, spec.num_layers + 1)]
+    assert all(package_bytes(tmp_path / part) < 0.6 * package_bytes(graphs["decoder"]) for part in parts)
+    inputs = prompt(plan.base)
+    split = CoreMLEngine({role: tmp_path / name for role, name in names.items()}, strict=True)
+    whole = CoreMLEngine(graphs, strict=True)
+    expected, found = (
+        generator(e, plan.base, plan.fold).forced_logits(inputs, TOKENS) for e in (whole, split)
+    )
+    assert relative_error(expected, found) <= STRICT
+
+
+def test_a_layer_larger_than_a_part_is_refused(emitted: Emit):
+    plan, _, _ = emitted("llava", "qwen2", "float32", "gate")
+    with pytest.raises(UserError, match=r"one layer and the head take .* allows 1,000 in one part"):
+        split_layers(plan.base.spec, Storage(precision="int4", block_size=32), 1000)
+
+
+@pytest.mark.parametrize("mode", ["gate", "two-phase"])
+def test_the_swift_sample_names_what_the_package_has(emitted: Emit, mode: str):
+    _, _, graphs = emitted("llava", "qwen2", "int4", mode)
+    source = (graphs["runtime"].parent / "ScaleExportModel.swift").read_text()
+    functions = mil.load(graphs["decoder"]).functions
+    known = {name for f in functions.values() for name in (*f.inputs, *f.outputs, *f.states)}
+    vision = mil.load(graphs["vision"]).functions["main"]
+    for name in (known | {*vision.inputs, *vision.outputs}) - {"k_cache", "v_cache"}:
+        assert f'"{name}"' in source, name
+    for function in functions:
+        assert f'"{function}"' in source
+    assert f'file: "{graphs["decoder"].stem}"' in source
+    assert f"static let gated = {'true' if mode == 'gate' else 'false'}" in source
+    assert not re.search("«|»", source)
+    assert source.count("{") == source.count("}") and source.count("(") == source.count(")")
+
+
+def test_no_picture_and_a_generated_image_token(emitted: Emit):
+    plan, folded, graphs = emitted("llava", "qwen2", "float32", "gate")
+    inputs = encode_messages(plan.base.processor, [user_message([], "where is the circle ?")])
+    token = plan.base.family.image_token_id(plan.base.config)
+    expected = reference(plan, folded).forced_logits(inputs, (token, 5))
+    engine = CoreMLEngine(graphs, strict=True)
+    found = generator(engine, plan.base, plan.fold).forced_logits(inputs, (token, 5))
+    assert relative_error(expected, found) <= STRICT
+    with pytest.raises(UserError, match="one prompt at a time"):
+        engine.new_cache(2)
+
+
+@pytest.fixture(scope="module")
+def package(base_of: Any, coefficient_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An int8 package of the random LLaVA for an iPhone."""
+    out = tmp_path_factory.mktemp("packages") / "phone"
+    base = base_of("llava", "llama")
+    outcome = fold(coefficient_file, "iphone", out=out, model=str(base.directory), evaluation="none")
+    assert outcome.passed, outcome.parity
+    return out
+
+
+def test_a_package_answers_and_says_what_was_not_checked(package: Path):
+    import json
+
+    parity = json.loads((package / "parity.json").read_text())
+    assert "interpreter" in parity["executed_by"]
+    assert any("Neural Engine" in line for line in parity["not_checked"])
+    assert parity["legs"]["lowering"]["value"] <= STRICT
+    opened = open_package(package)
+    assert isinstance(opened.answer([], "where is the circle ?", max_new_tokens=3), str)
+    opened.scale = 0.5
+    assert opened.generator.scalars is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"max_tile_side": 32}, r"tiles of 48 × 48 pixels, and target iphone allows 32"),
+        ({"context_length": 8}, r"take \d+ tokens, and the context on target iphone holds 8"),
+    ],
+)
+def test_a_target_that_cannot_hold_the_model(base_of: Any, change: dict[str, int], sentence: str):
+    from scale_export.plan import ExportOptions, make_plan
+    from scale_export.targets import load_target
+    from tests.conftest import random_coefficients
+
+    base = base_of("llava", "llama")
+    with pytest.raises(UserError, match=sentence):
+        make_plan(
+            random_coefficients(base), base, load_target("iphone").model_copy(update=change), ExportOptions()
+        )
