@@ -1,4 +1,4 @@
-# make demo: set up .venv, export the shipped model, ask the package one question.
+# make demo: set up .venv, export the shipped model for ONNX Runtime and Core ML, ask each package one question.
 # make test: set up .venv, lint, type-check and test everything.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,11 +13,16 @@ OUT := out
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+QUESTION := $(MODEL)/question.txt
+ASK := --image $(MODEL)/scene.png --prompt "$$(cat $(QUESTION))"
+
 demo: .venv/installed
+	@echo "Question: $$(cat $(QUESTION))  ($(MODEL)/scene.png; right: $$(cat $(MODEL)/answer.txt))"
 	$(BIN)/scale-export fold --coeffs $(MODEL)/spatial.pt --target cpu --out $(OUT)/spatial-cpu --force
-	@echo "Question: $$(cat $(MODEL)/question.txt)  ($(MODEL)/scene.png; right: $$(cat $(MODEL)/answer.txt))"
-	@echo -n "Base model: "; $(BIN)/scale-export run $(OUT)/spatial-cpu --scale 0 --image $(MODEL)/scene.png --prompt "$$(cat $(MODEL)/question.txt)"
-	@echo -n "With ScAle: "; $(BIN)/scale-export run $(OUT)/spatial-cpu --image $(MODEL)/scene.png --prompt "$$(cat $(MODEL)/question.txt)"
+	@echo -n "Base model:          "; $(BIN)/scale-export run $(OUT)/spatial-cpu --scale 0 $(ASK)
+	@echo -n "ScAle, ONNX Runtime: "; $(BIN)/scale-export run $(OUT)/spatial-cpu $(ASK)
+	$(BIN)/scale-export fold --coeffs $(MODEL)/spatial.pt --target coreml --out $(OUT)/spatial-coreml --force
+	@echo -n "ScAle, Core ML:      "; $(BIN)/scale-export run $(OUT)/spatial-coreml $(ASK)
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

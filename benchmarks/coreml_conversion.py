@@ -25,10 +25,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from scale_export.backends.coreml import convert
 from scale_export.backends.coreml.decoder import Function, Storage, TracedDecoder, emit_part, matrix_source
-from scale_export.bench import peak_memory
 from scale_export.checkpoint import Checkpoint
 from scale_export.families._text import text_spec
 from scale_export.folding import FoldedDecoder
+from scale_export.progress import peak_memory
 from scale_export.quantize import QuantizedWeights, load_quantizer
 from scale_export.records import BaseIdentity, Bound, Coefficients
 from scale_export.weights import CheckpointWeights
@@ -47,6 +47,7 @@ SHAPE: dict[str, Any] = {
 
 
 def build_checkpoint(directory: Path) -> None:
+    """A random model on disk, float16."""
     if not (directory / "model.safetensors").exists():
         torch.manual_seed(0)
         model = Qwen2ForCausalLM(Qwen2Config(**SHAPE)).to(torch.float16)
@@ -54,11 +55,13 @@ def build_checkpoint(directory: Path) -> None:
 
 
 def open_weights(directory: Path) -> CheckpointWeights:
+    """Its weights, read tensor by tensor."""
     spec = text_spec(Qwen2Config(**SHAPE))
     return CheckpointWeights(checkpoint=Checkpoint(directory), spec=spec, prefix="model")
 
 
 def random_scalars(weights: CheckpointWeights) -> Coefficients:
+    """Scalars for every head and MLP, of no base in particular."""
     spec, rng = weights.spec, np.random.default_rng(0)
     identity = BaseIdentity(
         base_model="random",
@@ -83,6 +86,7 @@ def random_scalars(weights: CheckpointWeights) -> Coefficients:
 
 
 def ours(source: Path, out: Path) -> dict[str, float]:
+    """Our call order; seconds by stage."""
     weights = open_weights(source)
     packed = QuantizedWeights(base=weights, quantizer=load_quantizer("rtn"), bits=4, block_size=32)
     folded = FoldedDecoder(
@@ -96,6 +100,7 @@ def ours(source: Path, out: Path) -> dict[str, float]:
 
 
 def peer(source: Path, out: Path) -> dict[str, float]:
+    """The guides' call order; seconds by stage."""
     import coremltools as ct
     import coremltools.optimize.coreml as cto
 
@@ -140,6 +145,7 @@ def peer(source: Path, out: Path) -> dict[str, float]:
 
 
 def measured(job: Any, source: Path, out: Path, results: Any) -> None:
+    """Run ``job`` in this process and put what it took into ``results``."""
     with convert.quiet():
         seconds = job(source, out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
@@ -147,6 +153,7 @@ def measured(job: Any, source: Path, out: Path, results: Any) -> None:
 
 
 def main() -> None:
+    """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(".benchmarks/coreml"))
     parser.add_argument(

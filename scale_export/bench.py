@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import psutil
 
 from .backends import Scalars, Step
 from .errors import UserError
+from .progress import peak_memory
 from .runtime import Package
 
 
@@ -149,13 +149,3 @@ def read_bandwidth(threads: int, size: int = 512 << 20, repeats: int = 3) -> flo
             list(pool.map(np.sum, parts))  # NumPy lets go of the interpreter lock while it adds
             best = min(best, time.perf_counter() - started)
     return size / best
-
-
-def peak_memory() -> int:
-    """Largest resident set of this process, bytes."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

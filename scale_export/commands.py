@@ -359,6 +359,7 @@ def write_log(package: Path, log: WorkLog) -> None:
     record = {
         "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": log.seconds,
+        "peak_bytes": log.peak_bytes,
         "total": sum(log.seconds.values()),
     }
     package.with_name(f"{package.name}.log").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

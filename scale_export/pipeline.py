@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,13 @@ from .progress import WorkLog
 from .quantize import load_quantizer, quantize
 from .records import Coefficients
 from .report import render_report
-from .report_data import report_data
+from .report_data import library_versions, report_data
 from .runtime import PROCESSOR_FILES
 from .selftest import write_selftest
 from .staging import StagedPackage, check_destination
 from .targets import load_target
 
 COEFFICIENTS = "scale.safetensors"
-LIBRARIES = ("numpy", "safetensors", "torch", "transformers")
-"""What shapes the files of every package; a backend adds its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +160,10 @@ def write_proof(plan: Plan, measured: Measured, directory: Path, name: str) -> N
 def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
     """The manifest but for its file table, which the package writer fills in."""
     base, spec = plan.base, plan.base.spec
-    libraries = sorted({*LIBRARIES, *load_backend(plan.target.backend).LIBRARIES})
     computes, keeps = plan.float_types
     return Manifest(
         tool=Tool(name="scale-export", version=__version__),
-        libraries={library: version(library) for library in libraries},
+        libraries=library_versions(plan),
         name=name,
         base_model=base.name,
         model_type=base.family.model_type,

@@ -1,11 +1,13 @@
-"""Telling a user what long work is doing, and keeping how long each stage took."""
+"""Telling a user what long work is doing, and keeping what each stage took of time and memory."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,13 +20,15 @@ from rich.progress import (
 
 
 class WorkLog:
-    """Stages with a live line each on standard error, and their durations in ``seconds``.
+    """Stages with a live line each on standard error; ``seconds`` and ``peak_bytes`` keep what they took.
 
-    Times stay out of packages, which are reproducible byte for byte; the command line writes them to a log.
+    Both stay out of packages, which are reproducible byte for byte; the command line writes them to a log.
+    ``peak_bytes`` is the process's largest resident set up to the stage's end.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.seconds: dict[str, float] = {}
+        self.peak_bytes: dict[str, int] = {}
         self._console = Console(stderr=True, quiet=quiet)
         self._progress: Progress | None = None
 
@@ -48,9 +52,21 @@ class WorkLog:
             finally:
                 self._progress = None
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-        self._console.print(f"  [green]✓[/] {name} [dim]{self.seconds[name]:.1f} s[/]", highlight=False)
+        self.peak_bytes[name] = peak_memory()
+        took = f"{self.seconds[name]:.1f} s, peak {self.peak_bytes[name] / 1e9:.2f} GB"
+        self._console.print(f"  [green]✓[/] {name} [dim]{took}[/]", highlight=False)
 
     def advance(self, what: str, done: int, total: int) -> None:
         """Move the current stage's bar: ``done`` of ``total`` of ``what``."""
         if self._progress is not None:
             self._progress.update(self._task, description=what, completed=done, total=total)
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process so far, bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -9,13 +9,15 @@ from pathlib import Path
 from PIL import Image
 
 from . import __version__
-from .measure import Measured
+from .measure import Measured, load_backend
 from .plan import Plan
 from .records import Precision
 from .report import DifferingQuestion, ReportData
 from .task import Answered
 
 GALLERY = 12
+LIBRARIES = ("numpy", "safetensors", "torch", "transformers")
+"""What shapes the files of every package; a backend adds its own."""
 BYTES_PER_VALUE: dict[Precision, float] = {"float32": 4, "float16": 2, "int8": 1, "int4": 0.5}
 
 
@@ -29,6 +31,7 @@ def report_data(plan: Plan, measured: Measured, directory: Path, name: str) -> R
         "Family": base.family.model_type,
         "Target": f"{plan.target.name}: {plan.target.title}",
         "Backend": plan.target.backend,
+        "Measured on": measured.report.executed_by,
         "Precision": plan.precision,
         "Scope": "last token of each step" if coefficients.scope == "last" else "every token",
         "Scalars": f"{coefficients.count} in {len(coefficients.layer_indices)} layers",
@@ -51,25 +54,25 @@ def report_data(plan: Plan, measured: Measured, directory: Path, name: str) -> R
         costs=decode_costs(plan),
         differing=tuple(_differing(a) for a in differing[:GALLERY]),
         differing_total=len(differing),
-        versions={
-            "scale-export": __version__,
-            **{
-                library: version(library)
-                for library in ("torch", "transformers", "onnxruntime", "onnx", "numpy")
-            },
-        },
+        versions={"scale-export": __version__, **library_versions(plan)},
     )
+
+
+def library_versions(plan: Plan) -> dict[str, str]:
+    """The version of every library that shaped the package, by distribution name."""
+    names = {*LIBRARIES, *load_backend(plan.target.backend).LIBRARIES}
+    return {name: version(name) for name in sorted(names)}
 
 
 def decode_costs(plan: Plan) -> tuple[tuple[str, str], ...]:
     """What one decoded token costs, from shapes alone: the same on every machine."""
     spec = plan.base.spec
     weights = sum(out * width for out, width, _ in spec.linears().values())
-    cache_bytes = 2 if plan.precision == "float16" else 4
+    scale_bytes, cache_bytes = (2 if kind == "float16" else 4 for kind in plan.float_types)
     per_token = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * cache_bytes
     read = weights * BYTES_PER_VALUE[plan.precision]
     if plan.quantized:
-        read += weights / plan.block_size * 4
+        read += weights / plan.block_size * scale_bytes
     scalars = plan.coefficients.count
     gate = spec.num_layers * (spec.num_heads * spec.head_dim + spec.hidden_size) if plan.fold == "gate" else 0
     return (

@@ -1,4 +1,4 @@
-"""The built wheel in empty environments: ``[ort]`` runs packages without torch, ``[export]`` makes them."""
+"""The built wheel in empty environments: ``[ort]`` and ``[coreml]`` run packages without torch, ``[export]`` makes them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from scale_export import fold
 from tests.conftest import picture
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +74,26 @@ def test_the_device_environment_runs_benches_and_checks_itself_without_torch(
         bin_directory, "fold", "--coeffs", str(coefficient_file), "--target", "cpu", cwd=tmp_path, code=2
     )
     assert "scale-export[export]" in refusal["error"]
+
+
+def test_core_ml_packages_run_and_check_themselves_without_torch(
+    wheel: Path, coefficient_file: Path, base_of: Any, tmp_path: Path
+):
+    base = str(base_of("llava", "llama").directory)
+    assert fold(coefficient_file, "iphone", out=tmp_path / "package", model=base, evaluation="none").passed
+    bin_directory = environment(wheel, "coreml", tmp_path / "env")
+    asked = ["run", "package", "--prompt", "where ?", "--max-new-tokens", "3"]
+    refusal = subprocess.run(
+        [bin_directory / "python", "-c", "import torch"], capture_output=True, check=False
+    )
+    assert refusal.returncode == 1, "torch came along"
+    assert isinstance(ask(bin_directory, *asked, cwd=tmp_path)["answer"], str)
+    assert ask(bin_directory, "verify", "package", "--selftest", cwd=tmp_path)["selftest"]["passed"]
+    bench = ask(bin_directory, "bench", "package", "--prompt-tokens", "8", "--new-tokens", "2", cwd=tmp_path)
+    assert bench["decode_ms"] > 0
+    command = [bin_directory / "python", "-m", "scale_export.mil", "show", "package/decoder.mlpackage"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+    assert "prefill" in shown and "scaled_dot_product_attention" in shown
 
 
 def test_the_export_environment_folds(wheel: Path, coefficient_file: Path, base_of: Any, tmp_path: Path):

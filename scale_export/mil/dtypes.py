@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -48,12 +49,19 @@ class DType:
         return -(-count * self.bits // 8)
 
     def decode(self, data: NDArray[np.uint8]) -> Array:
-        """Stored bytes → values in ``held``, 1-D: bit fields lie low bits first, and floats widen exactly."""
+        """Stored bytes → values in ``held``, 1-D, the unused bits of the last bytes among them.
+
+        Bit fields lie low bits first, and floats widen exactly.
+        """
         if self.bits >= 8:
             return data.view(self.stored).astype(self.held, copy=False)
-        fields = np.unpackbits(data, bitorder="little")
-        fields = fields[: fields.size // self.bits * self.bits].reshape(-1, self.bits)
-        codes = np.packbits(fields, axis=1, bitorder="little")[:, 0]
+        span = math.lcm(8, self.bits)
+        groups = np.pad(data, (0, -data.size % (span // 8))).reshape(-1, span // 8)
+        words = sum(byte.astype(np.uint32) << 8 * at for at, byte in enumerate(groups.T))
+        fields = np.empty((len(groups), span // self.bits), np.uint8)
+        for at in range(span // self.bits):
+            fields[:, at] = words >> at * self.bits & (1 << self.bits) - 1
+        codes = fields.ravel()
         if self.held != np.int8:
             return codes
         sign = np.uint8(1 << (self.bits - 1))

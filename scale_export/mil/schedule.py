@@ -66,7 +66,11 @@ class Step:
         Raises:
             UserError: a result's shape is not the declared one.
         """
-        results = self.call(**{name: get(environment) for name, get in self.arguments})
+        try:
+            results = self.call(**{name: get(environment) for name, get in self.arguments})
+        except Exception as error:
+            error.add_note(f"in operation {self.name}")
+            raise
         for output, result in zip(self.outputs, _listed(results), strict=True):
             environment[output.slot] = _checked(output.hold(result), output.type, self.name)
         for slot in self.release:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,26 @@ import pytest
 
 from scale_export import UserError, fold, mil, open_package, tolerances
 from scale_export.backends import Scalars, Step
-from scale_export.backends.coreml import backend
+from scale_export.backends.coreml import backend, engine
 from scale_export.backends.coreml.decoder import Storage, split_layers
 from scale_export.backends.coreml.engine import CoreMLEngine
 from scale_export.backends.coreml.host import read_host_config
 from scale_export.backends.coreml.tables import HostTables
+from scale_export.base import open_base
+from scale_export.coefficients import load_coefficients
+from scale_export.folding import fold as fold_decoder
+from scale_export.measure import Measurement
 from scale_export.metrics import relative_error
+from scale_export.pipeline import copy_processor
+from scale_export.plan import ExportOptions, make_plan
+from scale_export.progress import WorkLog
 from scale_export.prompts import encode_messages, user_message
 from scale_export.records import Precision
+from scale_export.targets import load_target
 from tests.backends.emission import TOKENS, Emit, emitting, generator, prompt, reference
+from tests.conftest import random_coefficients
 
+EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"
 STRICT = tolerances.LOWERING_RELATIVE["float32"]
 HALF = tolerances.LOWERING_RELATIVE["float16"]
 
@@ -74,10 +85,10 @@ def test_quantized_programs_hold_the_dequantized_weights(
 ):
     """Up to float16 scales, norms and tower, which the limit is for; the embedding's own precision is set aside."""
     plan, folded, graphs = emitted("llava", "qwen2", precision, "two-phase")
-    inputs, engine, oracle = prompt(plan.base), CoreMLEngine(graphs, strict=True), reference(plan, folded)
-    monkeypatch.setattr(oracle.engine, "embed", engine.embed)
+    inputs, opened, oracle = prompt(plan.base), CoreMLEngine(graphs, strict=True), reference(plan, folded)
+    monkeypatch.setattr(oracle.engine, "embed", opened.embed)
     expected = oracle.forced_logits(inputs, TOKENS)
-    found = generator(engine, plan.base, plan.fold).forced_logits(inputs, TOKENS)
+    found = generator(opened, plan.base, plan.fold).forced_logits(inputs, TOKENS)
     assert relative_error(expected, found) <= HALF
 
 
@@ -148,8 +159,8 @@ def test_prompts_longer_than_a_chunk_and_chunks_at_odd_places(emitted: Emit, mod
     embeds = rng.standard_normal((1, 150, plan.base.spec.hidden_size)).astype(np.float32)
     later = rng.standard_normal((1, 9, plan.base.spec.hidden_size)).astype(np.float32)
     logits = []
-    for engine in (reference(plan, folded).engine, CoreMLEngine(graphs, strict=True)):
-        cache, start = engine.new_cache(1), 0
+    for opened in (reference(plan, folded).engine, CoreMLEngine(graphs, strict=True)):
+        cache, start = opened.new_cache(1), 0
         for rows, gated in ((embeds[:, :-1], False), (embeds[:, -1:], True), (later, True))[
             : 2 + (mode == "gate")
         ]:
@@ -157,7 +168,7 @@ def test_prompts_longer_than_a_chunk_and_chunks_at_odd_places(emitted: Emit, mod
             step = Step(
                 inputs_embeds=rows, lengths=np.array([rows.shape[1]]), position_ids=positions, gated=gated
             )
-            logits.append(engine.forward(cache, step, None, "scaled" if gated else "base"))
+            logits.append(opened.forward(cache, step, None, "scaled" if gated else "base"))
             start += rows.shape[1]
     half = len(logits) // 2
     for expected, found in zip(logits[:half], logits[half:], strict=True):
@@ -166,20 +177,20 @@ def test_prompts_longer_than_a_chunk_and_chunks_at_odd_places(emitted: Emit, mod
 
 def test_a_full_context_is_filled_to_the_last_slot(emitted: Emit):
     plan, _, graphs = emitted("llava", "qwen2", "float32", "gate")
-    engine = CoreMLEngine(graphs, strict=True)
-    context = engine.config.context_length
-    embeds = np.zeros((1, context, engine.hidden_size), np.float32)
-    cache = engine.new_cache(1)
+    opened = CoreMLEngine(graphs, strict=True)
+    context = opened.config.context_length
+    embeds = np.zeros((1, context, opened.hidden_size), np.float32)
+    cache = opened.new_cache(1)
 
     def step(tokens: int) -> Step:
         return Step(
             inputs_embeds=embeds[:, :tokens], lengths=np.array([tokens]), position_ids=np.arange(tokens)[None]
         )
 
-    engine.forward(cache, step(3), None, "scaled")
-    engine.forward(cache, step(context - 3), None, "scaled")  # ends by single steps: no chunk fits the rest
+    opened.forward(cache, step(3), None, "scaled")
+    opened.forward(cache, step(context - 3), None, "scaled")  # ends by single steps: no chunk fits the rest
     with pytest.raises(UserError, match="do not fit the package's context"):
-        engine.forward(cache, step(1), None, "scaled")
+        opened.forward(cache, step(1), None, "scaled")
     assert plan.context_length == context
 
 
@@ -260,11 +271,103 @@ def test_no_picture_and_a_generated_image_token(emitted: Emit):
     inputs = encode_messages(plan.base.processor, [user_message([], "where is the circle ?")])
     token = plan.base.family.image_token_id(plan.base.config)
     expected = reference(plan, folded).forced_logits(inputs, (token, 5))
-    engine = CoreMLEngine(graphs, strict=True)
-    found = generator(engine, plan.base, plan.fold).forced_logits(inputs, (token, 5))
+    opened = CoreMLEngine(graphs, strict=True)
+    found = generator(opened, plan.base, plan.fold).forced_logits(inputs, (token, 5))
     assert relative_error(expected, found) <= STRICT
     with pytest.raises(UserError, match="one prompt at a time"):
-        engine.new_cache(2)
+        opened.new_cache(2)
+
+
+@pytest.fixture(scope="module")
+def measurement(tmp_path_factory: pytest.TempPathFactory) -> Measurement:
+    """A healthy float16 export of the shipped model, ready to be measured."""
+    coefficients = load_coefficients(EXAMPLE / "spatial.pt")
+    base = open_base(str(EXAMPLE / "model"))
+    plan = make_plan(coefficients, base, load_target("coreml"), ExportOptions(precision="float16"))
+    directory = tmp_path_factory.mktemp("export")
+    names = backend.emit(
+        fold_decoder(base.weights, coefficients, plan.fold),
+        base.family.vision_module(base.model),
+        plan,
+        directory,
+        precision="float16",
+        vision_precision="float16",
+    )
+    copy_processor(base, directory)
+    graphs = {role: directory / name for role, name in names.items()}
+    healthy = Measurement(plan=plan, directory=directory, graphs=graphs, log=WorkLog(quiet=True))
+    report = healthy.run(None, None).report
+    assert report.passed, report.to_json()
+    return healthy
+
+
+def swap_heads(config: Any) -> None:
+    rows = config["scalars"]["attn_scale"]
+    rows[0] = [rows[0][1], rows[0][0], *rows[0][2:]]
+
+
+def drop_layer(config: Any) -> None:
+    config["scalars"]["attn_scale"][1] = [1.0] * len(config["scalars"]["attn_scale"][1])
+    config["scalars"]["mlp_scale"][1] = 1.0
+
+
+@pytest.mark.parametrize("broken", [swap_heads, drop_layer])
+def test_wrong_scalars_beside_the_decoder_fail_the_lowering_leg(
+    measurement: Measurement, tmp_path: Path, broken: Any
+):
+    config = json.loads(measurement.graphs["runtime"].read_text())
+    broken(config)
+    path = tmp_path / "runtime.json"
+    path.write_text(json.dumps(config))
+    report = replace(measurement, graphs={**measurement.graphs, "runtime": path}).run(None, None).report
+    assert "lowering" in report.failed
+
+
+def shifted_rotary(self: CoreMLEngine, positions: Any) -> Any:
+    return ROTARY(self, positions + (positions > 9))
+
+
+def ungated(self: CoreMLEngine, scalars: Any, gated: bool) -> Any:
+    return GATE(self, scalars, False)
+
+
+def full_chunks(rows: Any, width: int) -> Any:
+    return np.pad(rows, ((width - len(rows), 0), (0, 0)))
+
+
+ROTARY, GATE = CoreMLEngine._rotary, CoreMLEngine._gate
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "broken"),
+    [
+        (CoreMLEngine, "_rotary", shifted_rotary),
+        (CoreMLEngine, "_gate", ungated),
+        (engine, "_padded", full_chunks),
+    ],
+    ids=["positions shifted", "last token not scaled", "padding on the left"],
+)
+def test_a_host_that_errs_fails_the_lowering_leg(
+    measurement: Measurement, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, broken: Any
+):
+    monkeypatch.setattr(where, name, broken)
+    assert "lowering" in measurement.run(None, None).report.failed
+
+
+def test_a_prompts_earlier_chunks_must_not_be_scaled(emitted: Emit, monkeypatch: pytest.MonkeyPatch):
+    plan, folded, graphs = emitted("llava", "qwen2", "float32", "gate")
+    embeds = np.random.default_rng(0).standard_normal((1, 100, plan.base.spec.hidden_size)).astype(np.float32)
+    step = Step(inputs_embeds=embeds, lengths=np.array([100]), position_ids=np.arange(100)[None])
+
+    def logits() -> Any:
+        opened = CoreMLEngine(graphs, strict=True)
+        return opened.forward(opened.new_cache(1), step, None, "scaled")
+
+    oracle = reference(plan, folded).engine
+    expected = oracle.forward(oracle.new_cache(1), step, None, "scaled")
+    assert relative_error(expected, logits()) <= STRICT
+    monkeypatch.setattr(CoreMLEngine, "_gate", lambda self, scalars, gated: GATE(self, scalars, True))
+    assert relative_error(expected, logits()) > 10 * STRICT  # one position of a hundred was scaled wrongly
 
 
 @pytest.fixture(scope="module")
@@ -278,8 +381,6 @@ def package(base_of: Any, coefficient_file: Path, tmp_path_factory: pytest.TempP
 
 
 def test_a_package_answers_and_says_what_was_not_checked(package: Path):
-    import json
-
     parity = json.loads((package / "parity.json").read_text())
     assert "interpreter" in parity["executed_by"]
     assert any("Neural Engine" in line for line in parity["not_checked"])
@@ -298,10 +399,6 @@ def test_a_package_answers_and_says_what_was_not_checked(package: Path):
     ],
 )
 def test_a_target_that_cannot_hold_the_model(base_of: Any, change: dict[str, int], sentence: str):
-    from scale_export.plan import ExportOptions, make_plan
-    from scale_export.targets import load_target
-    from tests.conftest import random_coefficients
-
     base = base_of("llava", "llama")
     with pytest.raises(UserError, match=sentence):
         make_plan(

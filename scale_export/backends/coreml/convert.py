@@ -7,6 +7,7 @@ in memory and written once: the same operators, a fraction of the time and memor
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import shutil
@@ -108,7 +109,6 @@ def save_functions(functions: Mapping[str, Any], path: Path) -> None:
     ct = import_coremltools()
     from coremltools.converters.mil import mil
     from coremltools.converters.mil.converter import mil_convert
-    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 
     program = mil.Program()
     for name, single in functions.items():
@@ -116,7 +116,7 @@ def save_functions(functions: Mapping[str, Any], path: Path) -> None:
     program.default_function_name = next(iter(functions))
     program.export_as_multifunction = True
     program.skip_all_passes = True
-    PASS_REGISTRY["common::const_deduplication"]._deduplicate_const_across_functions(program)
+    _share_constants(program)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlpackage-") as scratch, quiet():
         model = mil_convert(
             program,
@@ -129,6 +129,20 @@ def save_functions(functions: Mapping[str, Any], path: Path) -> None:
         written = Path(scratch) / "model.mlpackage"
         model.save(str(written))
         _write_reproducibly(model.get_spec(), written, path)
+
+
+def _share_constants(program: Any) -> None:
+    """Mark constants of equal bytes, across functions, to be stored once.
+
+    coremltools' own pass compares by ``np.allclose``, which takes twenty times a matrix's size in memory, and
+    takes nearly equal constants for equal.
+    """
+    for function in program.functions.values():
+        for operation in function.operations:
+            value = operation.outputs[0].val if operation.op_type == "const" else None
+            if isinstance(value, np.ndarray) and value.size:
+                label = f"{value.dtype} {value.dtype.metadata} {value.shape} ".encode()
+                operation.weight_id = hashlib.sha256(label + np.ascontiguousarray(value).tobytes()).hexdigest()
 
 
 def _write_reproducibly(spec: Any, written: Path, path: Path) -> None:
@@ -218,4 +232,4 @@ def constant_name(matrix: str) -> str:
 def _typed_codes(codes: NDArray[np.int8], bits: int | None) -> Array:
     from coremltools.converters.mil.mil import types
 
-    return codes.astype(types.np_int4_dtype) if bits == 4 else codes
+    return codes.view(types.np_int4_dtype) if bits == 4 else codes  # a view: functions share the array

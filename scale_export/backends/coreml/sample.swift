@@ -89,7 +89,7 @@ public final class ScaleExportModel {
         filled = 0
         var rows = imageRows.makeIterator()
         let embeds = try prompt.map { id in
-            id == Self.imageTokenId ? (rows.next() ?? []) : try tables.row(id)
+            try (id == Self.imageTokenId ? rows.next() : nil) ?? tables.row(id)
         }
         // In two phases the last prompt token belongs to the folded function, all before it to the base one.
         let prefix = Self.twoPhase ? embeds.count - 1 : embeds.count
@@ -179,7 +179,7 @@ public final class ScaleExportModel {
     }
 
     private static func floats(_ array: MLMultiArray) -> [Float] {
-        (0 ..< array.count).map { array[$0].floatValue }
+        MLShapedArray<Float>(converting: array).scalars  // in order, whatever the strides of the output
     }
 }
 

@@ -9,7 +9,9 @@ from .host import HostConfig
 FILE = "ScaleExportModel.swift"
 
 
-def write_swift(config: HostConfig, quantized_table: bool, image_shape: tuple[int, int, int], path: Path) -> None:
+def write_swift(
+    config: HostConfig, quantized_table: bool, image_shape: tuple[int, int, int], path: Path
+) -> None:
     """Write ``ScaleExportModel.swift``: load, embed, prefill, decode, for the package beside it.
 
     Args:

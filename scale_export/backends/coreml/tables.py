@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ...records import Array, Float32
 
@@ -25,7 +25,7 @@ CODES, SCALES = f"{EMBEDDING}.codes", f"{EMBEDDING}.scales"
 def write_tables(embedding: Mapping[str, Array], constants: Mapping[str, Float32], path: Path) -> None:
     """Write the file; ``embedding`` is one of the two layouts above, by tensor name."""
     tensors = {name: np.ascontiguousarray(value) for name, value in {**embedding, **constants}.items()}
-    save_file(tensors, path)
+    path.write_bytes(save(tensors))
 
 
 class HostTables:

@@ -25,9 +25,9 @@ def scaled_dot_product_attention(
     """softmax(query · keyᵀ / √width + mask) · value; a boolean mask says what takes part."""
     scores = query @ key.swapaxes(-1, -2) / math.sqrt(query.shape[-1])
     if attn_mask is not None:
-        scores = scores + (np.where(attn_mask, 0, -np.inf) if attn_mask.dtype == bool else attn_mask)
-    result: Array = softmax(scores.astype(np.float32, copy=False)) @ value
-    return result
+        scores = np.where(attn_mask, scores, -np.inf) if attn_mask.dtype == bool else scores + attn_mask
+    y: Array = softmax(scores) @ value
+    return y
 
 
 def _normalized(x: Array, axes: Ints, epsilon: float) -> Array:

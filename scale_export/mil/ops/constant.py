@@ -10,20 +10,14 @@ from ..dtypes import BY_MIL, BY_NAME, Array
 from .registry import Ints, op
 
 
-def _spread(parameter: Array, shape: Ints) -> Array:
-    """One parameter per block, repeated over ``shape``."""
-    for axis, size in enumerate(shape):
-        parameter = np.repeat(parameter, size // parameter.shape[axis], axis)
-    return parameter
+def _per_block(parameter: Array) -> Array:
+    """``[groups, ...]`` → ``[groups, 1, ...]``, to broadcast over data in blocks."""
+    return np.expand_dims(parameter, tuple(range(1, 2 * parameter.ndim, 2)))
 
 
 def _along(parameter: Array, rank: int, axis: int) -> Array:
-    """A scalar as it is; a vector shaped to lie along ``axis``."""
-    return (
-        parameter.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
-        if parameter.ndim
-        else parameter
-    )
+    """A vector, or a scalar that is the same everywhere, shaped to lie along ``axis``."""
+    return parameter.reshape([parameter.size if i == axis % rank else 1 for i in range(rank)])
 
 
 @op
@@ -41,10 +35,11 @@ def constexpr_affine_dequantize(quantized_data: Array, zero_point: Array, scale:
 @op
 def constexpr_blockwise_shift_scale(data: Array, scale: Array, offset: Array | None = None) -> Array:
     """scale · (data − offset), with one scale and offset per block of ``data``."""
-    values = data.astype(np.float32)
+    pairs = [(groups, size // groups) for size, groups in zip(data.shape, scale.shape, strict=True)]
+    blocks = data.astype(np.float32).reshape([size for pair in pairs for size in pair])
     if offset is not None:
-        values -= _spread(offset, data.shape)
-    return values * _spread(scale, data.shape)
+        blocks -= _per_block(offset)
+    return (blocks * _per_block(scale)).reshape(data.shape)
 
 
 @op
@@ -55,16 +50,12 @@ def constexpr_lut_to_dense(
     if shape is not None:  # iOS 16: one table, indices packed
         codes = BY_NAME[f"uint{int(math.log2(lut.size))}"].decode(indices)
         return lut[codes[: math.prod(shape)]].reshape(shape)
-    group = [
-        at // (size // groups)
-        for at, size, groups in zip(
-            np.indices(indices.shape, sparse=True), indices.shape, lut.shape, strict=False
-        )
-    ]
-    vectors = lut[(*group, indices)]
+    groups = (
+        np.arange(size) // (size // groups) for size, groups in zip(indices.shape, lut.shape, strict=False)
+    )
+    vectors = lut[(*np.ix_(*groups), indices)]
     if vector_axis is None:
-        y: Array = vectors[..., 0]
-        return y
+        return np.reshape(vectors, indices.shape)
     axis = vector_axis % indices.ndim
     sizes = [size * lut.shape[-1] if i == axis else size for i, size in enumerate(indices.shape)]
     dense: Array = np.moveaxis(vectors, -1, axis + 1).reshape(sizes)

@@ -1,4 +1,7 @@
-"""Gathering and scattering by indices, which count from zero (negative ones from the end, as in NumPy)."""
+"""Gathering and scattering by indices, which count from zero, negative ones from the end.
+
+``validate_indices`` changes nothing: an index out of bounds is an error here in any case.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _UFUNCS: dict[str, np.ufunc] = {
 
 @move
 def gather(
-    x: Array, indices: Array, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False
+    x: Array, indices: Array, axis: int = 0, batch_dims: int = 0, validate_indices: bool | None = None
 ) -> Array:
     """Slices of ``x`` along ``axis``; the first ``batch_dims`` axes are shared with ``indices``."""
     if batch_dims == 0:
@@ -31,13 +34,13 @@ def gather(
 
 
 @move
-def gather_along_axis(x: Array, indices: Array, axis: int = 0, validate_indices: bool = False) -> Array:
+def gather_along_axis(x: Array, indices: Array, axis: int = 0, validate_indices: bool | None = None) -> Array:
     """Elements of ``x`` along ``axis``, one per element of ``indices``."""
     return np.take_along_axis(x, indices.astype(np.intp), axis)
 
 
 @move
-def gather_nd(x: Array, indices: Array, batch_dims: int = 0, validate_indices: bool = False) -> Array:
+def gather_nd(x: Array, indices: Array, batch_dims: int = 0, validate_indices: bool | None = None) -> Array:
     """Slices of ``x`` at the index tuples that lie along the last axis of ``indices``."""
     if batch_dims == 0:
         result: Array = x[tuple(np.moveaxis(indices, -1, 0))]
@@ -62,7 +65,7 @@ def scatter(
     updates: Array,
     axis: int = 0,
     mode: str = "add",
-    validate_indices: bool = False,
+    validate_indices: bool | None = None,
 ) -> Array:
     """``data`` with ``updates`` combined in at ``indices`` along ``axis``."""
     return _scattered(data, (slice(None),) * (axis % data.ndim) + (indices,), updates, mode)
@@ -75,17 +78,17 @@ def scatter_along_axis(
     updates: Array,
     axis: int = 0,
     mode: str = "add",
-    validate_indices: bool = False,
+    validate_indices: bool | None = None,
 ) -> Array:
     """``data`` with each element of ``updates`` combined in at its index along ``axis``."""
-    index = list(np.indices(indices.shape, sparse=True))
+    index = list(np.ix_(*map(np.arange, indices.shape)))
     index[axis] = indices
     return _scattered(data, tuple(index), updates, mode)
 
 
 @op
 def scatter_nd(
-    data: Array, indices: Array, updates: Array, mode: str = "add", validate_indices: bool = False
+    data: Array, indices: Array, updates: Array, mode: str = "add", validate_indices: bool | None = None
 ) -> Array:
     """``data`` with slices combined in at the index tuples along the last axis of ``indices``."""
     return _scattered(data, tuple(np.moveaxis(indices, -1, 0)), updates, mode)

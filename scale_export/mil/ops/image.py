@@ -14,7 +14,7 @@ _GRIDS: dict[str, Callable[[NDArray[np.int64], int, int], Array]] = {
     "STRICT_ALIGN_CORNERS": lambda i, n, m: i * ((n - 1) / max(m - 1, 1)),
     "ALIGN_CORNERS": lambda i, n, m: i * ((n - 1) / (m - 1)) if m > 1 else np.full(1, (n - 1) / 2),
     "DEFAULT": lambda i, n, m: i * (n / m),
-    "OFFSET_CORNERS": lambda i, n, m: (i + 0.5) * (max(1, n - 1) / m),
+    "OFFSET_CORNERS": lambda i, n, m: (i + 0.5) * ((n - 1) / m),
     "UNALIGN_CORNERS": lambda i, n, m: (i + 0.5) * (n / m) - 0.5,
 }
 """Sampling mode → where output positions ``i`` of ``m`` lie among ``n`` inputs (from MIL's ``resize_bilinear``)."""
@@ -23,9 +23,9 @@ _GRIDS: dict[str, Callable[[NDArray[np.int64], int, int], Array]] = {
 def _linear(x: Array, axis: int, size: int, mode: str) -> Array:
     """``x`` interpolated to ``size`` along a negative ``axis``."""
     length = x.shape[axis]
-    grid = np.clip(_GRIDS[mode](np.arange(size), length, size), 0, length - 1)
+    grid = np.maximum(_GRIDS[mode](np.arange(size), length, size), 0)
     below = np.floor(grid).astype(np.intp)
-    share = (grid - below).astype(np.float32).reshape(-1, *[1] * (-1 - axis))
+    share = (grid - below).astype(np.float32).reshape(size, *[1] * (-1 - axis))
     above = np.minimum(below + 1, length - 1)
     result: Array = np.take(x, below, axis) * (1 - share) + np.take(x, above, axis) * share
     return result

@@ -13,7 +13,7 @@ from .registry import Arrays, Ints, op
 @op
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """x · weightᵀ + bias: ``[..., in]`` → ``[..., out]``, ``weight [out, in]``."""
-    y: Array = (x.reshape(-1, x.shape[-1]) @ weight.T).reshape(*x.shape[:-1], len(weight))
+    y: Array = x @ weight.T
     return y if bias is None else y + bias
 
 
@@ -33,14 +33,12 @@ def einsum(values: Arrays, equation: str) -> Array:
     return result
 
 
-def _padding(
-    pad_type: str, pad: Ints | None, sizes: Ints, kernel: Ints, strides: Ints
-) -> list[tuple[int, int]]:
+def _padding(pad_type: str, pad: Ints, sizes: Ints, kernel: Ints, strides: Ints) -> list[tuple[int, int]]:
     """Elements before and after each spatial axis of ``sizes``; ``kernel`` counts its dilation."""
-    if pad_type == "custom" and pad is not None:
+    if pad_type == "custom":
         return list(zip(pad[::2], pad[1::2], strict=True))
-    if pad_type not in ("same", "same_lower"):
-        return [(0, 0)] * len(sizes)
+    if pad_type == "valid":
+        return [(0, 0) for _ in sizes]
     total = [
         max(0, -(-size // step) * step - size + k - step)
         for size, k, step in zip(sizes, kernel, strides, strict=True)
@@ -64,22 +62,24 @@ def conv(
     bias: Array | None = None,
     strides: Ints | None = None,
     pad_type: str = "valid",
-    pad: Ints | None = None,
+    pad: Ints = (),
     dilations: Ints | None = None,
     groups: int = 1,
 ) -> Array:
     """``x [N, C, *sizes]`` with ``weight [out, C / groups, *kernel]`` → ``[N, out, *positions]``."""
-    kernel = weight.shape[2:]
-    strides, dilations = strides or (1,) * len(kernel), dilations or (1,) * len(kernel)
+    outputs, channels, *kernel = weight.shape
+    once = (1,) * len(kernel)
+    strides, dilations = strides or once, dilations or once
     span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
     padding = _padding(pad_type, pad, x.shape[2:], span, strides)
-    windows = _windows(np.pad(x, [(0, 0), (0, 0), *padding]), kernel, strides, dilations)
-    n, positions = len(x), windows.shape[2 : 2 + len(kernel)]
-    columns = windows.reshape(n, groups, -1, math.prod(positions), math.prod(kernel))
-    columns = columns.swapaxes(2, 3).reshape(n, groups, math.prod(positions), -1)
-    rows = weight.reshape(groups, len(weight) // groups, -1)
-    y: Array = (rows @ columns.swapaxes(2, 3)).reshape(n, len(weight), *positions)
-    return y if bias is None else y + bias.reshape(-1, *[1] * len(kernel))
+    windows = _windows(np.pad(x, [(0, 0), (0, 0), *padding]), tuple(kernel), strides, dilations)
+    positions = windows.shape[2 : 2 + len(kernel)]
+    taps = math.prod(kernel)
+    columns = windows.reshape(len(x), groups, channels, math.prod(positions), taps).swapaxes(-1, -2)
+    columns = columns.reshape(len(x), groups, channels * taps, math.prod(positions))
+    rows = weight.reshape(groups, outputs // groups, channels * taps)
+    y: Array = (rows @ columns).reshape(len(x), outputs, *positions)
+    return y if bias is None else y + bias.reshape(bias.shape + once)
 
 
 def _pool_windows(
@@ -87,26 +87,25 @@ def _pool_windows(
     kernel: Ints,
     strides: Ints | None,
     pad_type: str,
-    pad: Ints | None,
+    pad: Ints,
     ceil_mode: bool,
     fill: float,
     beyond: float,
 ) -> Array:
     """Windows ``[N, C, *positions, *kernel]`` of ``x``: padding holds ``fill``, what ``ceil_mode`` adds ``beyond``."""
-    strides = strides or (1,) * len(kernel)
+    once = (1,) * len(kernel)
+    strides = strides or once
     padding = _padding(pad_type, pad, x.shape[2:], kernel, strides)
-    extra = [(0, 0)] * len(kernel)
-    if ceil_mode:
-        for axis, ((before, after), size, k, step) in enumerate(
-            zip(padding, x.shape[2:], kernel, strides, strict=True)
-        ):
-            padded = before + size + after
-            last = -(-(padded - k) // step) * step
-            last -= step if last >= before + size else 0
-            extra[axis] = (0, max(0, last + k - padded))
-    for widths, value in ((padding, fill), (extra, beyond)):
-        x = np.pad(x, [(0, 0), (0, 0), *widths], constant_values=value)
-    return _windows(x, kernel, strides, (1,) * len(kernel))
+    positions = []
+    for (before, after), size, k, step in zip(padding, x.shape[2:], kernel, strides, strict=True):
+        room = before + size + after - k
+        whole = room // step + 1
+        partial = ceil_mode and room % step > 0 and whole * step < before + size
+        positions.append(slice(whole + partial))
+    x = np.pad(x, [(0, 0), (0, 0), *padding], constant_values=fill)
+    x = np.pad(x, [(0, 0), (0, 0), *((0, step) for step in strides)], constant_values=beyond)
+    windows = _windows(x, kernel, strides, once)
+    return np.asarray(windows[(slice(None), slice(None), *positions)])
 
 
 @op
@@ -115,7 +114,7 @@ def max_pool(
     kernel_sizes: Ints,
     pad_type: str,
     strides: Ints | None = None,
-    pad: Ints | None = None,
+    pad: Ints = (),
     ceil_mode: bool = False,
 ) -> Array:
     """The largest element of each window of ``[N, C, *sizes]``."""
@@ -130,7 +129,7 @@ def avg_pool(
     kernel_sizes: Ints,
     pad_type: str,
     strides: Ints | None = None,
-    pad: Ints | None = None,
+    pad: Ints = (),
     exclude_padding_from_average: bool = False,
     ceil_mode: bool = False,
 ) -> Array:
@@ -139,5 +138,5 @@ def avg_pool(
     windows = _pool_windows(x, kernel_sizes, strides, pad_type, pad, ceil_mode, 0, 0)
     ones = _pool_windows(np.ones_like(x), kernel_sizes, strides, pad_type, pad, ceil_mode, counted, 0)
     kernel = tuple(range(x.ndim, windows.ndim))
-    y: Array = np.divide(windows.sum(kernel), ones.sum(kernel))
+    y: Array = windows.sum(kernel) / ones.sum(kernel)
     return y

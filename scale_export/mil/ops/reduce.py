@@ -1,4 +1,7 @@
-"""Reductions, cumulative sums and orderings."""
+"""Reductions, cumulative sums and orderings.
+
+Output types are those that the program declares, whatever parameters say; what may be unsorted is sorted.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +37,17 @@ REGISTRY |= {name: _reduction(function) for name, function in REDUCTIONS.items()
 
 
 @op
-def reduce_argmax(x: Array, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32") -> Array:
+def reduce_argmax(
+    x: Array, axis: int = -1, keep_dims: bool = False, output_dtype: str | None = None
+) -> Array:
     """Where the largest element along ``axis`` is, the first of equals."""
     return np.asarray(np.argmax(x, axis, keepdims=keep_dims))
 
 
 @op
-def reduce_argmin(x: Array, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32") -> Array:
+def reduce_argmin(
+    x: Array, axis: int = -1, keep_dims: bool = False, output_dtype: str | None = None
+) -> Array:
     """Where the smallest element along ``axis`` is, the first of equals."""
     return np.asarray(np.argmin(x, axis, keepdims=keep_dims))
 
@@ -67,9 +74,9 @@ def topk(
     k: int = 1,
     axis: int = -1,
     ascending: bool = False,
-    sort: bool = True,
+    sort: bool | None = None,
     return_indices: bool = True,
-    output_indices_dtype: str = "int32",
+    output_indices_dtype: str | None = None,
 ) -> tuple[Array, ...]:
     """The ``k`` largest (or smallest) elements along ``axis`` in order, −1 for all, and their indices."""
     order = argsort(x, axis, ascending)

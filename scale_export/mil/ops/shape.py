@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
 from ..dtypes import Array
@@ -51,7 +54,7 @@ def squeeze(x: Array, axes: Ints | None = None) -> Array:
 @move
 def flatten2d(x: Array, axis: int = 1) -> Array:
     """``x`` as a matrix, whose rows are the axes before ``axis``."""
-    return x.reshape(int(np.prod(x.shape[:axis])), -1)
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
 @move
@@ -59,9 +62,10 @@ def concat(values: Arrays, axis: int, interleave: bool = False) -> Array:
     """Arrays joined along ``axis``, one after the other or element by element."""
     if not interleave:
         return np.concatenate(values, axis)
-    return np.stack(values, axis % values[0].ndim + 1).reshape(
-        [size * len(values) if i == axis % values[0].ndim else size for i, size in enumerate(values[0].shape)]
-    )
+    first, *_ = values
+    axis %= first.ndim
+    sizes = [size * len(values) if i == axis else size for i, size in enumerate(first.shape)]
+    return np.stack(values, axis + 1).reshape(sizes)
 
 
 @move
@@ -73,9 +77,8 @@ def stack(values: Arrays, axis: int) -> Array:
 @move
 def split(x: Array, axis: int, num_splits: int | None = None, split_sizes: Ints | None = None) -> list[Array]:
     """``x`` cut along ``axis``, evenly or into ``split_sizes``."""
-    if split_sizes is None:
-        return np.split(x, num_splits or 1, axis)
-    return np.split(x, np.cumsum(split_sizes)[:-1], axis)
+    cuts: Any = num_splits if split_sizes is None else np.cumsum(split_sizes)[:-1]
+    return np.split(x, cuts, axis)
 
 
 @move
@@ -150,7 +153,7 @@ def slice_update(
 @move
 def slice_by_size(x: Array, begin: Ints, size: Ints) -> Array:
     """``size`` elements from ``begin`` on; −1 is all that remain."""
-    starts = [first % length if first < 0 else first for first, length in zip(begin, x.shape, strict=True)]
+    starts = [first + length if first < 0 else first for first, length in zip(begin, x.shape, strict=True)]
     return x[
         tuple(slice(first, None if n == -1 else first + n) for first, n in zip(starts, size, strict=True))
     ]
@@ -231,7 +234,9 @@ def pixel_unshuffle(x: Array, downscale_factor: int) -> Array:
     """``[N, C, H·f, W·f]`` → ``[N, C·f², H, W]``, as PyTorch's."""
     n, c, h, w = x.shape
     f = downscale_factor
-    return x.reshape(n, c, h // f, f, w // f, f).transpose(0, 1, 3, 5, 2, 4).reshape(n, -1, h // f, w // f)
+    return (
+        x.reshape(n, c, h // f, f, w // f, f).transpose(0, 1, 3, 5, 2, 4).reshape(n, c * f**2, h // f, w // f)
+    )
 
 
 @move
@@ -247,4 +252,6 @@ def space_to_depth(x: Array, block_size: int) -> Array:
     """``[N, C, H·b, W·b]`` → ``[N, b²·C, H, W]``, the block's place slowest among channels."""
     n, c, h, w = x.shape
     b = block_size
-    return x.reshape(n, c, h // b, b, w // b, b).transpose(0, 3, 5, 1, 2, 4).reshape(n, -1, h // b, w // b)
+    return (
+        x.reshape(n, c, h // b, b, w // b, b).transpose(0, 3, 5, 1, 2, 4).reshape(n, c * b**2, h // b, w // b)
+    )
