@@ -97,6 +97,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
             _precision_reason(precision, options.precision, target, block_size),
             f"The context holds {context_length} tokens: the smaller of the target's {target.context_length} "
             f"and the model's {base.spec.max_positions}.",
+            *_placement(base.spec, target),
         ),
     )
 
@@ -131,6 +132,16 @@ def _straddles(coefficients: Coefficients, head_dim: int, block_size: int) -> bo
         if np.any(padded != padded[:, :1]):
             return True
     return False
+
+
+def _placement(spec: DecoderSpec, target: Target) -> tuple[str, ...]:
+    """What is known to keep a decoder off the Neural Engine, where the target allows that; a sentence each."""
+    if target.compute_units not in ("all", "cpu_and_ne") or spec.head_dim % 32 == 0:
+        return ()
+    return (
+        f"The cache's rows hold head_dim {spec.head_dim} values, no multiple of 32, which the Neural Engine was seen "
+        f"to refuse in states: expect the CPU.",
+    )
 
 
 def _check_widths(spec: DecoderSpec, target: Target, block_size: int) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from scale_export.errors import UserError
-from scale_export.plan import ExportOptions, make_plan, scaled_layers
+from scale_export.plan import ExportOptions, _placement, make_plan, scaled_layers
+from scale_export.records import DecoderSpec
 from scale_export.targets import load_target
 from tests.conftest import random_coefficients
 
@@ -94,3 +95,23 @@ def test_context_is_the_smaller_of_target_and_model(base_of: Any):
     assert plan_of(base_of("llava", "llama")).context_length == 512
     short = CPU.model_copy(update={"context_length": 100})
     assert plan_of(base_of("llava", "llama"), target=short).context_length == 100
+
+
+def test_a_head_dim_that_keeps_off_the_neural_engine_is_said():
+    spec = DecoderSpec(
+        hidden_size=64,
+        intermediate_size=64,
+        vocab_size=8,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=48,
+        rms_norm_eps=1e-5,
+        inv_freq=(),
+        rotary_scale=1.0,
+        max_positions=8,
+        sliding_windows=(None,),
+    )
+    assert "head_dim 48" in _placement(spec, load_target("iphone"))[0]
+    assert not _placement(spec, load_target("coreml"))
+    assert not _placement(replace(spec, head_dim=64), load_target("iphone"))

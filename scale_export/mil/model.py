@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import UserError, did_you_mean
-from .dtypes import BY_NAME, Arithmetic, Array, TensorType
+from .dtypes import BY_NAME, Arithmetic, Array, TensorType, holder
 from .package import read_model
 from .program import Function, read_functions
 from .schedule import Constants, Schedule
@@ -156,12 +156,12 @@ def _check_shape(what: str, array: Array, declared: TensorType) -> None:
 
 def _cast(name: str, value: Array, declared: TensorType, arithmetic: Arithmetic) -> Array:
     """A copy of an input in its declared type."""
-    held: Any = BY_NAME[declared.dtype].held
-    with np.errstate(all="ignore"):
-        rounded = value.astype(np.float16) if (declared.dtype, arithmetic) == ("float16",) * 2 else value
-        cast = rounded.astype(held)
-    if held.kind != "f" and (value.dtype.kind == "f" or not np.array_equal(cast, value)):
-        raise UserError(
-            f"input {name} has values that {declared.dtype} cannot hold: cast {value.dtype} to it first"
-        )
-    return cast
+    real = BY_NAME[declared.dtype].held.kind == "f"
+    if value.dtype.kind in ("biuf" if real else "biu"):
+        with np.errstate(all="ignore"):
+            cast = holder(declared.dtype, arithmetic)(value)
+        if real or np.array_equal(cast, value):
+            return cast.copy()
+    raise UserError(
+        f"input {name} has values that {declared.dtype} cannot hold: cast {value.dtype} to it first"
+    )

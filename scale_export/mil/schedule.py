@@ -84,12 +84,11 @@ class Schedule:
         self._arithmetic: Arithmetic = arithmetic
         self._constants = constants
         self._template: Environment = []
-        self._values: dict[str, int | Constant] = {
-            name: self._slot() for name in (*function.inputs, *function.states)
-        }
-        self._states = {name: self._place(name) for name in function.states}
+        self._inputs = {name: self._slot() for name in function.inputs}
+        self._states = {name: self._slot() for name in function.states}
+        self._values: dict[str, int | Constant] = {**self._inputs, **self._states}
         steps = [step for operation in function.operations if (step := self._step(operation, function))]
-        self._outputs = {name: self._place(name) for name in function.outputs}
+        self._outputs = {name: self._filled(self._values[name]) for name in function.outputs}
         self._steps = _with_lifetimes(steps, {*self._states.values(), *self._outputs.values()})
 
     def run(
@@ -97,24 +96,22 @@ class Schedule:
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Outputs by name, and the states after the run."""
         environment = self._template.copy()
-        for name, value in (*inputs.items(), *state.items()):
-            environment[self._place(name)] = value
+        for slots, values in ((self._inputs, inputs), (self._states, state)):
+            for name, slot in slots.items():
+                environment[slot] = values[name]
         with np.errstate(all="ignore"):
             for step in self._steps:
                 step.run(environment)
-        return tuple(  # type: ignore[return-value]
-            {name: environment[slot] for name, slot in slots.items()}
-            for slots in (self._outputs, self._states)
-        )
+        outputs = {name: environment[slot] for name, slot in self._outputs.items()}
+        return outputs, {name: environment[slot] for name, slot in self._states.items()}
 
     def _slot(self, value: Array | None = None) -> int:
         self._template.append(value)
         return len(self._template) - 1
 
-    def _place(self, name: str) -> int:
-        """The slot of a value; a constant gets one."""
-        value = self._values[name]
-        return value if isinstance(value, int) else self._slot(self._constants.value(value))
+    def _filled(self, operand: int | Constant) -> int:
+        """The slot of an operand; a constant gets one that holds it from the start."""
+        return operand if isinstance(operand, int) else self._slot(self._constants.value(operand))
 
     def _operand(self, operand: str | Literal) -> int | Constant:
         if isinstance(operand, str):
@@ -123,11 +120,7 @@ class Schedule:
         return Constant((operand.key, operand.type), lambda: hold(operand.read()))
 
     def _step(self, operation: Operation, function: Function) -> Step | None:
-        """The step of an operation; None where its results are constants.
-
-        Raises:
-            UserError: the operation has an input that its function does not take, or lacks one.
-        """
+        """The step of an operation; None where its results are constants."""
         if operation.type == "const":
             self._values[operation.outputs[0][0]] = self._operand(operation.inputs["val"][0])
             return None
@@ -136,35 +129,42 @@ class Schedule:
             for name, given in operation.inputs.items()
         }
         if all(isinstance(operand, Constant) for given in operands.values() for operand in given):
-            self._fold(operation, typing.cast(dict[str, tuple[Constant, ...]], operands))
+            self._fold(operation, typing.cast(Mapping[str, tuple[Constant, ...]], operands))
             return None
-        annotations = _annotations(operation.type)
-        fixed, arguments, reads = {}, [], set()
+        call, arguments = self._bound(operation.type, operands)
+        reads = frozenset(
+            operand for given in operands.values() for operand in given if isinstance(operand, int)
+        )
+        return Step(operation.name, call, arguments, reads, self._results(operation, function))
+
+    def _bound(
+        self, type: str, operands: Mapping[str, tuple[int | Constant, ...]]
+    ) -> tuple[Callable[..., Any], tuple[tuple[str, Callable[[Environment], Any]], ...]]:
+        """An operation's function with its constants in place, and what reads its other arguments."""
+        annotations = _annotations(type)
+        fixed: dict[str, Any] = {}
+        arguments = []
         for name, given in operands.items():
-            annotation = annotations[name]
-            if annotation == Arrays or isinstance(given[0], int):
-                slots = [
-                    value if isinstance(value, int) else self._slot(self._constants.value(value))
-                    for value in given
-                ]
-                arguments.append((name, _getter(slots, annotation)))
-                reads |= {slot for slot, value in zip(slots, given, strict=True) if isinstance(value, int)}
+            annotation, first = annotations[name], given[0]
+            if annotation == Arrays or isinstance(first, int):
+                arguments.append((name, _getter([self._filled(operand) for operand in given], annotation)))
             else:
-                fixed[name] = _converted(self._constants.value(given[0]), annotation)
-        call = functools.partial(REGISTRY[operation.type], **fixed) if fixed else REGISTRY[operation.type]
-        outputs = operation.outputs
+                fixed[name] = _converted(self._constants.value(first), annotation)
+        return functools.partial(REGISTRY[type], **fixed), tuple(arguments)
+
+    def _results(self, operation: Operation, function: Function) -> tuple[Output, ...]:
+        """Where an operation's results go: new slots, or the slot of the state that it writes."""
+        arithmetic: Arithmetic = "float32" if operation.type in MOVES else self._arithmetic
         if operation.type == "write_state":
-            (state,) = typing.cast(tuple[str], operation.inputs["input"])
-            outputs = ((state, function.states[state]),)
-        moves = operation.type in MOVES
-        places = []
-        for name, declared in outputs:
-            slot = self._values.setdefault(name, len(self._template))
-            if slot == len(self._template):
-                self._slot()
-            hold = holder(declared.dtype, "float32" if moves else self._arithmetic)
-            places.append(Output(typing.cast(int, slot), declared, hold))
-        return Step(operation.name, call, tuple(arguments), frozenset(reads), tuple(places))
+            (state,) = operation.inputs["input"]
+            assert isinstance(state, str)
+            kind = function.states[state]
+            return (Output(self._states[state], kind, holder(kind.dtype, arithmetic)),)
+        outputs = []
+        for name, kind in operation.outputs:
+            self._values[name] = slot = self._slot()
+            outputs.append(Output(slot, kind, holder(kind.dtype, arithmetic)))
+        return tuple(outputs)
 
     def _fold(self, operation: Operation, operands: Mapping[str, tuple[Constant, ...]]) -> None:
         """Register the results of an operation whose inputs are all constants as constants."""

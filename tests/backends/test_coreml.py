@@ -14,7 +14,8 @@ import pytest
 from scale_export import UserError, fold, mil, open_package, tolerances
 from scale_export.backends import Scalars, Step
 from scale_export.backends.coreml import backend, engine
-from scale_export.backends.coreml.decoder import Storage, split_layers
+from scale_export.backends.coreml.convert import convert_function, save_functions
+from scale_export.backends.coreml.decoder import Function, Storage, TracedDecoder, matrix_source, split_layers
 from scale_export.backends.coreml.engine import CoreMLEngine
 from scale_export.backends.coreml.host import read_host_config
 from scale_export.backends.coreml.tables import HostTables
@@ -110,14 +111,33 @@ def test_folding_leaves_every_integer_code(emitted: Emit, mode: str, scope: str)
     assert found == {name: unfolded.block(name).codes_sha256 for name in names}
 
 
-def test_a_second_function_and_folded_scales_cost_next_to_nothing(emitted: Emit):
-    """Weights are stored once: prefill and decode share them, and two phases add scales alone."""
-    gated = emitted("llava", "qwen2", "int4", "gate")[2]["decoder"]
-    _, folded, graphs = emitted("llava", "qwen2", "int4", "two-phase")
-    weights = "Data/com.apple.CoreML/weights/weight.bin"
-    shared, both = ((path / weights).stat().st_size for path in (gated, graphs["decoder"]))
+WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
+
+
+def test_weights_are_stored_once_and_folded_functions_add_scales_alone(emitted: Emit, tmp_path: Path):
+    plan, _, graphs = emitted("llava", "qwen2", "int4", "gate")
+    _, folded, two_phase = emitted("llava", "qwen2", "int4", "two-phase")
+    spec, capacity = plan.base.spec, read_host_config(graphs["runtime"]).cache_slots
+    norms = {name: folded.weights.norm(name) for name in spec.norms()}
+    decode = TracedDecoder(
+        spec, range(spec.num_layers), Function(tokens=1, gate="all"), norms, capacity=capacity
+    ).eval()
+    program = convert_function(
+        decode,
+        decode.example(),
+        outputs=["logits"],
+        states=dict(decode.named_buffers()),
+        half=True,
+        matrices=matrix_source(folded.weights, Storage(precision="int4", block_size=32)),
+    )
+    save_functions({"main": program}, tmp_path / "one.mlpackage")
+    one, gated, both = (
+        (path / WEIGHTS).stat().st_size
+        for path in (tmp_path / "one.mlpackage", graphs["decoder"], two_phase["decoder"])
+    )
+    assert gated <= 1.05 * one
     scales = sum((folded.scaled or folded.weights).block(name).scales.size * 2 for name in folded.factors)
-    assert shared < both <= shared + scales + 256 * len(folded.factors)
+    assert gated < both <= gated + scales + 256 * len(folded.factors)
 
 
 def test_attention_and_norms_are_fused_operators(emitted: Emit):

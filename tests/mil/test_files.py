@@ -178,6 +178,7 @@ CALLS: dict[str, tuple[str | None, dict[str, Any], str]] = {
     ),
     "wrong rank": ("prefill", {"x": X, "position": 0}, r"shape \[\]: give int32\[1\]"),
     "float for int": ("prefill", {"x": X, "position": [0.5]}, "position has values that int32 cannot hold"),
+    "text": ("prefill", {"x": X.astype(str), "position": AT}, "x has values that float16 cannot hold"),
     "too large": ("prefill", {"x": X, "position": [2**40]}, "position has values that int32 cannot hold"),
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from scale_export.mil.ops import MODULES, registry
+from scale_export.mil.ops import MODULES, attention, registry
 
 from .cases import CASES, passes
 
@@ -191,3 +191,10 @@ def survives(module: ModuleType, tree: ast.Module, types: list[str]) -> bool:
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_every_change_is_noticed(module: ModuleType):
     assert survivors(module) == []
+
+
+def test_a_change_without_a_case_is_reported(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(CASES, "softmax", [])
+    names = {name for name, _ in survivors(attention)}
+    assert "softmax" in names
+    assert "layer_norm" not in names

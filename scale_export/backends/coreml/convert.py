@@ -142,7 +142,9 @@ def _share_constants(program: Any) -> None:
             value = operation.outputs[0].val if operation.op_type == "const" else None
             if isinstance(value, np.ndarray) and value.size:
                 label = f"{value.dtype} {value.dtype.metadata} {value.shape} ".encode()
-                operation.weight_id = hashlib.sha256(label + np.ascontiguousarray(value).tobytes()).hexdigest()
+                operation.weight_id = hashlib.sha256(
+                    label + np.ascontiguousarray(value).tobytes()
+                ).hexdigest()
 
 
 def _write_reproducibly(spec: Any, written: Path, path: Path) -> None:

@@ -88,10 +88,10 @@ class CoreMLKernels(nn.Module):
     def _mask(self, cache: Tensor, tokens: int, window: int | None, dtype: torch.dtype) -> Tensor:
         slots = torch.arange(cache.shape[2], dtype=torch.int32)[None]
         rows = (self.placement.position + torch.arange(tokens, dtype=torch.int32))[:, None]
-        visible = slots <= rows
+        hidden = slots > rows
         if window is not None:
-            visible = visible & (slots > rows - window)
-        mask = torch.where(visible, 0.0, HIDDEN).to(dtype)
+            hidden = torch.logical_or(hidden, slots <= rows - window)
+        mask = hidden.to(dtype) * HIDDEN  # not torch.where, whose two numbers would be stored as whole masks
         return mask.repeat(self.spec.num_heads // self.spec.num_kv_heads, 1)
 
     def attention(
