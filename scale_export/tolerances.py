@@ -25,3 +25,9 @@ SELFTEST_RELATIVE: dict[Precision, float] = {"float32": 1e-4, "float16": 5e-3, "
 Quantized graphs at accuracy level 4 round activations to int8 in kernels that differ from machine to
 machine, so theirs is wider.
 """
+
+INTERPRETER_RTOL, INTERPRETER_ATOL = 2e-5, 2e-6
+"""``numpy.allclose`` limits of one operation of ``scale_export.mil`` against PyTorch's, float32."""
+
+INTERPRETER_RELATIVE: dict[Precision, float] = {"float32": 1e-5, "float16": 2e-3}
+"""max |Δ| / max |value| of a whole program in ``scale_export.mil`` against PyTorch's float32, by arithmetic."""

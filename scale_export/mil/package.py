@@ -26,7 +26,7 @@ def _model_pb2() -> ModuleType:
         if spec is None or spec.origin is None:
             raise UserError(
                 "reading Core ML packages needs coremltools' message definitions:"
-                " pip install 'scale-export[export]'"
+                " pip install 'scale-export[coreml]'"
             )
         package = ModuleType(_PROTO)
         package.__path__ = [str(Path(spec.origin).with_name("proto"))]

@@ -14,14 +14,12 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from scale_export import mil
+from scale_export import mil, tolerances
 
 from . import packages
 from .conftest import PREFILL
 
-FLOAT32, FLOAT16 = 1e-5, 2e-3
-"""Largest difference over the largest value: of float32 arithmetic on weights that were rounded to float16 in both
-models, and of emulated float16, whose roundings PyTorch's float32 does not have."""
+FLOAT32, FLOAT16 = (tolerances.INTERPRETER_RELATIVE[kind] for kind in ("float32", "float16"))
 
 
 def difference(actual: Any, expected: Any) -> float:

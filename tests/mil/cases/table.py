@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-RTOL, ATOL = 2e-5, 2e-6
+from scale_export.tolerances import INTERPRETER_ATOL, INTERPRETER_RTOL
+
 RANDOM = np.random.default_rng(7)
 
 
@@ -78,7 +79,7 @@ def close(actual: Any, expected: np.ndarray) -> bool:
         return False
     if expected.dtype.kind != "f":
         return bool((actual == expected).all())
-    return np.allclose(actual, expected, RTOL, ATOL, equal_nan=True)
+    return np.allclose(actual, expected, INTERPRETER_RTOL, INTERPRETER_ATOL, equal_nan=True)
 
 
 def passes(function: Callable[..., Any], case: Case) -> bool:
