@@ -22,6 +22,7 @@ class BenchResult:
     """What was measured; medians over repetitions.
 
     Attributes:
+        executed_by: what computed, in words; an interpreter's speed says nothing of a device.
         prefill_tokens_per_second: of a prompt of ``prompt_tokens`` embeddings, without the vision tower.
         decode_ms: milliseconds per generated token after that prompt.
         first_token_ms: from picture and question to the first token, preprocessing and vision included.
@@ -32,6 +33,7 @@ class BenchResult:
             decoders that fit the processor's caches, where memory is not the floor.
     """
 
+    executed_by: str
     threads: int
     prompt_tokens: int
     new_tokens: int
@@ -88,6 +90,7 @@ def bench_package(
     decode_seconds = float(np.median(decode)) / new_tokens
     share = decoder_bytes / bandwidth / decode_seconds if decoder_bytes > CACHE_BYTES else None
     return BenchResult(
+        executed_by=package.engine.executed_by,
         threads=threads,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,

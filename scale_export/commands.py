@@ -311,6 +311,7 @@ def run_bench(
     table = Table(
         title=f"{package.name}, {result.threads} threads, median of {result.repeats}", show_header=False
     )
+    table.add_row("measured on", result.executed_by)
     table.add_row("prefill", f"{result.prefill_tokens_per_second:,.0f} tokens/s of {result.prompt_tokens}")
     table.add_row("decode", f"{result.decode_ms:.2f} ms/token ({1e3 / result.decode_ms:,.0f} tokens/s)")
     table.add_row("time to first token", f"{result.first_token_ms:.1f} ms, picture included")

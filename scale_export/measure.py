@@ -37,6 +37,10 @@ from .vision import VisionTower
 class Backend(Protocol):
     """What a backend's ``backend.py`` offers the pipeline."""
 
+    def check(self, plan: Plan) -> None:
+        """Refuse what this runtime can't run faithfully; raises UserError."""
+        ...
+
     def emit(
         self,
         folded: FoldedDecoder,
@@ -53,10 +57,6 @@ class Backend(Protocol):
     def open_engine(self, graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False) -> Engine: ...
 
     def code_hashes(self, graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]: ...
-
-    def executed_by(self, plan: Plan) -> str:
-        """What runs the graphs here, in words."""
-        ...
 
     def not_checked(self) -> Sequence[str]:
         """What running them here can't prove of the device, a sentence each."""
@@ -102,7 +102,8 @@ class Measurement:
         """Every leg that applies to the plan; those that don't are named in the report."""
         plan, base = self.plan, self.plan.base
         backend = load_backend(plan.target.backend)
-        report = ParityReport(executed_by=backend.executed_by(plan), not_checked=[*backend.not_checked()])
+        engine = backend.open_engine(self.graphs, plan)
+        report = ParityReport(executed_by=engine.executed_by, not_checked=[*backend.not_checked()])
         with self.log.stage("PyTorch ScAle reference"):
             cases = reference_cases(base.model, base.processor, plan.coefficients, parity_prompts())
         folded = fold(base.weights, plan.coefficients, plan.fold)
@@ -120,7 +121,7 @@ class Measurement:
             report.legs["preprocessing"] = preprocessing_leg([c.inputs for c in cases], inputs, levels)
         responder = Responder(
             processor=processor,
-            generator=self._generator(backend.open_engine(self.graphs, plan)),
+            generator=self._generator(engine),
             eos_token_ids=end_token_ids(processor, self.directory),
         )
         if plan.target.max_memory_bytes is not None:

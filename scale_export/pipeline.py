@@ -68,7 +68,9 @@ def plan_fold(request: FoldRequest) -> Plan:
     check_destination(request.out, force=request.force)
     base = open_base(request.model or coefficients.base.base_model, relative_to=request.coeffs.parent)
     evaluation_set(request.evaluation, coefficients)
-    return make_plan(coefficients, base, target, request.options)
+    plan = make_plan(coefficients, base, target, request.options)
+    load_backend(target.backend).check(plan)
+    return plan
 
 
 def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:

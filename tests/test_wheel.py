@@ -1,4 +1,4 @@
-"""The built wheel in empty environments: ``[ort]`` and ``[coreml]`` run packages without torch, ``[export]`` makes them."""
+"""The built wheel in empty environments: ``[ort]`` and ``[coreml]`` run packages, ``[export]`` makes them."""
 
 from __future__ import annotations
 

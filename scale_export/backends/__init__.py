@@ -52,6 +52,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def executed_by(self) -> str:
+        """What computes, in words: a runtime with its version, an interpreter, a device."""
+        ...
+
+    @property
     def can_override(self) -> bool:
         """Whether ``forward`` takes scalars (a gated decoder), or holds them in its weights."""
         ...
@@ -96,4 +101,8 @@ def open_engine(
         from .coreml.engine import CoreMLEngine
 
         return CoreMLEngine(graphs)
+    if backend == "coreai":
+        from .coreai.engine import CoreAIEngine
+
+        return CoreAIEngine(graphs, context_length=context_length)
     raise UserError(f"this version of the tool has no runtime for {backend!r} packages: update it")

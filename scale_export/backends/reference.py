@@ -59,6 +59,10 @@ class ReferenceEngine:
         return self.spec.hidden_size
 
     @property
+    def executed_by(self) -> str:
+        return f"PyTorch {torch.__version__}, float32"
+
+    @property
     def can_override(self) -> bool:
         return self._gate is not None
 

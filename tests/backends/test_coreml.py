@@ -14,7 +14,7 @@ import pytest
 from scale_export import UserError, fold, mil, open_package, tolerances
 from scale_export.backends import Scalars, Step
 from scale_export.backends.coreml import backend, engine
-from scale_export.backends.coreml.convert import convert_function, save_functions
+from scale_export.backends.coreml.convert import convert_function, import_coremltools, quiet, save_functions
 from scale_export.backends.coreml.decoder import Function, Storage, TracedDecoder, matrix_source, split_layers
 from scale_export.backends.coreml.engine import CoreMLEngine
 from scale_export.backends.coreml.host import read_host_config
@@ -409,6 +409,14 @@ def test_a_package_answers_and_says_what_was_not_checked(package: Path):
     assert isinstance(opened.answer([], "where is the circle ?", max_new_tokens=3), str)
     opened.scale = 0.5
     assert opened.generator.scalars is not None
+
+
+def test_opening_by_coremltools_leaves_every_byte(package: Path):
+    """It writes a package's manifest anew as it opens it, on a Mac at every use."""
+    with quiet():
+        for path in package.glob("*.mlpackage"):
+            import_coremltools().utils.load_spec(str(path))
+    open_package(package)
 
 
 @pytest.mark.parametrize(

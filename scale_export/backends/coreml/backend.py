@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +16,10 @@ from .graphs import GraphPlan, decoder_code_hashes, emit_graphs
 from .predictor import on_device
 
 LIBRARIES = ("coremltools",)
+
+
+def check(plan: Plan) -> None:
+    """Nothing that this backend would refuse beyond what the target's file says."""
 
 
 def emit(
@@ -60,13 +63,6 @@ def code_hashes(graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str
 def open_engine(graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False) -> Engine:
     """Core ML on a Mac, the reference interpreter elsewhere; ``strict`` is the interpreter in float32."""
     return CoreMLEngine(graphs, strict=strict)
-
-
-def executed_by(plan: Plan) -> str:
-    """What runs the graphs here, in words."""
-    if on_device():
-        return f"Core ML on macOS {platform.mac_ver()[0]}, {platform.machine()}, {plan.target.compute_units}"
-    return "the reference interpreter for ML programs, float16 rounded after every operation"
 
 
 def not_checked() -> Sequence[str]:

@@ -162,22 +162,23 @@ def _write_reproducibly(spec: Any, written: Path, path: Path) -> None:
 MANIFEST = """{
     "fileFormatVersion": "1.0.0",
     "itemInfoEntries": {
-        "%(model)s": {
-            "author": "com.apple.CoreML",
-            "description": "CoreML Model Specification",
-            "name": "model.mlmodel",
-            "path": "com.apple.CoreML/model.mlmodel"
-        },
         "%(weights)s": {
             "author": "com.apple.CoreML",
             "description": "CoreML Model Weights",
             "name": "weights",
             "path": "com.apple.CoreML/weights"
+        },
+        "%(model)s": {
+            "author": "com.apple.CoreML",
+            "description": "CoreML Model Specification",
+            "name": "model.mlmodel",
+            "path": "com.apple.CoreML/model.mlmodel"
         }
     },
     "rootModelIdentifier": "%(model)s"
 }
 """
+"""In the order and spelling of coremltools, which writes this file again whenever it opens a package."""
 
 
 def import_coremltools() -> Any:

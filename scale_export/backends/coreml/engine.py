@@ -54,6 +54,10 @@ class CoreMLEngine:
         return self.config.hidden_size
 
     @property
+    def executed_by(self) -> str:
+        return self._vision.executed_by
+
+    @property
     def can_override(self) -> bool:
         return self._defaults is not None
 

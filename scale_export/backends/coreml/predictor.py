@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ Arithmetic = Literal["float32", "float16"]
 
 class Predictor(Protocol):
     """One loaded package."""
+
+    executed_by: str
+    """What computes, in words."""
 
     def inputs(self, function: str) -> frozenset[str]:
         """The names that ``predict`` takes for that function."""
@@ -36,6 +40,8 @@ class Interpreter:
     """``scale_export.mil``: float16 rounded after every operation, or float32 throughout."""
 
     def __init__(self, path: Path, arithmetic: Arithmetic) -> None:
+        rounding = "float16 rounded after every operation" if arithmetic == "float16" else "float32"
+        self.executed_by = f"the reference interpreter for ML programs, {rounding}"
         self._model = mil.load(path, arithmetic=arithmetic)
 
     def inputs(self, function: str) -> frozenset[str]:
@@ -55,6 +61,7 @@ class Device:
     def __init__(self, path: Path, units: ComputeUnits) -> None:
         import coremltools as ct
 
+        self.executed_by = f"Core ML on macOS {platform.mac_ver()[0]}, {platform.machine()}, {units}"
         self._described = mil.load(path)
         names = list(self._described.functions)
         compute = getattr(ct.ComputeUnit, units.upper())

@@ -3,7 +3,7 @@
 // tables.safetensors to an app target; Xcode compiles each package to an .mlmodelc of the same name.
 // Token ids and pixels come from the package's tokenizer.json and processor files (swift-transformers reads both).
 
-import CoreML
+@preconcurrency import CoreML
 import Foundation
 
 public enum ScaleExportError: Error {
@@ -11,7 +11,7 @@ public enum ScaleExportError: Error {
     case contextFull
 }
 
-public final class ScaleExportModel {
+public actor ScaleExportModel {
     struct Part { let file: String; let first: Int; let stop: Int }
 
     static let parts = [
@@ -46,8 +46,7 @@ public final class ScaleExportModel {
     private var states: [MLState] = []
     private var filled = 0
 
-    /// 0 answers as the base model, 1 as ScAle; only packages that hold their scalars as inputs can change it.
-    public var strength: Float = 1
+    private var strength: Float = 1
 
     public init(folder: URL) async throws {
         func load(_ file: String, _ function: String?) async throws -> MLModel {
@@ -69,6 +68,9 @@ public final class ScaleExportModel {
         prefill = chunks
         decode = steps
     }
+
+    /// 0 answers as the base model, 1 as ScAle; only packages that hold their scalars as inputs can change it.
+    public func setStrength(_ value: Float) { strength = value }
 
     /// Features of one tile: `pixels` holds 3 · imageHeight · imageWidth values, channel by channel.
     public func features(pixels: [Float]) throws -> [[Float]] {

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import onnxruntime as ort
-
 from ...folding import FoldedDecoder
 from ...plan import Plan
 from ...records import Precision
@@ -18,6 +16,10 @@ from .kernels import GraphOptions
 
 ADAPTER = "scale.onnx_adapter"
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxscript")
+
+
+def check(plan: Plan) -> None:
+    """Nothing that this backend would refuse beyond what the target's file says."""
 
 
 def emit(
@@ -62,11 +64,6 @@ def open_engine(graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False)
     """
     providers = plan.target.execution_providers or ()
     return OnnxEngine(graphs, context_length=plan.context_length, providers=providers, strict=strict)
-
-
-def executed_by(plan: Plan) -> str:
-    """What runs the graphs here, in words."""
-    return f"ONNX Runtime {ort.__version__}, {', '.join(plan.target.execution_providers or ())}"
 
 
 def not_checked() -> Sequence[str]:

@@ -162,6 +162,10 @@ class OnnxEngine:
         return self._hidden_size
 
     @property
+    def executed_by(self) -> str:
+        return f"ONNX Runtime {ort.__version__}, {', '.join(self._vision.get_providers())}"
+
+    @property
     def can_override(self) -> bool:
         return self._decoders["base"].can_override
 

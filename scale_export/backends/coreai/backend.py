@@ -1,0 +1,89 @@
+"""The Core AI backend as the pipeline sees it: emit a bundle, open it, and what running it here leaves unproved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ...errors import UserError
+from ...folding import FoldedDecoder
+from ...plan import Plan
+from ...records import Precision
+from ...vision import VisionTower
+from .. import Engine
+from . import PARITY, load_apple
+from .bundle import DECODER, EMBEDDING, VISION, refuse_unserved, write_bundle
+from .codes import code_hashes as decoder_code_hashes
+from .decoder import emit_decoder
+from .engine import CoreAIEngine
+from .inputs import emit_embedding, emit_vision
+
+LIBRARIES = ("coreai-core", "coreai-torch")
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+def check(plan: Plan) -> None:
+    """Every refusal, before a weight is loaded.
+
+    Raises:
+        UserError: the extra is not installed, or Apple's stock engine can't serve the plan faithfully.
+    """
+    load_apple("coreai_torch")
+    refuse_unserved(plan)
+    computes, keeps = plan.float_types
+    if computes != keeps:
+        raise UserError(
+            f"target {plan.target.name} computes in {computes} and keeps a {keeps} cache, but Core AI decoders "
+            f"have one type for both: set activations and kv_cache alike"
+        )
+
+
+def emit(
+    folded: FoldedDecoder,
+    vision: VisionTower,
+    plan: Plan,
+    directory: Path,
+    *,
+    precision: Precision,
+    vision_precision: Precision,
+) -> dict[str, str]:
+    """Write the bundle of ``folded`` (already quantized where ``precision`` says so); role → asset.
+
+    Raises:
+        UserError: see ``check``.
+    """
+    check(plan)
+    dtype = DTYPES.get(precision) or DTYPES[plan.float_types[0]]
+    emit_decoder(folded, directory / DECODER, dtype)
+    emit_embedding(folded.weights, directory / EMBEDDING, dtype)
+    emit_vision(vision, plan.pixel_shape, directory / VISION, dtype=DTYPES[vision_precision], features=dtype)
+    with torch.no_grad():
+        tokens = vision.encode(torch.zeros(1, *plan.pixel_shape))["image_features"].shape[1]
+    write_bundle(plan, directory, tokens)
+    return {"decoder": DECODER, "embedding": EMBEDDING, "vision": VISION}
+
+
+def emit_side_files(folded: FoldedDecoder, directory: Path) -> None:
+    """Nothing: the scalars are constants of the decoder."""
+
+
+def code_hashes(graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]:
+    """SHA-256 of the integer codes of each named matrix as they lie in the decoder."""
+    return decoder_code_hashes(graphs["decoder"], names)
+
+
+def open_engine(graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False) -> Engine:
+    """Apple's runtime on this machine, which has one set of kernels: ``strict`` changes nothing."""
+    return CoreAIEngine(graphs, context_length=plan.context_length)
+
+
+def not_checked() -> Sequence[str]:
+    """What running the assets here can't prove of a device, a sentence each."""
+    return (
+        f"device: Apple's runtime for this machine ran the assets, which is {PARITY}; placement, arithmetic and "
+        f"speed on an Apple device were not seen",
+        "Apple's stock engine: it resizes pictures by Core Image and fills in the chat template by itself, and "
+        "here both were the package's own processor",
+    )

@@ -1,0 +1,97 @@
+"""The bundle around the assets, as Apple's coreai-models reads it: ``metadata.json`` and ``tokenizer/``.
+
+Layout and keys follow ``python/src/coreai_models/vlm/export.py`` and ``LanguageConfig.swift`` there, schema 0.2.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import __version__
+from ...errors import UserError
+from ...families import Family
+from ...plan import Plan
+from . import PARITY
+
+DECODER, EMBEDDING, VISION = ASSETS = ("decoder.aimodel", "embed.aimodel", "vision.aimodel")
+METADATA = "metadata.json"
+TOKENIZER = "tokenizer"
+
+
+def refuse_unserved(plan: Plan) -> None:
+    """Refuse what Apple's stock engine would run without an error, and wrongly.
+
+    Raises:
+        UserError: positions of more than one axis, pictures that are cut into tiles or are not square, or
+            scalars that its engine has no way to place.
+    """
+    family, (_, height, width) = plan.base.family, plan.pixel_shape
+    reason = None
+    if family.positions(np.ones((1, 2), np.int64)).shape != (1, 2):
+        reason = "it counts tokens 0, 1, 2, …, and this family gives image tokens positions of several axes"
+    elif type(family).tiles is not Family.tiles or type(family).pack is not Family.pack:
+        reason = "it shows the model one whole picture, and this family cuts pictures into tiles"
+    elif height != width:
+        reason = f"it prepares square pictures, and this model looks at {height} × {width} pixels"
+    elif plan.fold == "two-phase":
+        reason = "it runs one decoder for the whole prompt, and two phases need two"
+    if reason:
+        raise UserError(
+            f"{family.model_type} with --fold {plan.fold} is refused for target {plan.target.name}: Apple's stock "
+            f"engine can't serve it faithfully, since {reason}; use another target"
+        )
+
+
+def write_bundle(plan: Plan, directory: Path, image_tokens: int) -> None:
+    """Write ``metadata.json`` and the tokenizer beside the assets.
+
+    Args:
+        image_tokens: rows that the vision asset makes of one picture.
+    """
+    base, spec = plan.base, plan.base.spec
+    metadata = {
+        "metadata_version": "0.2",
+        "kind": "vlm",
+        "name": base.name.rpartition("/")[2],
+        "assets": {"main": DECODER, "embedding": EMBEDDING, "vision": VISION},
+        "language": {
+            "tokenizer": base.name,
+            "vocab_size": spec.vocab_size,
+            "max_context_length": plan.context_length,
+            "embedded_tokenizer": True,
+            "function_map": {"main": ["main"]},
+        },
+        "vision": _vision_block(plan, image_tokens),
+        "source": {"hf_model_id": base.name, "model_definition": "torch"},
+        "user_data": {
+            "tool": f"scale-export {__version__}",
+            "fold": plan.fold,
+            "scope": plan.coefficients.scope,
+            "parity": PARITY,
+        },
+    }
+    text = json.dumps(metadata, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    (directory / METADATA).write_text(text + "\n", encoding="utf-8")
+    base.processor.tokenizer.save_pretrained(directory / TOKENIZER)
+
+
+def _vision_block(plan: Plan, image_tokens: int) -> dict[str, Any]:
+    """How the engine prepares a picture, from the model's own image processor."""
+    base, images = plan.base, plan.base.processor.image_processor
+    normalized = images.do_normalize
+    return {
+        "image_size": plan.pixel_shape[1],
+        "patch_size": base.config.vision_config.patch_size,
+        "image_token_count": image_tokens,
+        "image_token_id": base.family.image_token_id(base.config),
+        "image_mean": list(images.image_mean) if normalized else [0.0] * 3,
+        "image_std": list(images.image_std) if normalized else [1.0] * 3,
+        # The engine multiplies 8-bit levels by rescale_factor / 255.
+        "rescale_factor": images.rescale_factor * 255 if images.do_rescale else 255.0,
+        "image_strategy": "center_crop" if getattr(images, "do_center_crop", False) else "stretch",
+        "include_image_info": False,
+    }
