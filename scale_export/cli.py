@@ -90,7 +90,7 @@ def fold(
 ) -> None:
     """Fold scalars into a base model, quantize, export, verify against PyTorch, and write a package.
 
-    Example: scale-export fold --coeffs spatial.pt --target cpu --precision int4
+    Example: scale-export fold --coeffs spatial.pt --target coreml --precision int4
     """
     from .commands import run_fold
 

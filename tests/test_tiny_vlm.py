@@ -24,6 +24,7 @@ from scale_export.progress import WorkLog
 from scale_export.prompts import open_image
 from scale_export.targets import load_target
 from scale_export.task import ask_all, task_leg
+from scale_export.tolerances import LOWERING_RELATIVE
 
 EXAMPLE = Path(__file__).parents[1] / "examples/tiny_vlm"
 
@@ -97,6 +98,25 @@ def test_scalars_of_scope_all_fold_into_weights(exported: Any):
     outcome = exported("int8", "spatial_all.pt")
     assert outcome.passed and outcome.plan.fold == "weights"
     assert outcome.parity["legs"]["quantization"]["codes_identical"] is True
+
+
+def test_core_ml_in_float16_answers_as_pytorch(tmp_path: Path):
+    """By the interpreter, float16 rounded after every operation; the demo does the same at the default int8."""
+    outcome = fold(
+        EXAMPLE / "spatial.pt", "coreml", out=tmp_path / "mac", precision="float16", eval_limit=1024
+    )
+    task = outcome.parity["legs"]["task"]
+    assert outcome.passed and task["cases"] == 1024
+    assert task["agreement_outside_near_ties"] == 1
+    assert outcome.parity["legs"]["lowering"]["value"] <= LOWERING_RELATIVE["float16"]
+
+
+def test_core_ai_answers_as_pytorch(tmp_path: Path):
+    """By Apple's own runtime, which is slow: few questions, and a graph parity only."""
+    pytest.importorskip("coreai")
+    outcome = fold(EXAMPLE / "spatial.pt", "coreai", out=tmp_path / "apple", eval_limit=24)
+    assert outcome.passed, outcome.parity
+    assert any("graph parity, not device parity" in line for line in outcome.parity["not_checked"])
 
 
 def test_naive_folding_changes_answers(exported: Any):
