@@ -28,7 +28,7 @@ def show_parity(parity: Mapping[str, Any]) -> None:
         say(
             f"Answers as PyTorch ScAle's on {agreement['cases']} parity prompts: {agreement['agreement']:.1%}"
         )
-    say(f"Measured on {parity['executed_by']}")
+    say(f"Executed by {parity['executed_by']}")
     for line in parity["not_checked"]:
         say(f"Not checked: {line}")
 

@@ -114,7 +114,7 @@ def save_functions(functions: Mapping[str, Any], path: Path) -> None:
     for name, single in functions.items():
         program.add_function(name, single.functions["main"])
     program.default_function_name = next(iter(functions))
-    program.export_as_multifunction = True
+    program.export_as_multifunction = len(functions) > 1
     program.skip_all_passes = True
     _share_constants(program)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlpackage-") as scratch, quiet():
