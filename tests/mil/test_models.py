@@ -90,8 +90,8 @@ def linear_int4(model: Any) -> Any:
 
 
 def palettes(model: Any) -> Any:
-    how = cto.coreml.OpPalettizerConfig(
-        nbits=4, granularity="per_grouped_channel", group_size=16, weight_threshold=0
+    how = cto.coreml.OpPalettizerConfig(  # uniform: k-means would need scikit-learn
+        mode="uniform", nbits=4, granularity="per_grouped_channel", group_size=16, weight_threshold=0
     )
     return cto.coreml.palettize_weights(model, cto.coreml.OptimizationConfig(global_config=how))
 
