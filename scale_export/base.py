@@ -43,9 +43,7 @@ class BaseModel:
     @functools.cached_property
     def processor(self) -> Any:
         """Hugging Face's processor of this model."""
-        from transformers import AutoProcessor
-
-        return AutoProcessor.from_pretrained(self.directory, trust_remote_code=False)
+        return self.family.load_processor(self.directory)
 
     @functools.cached_property
     def model(self) -> Any:

@@ -317,6 +317,17 @@ def targets(as_json: Json = False) -> None:
     raise typer.Exit(run_targets(as_json=as_json))
 
 
+@app.command()
+def families(as_json: Json = False) -> None:
+    """List the model families that are supported, and the errors that their proofs measured.
+
+    Example: scale-export families
+    """
+    from .commands import run_families
+
+    raise typer.Exit(run_families(as_json=as_json))
+
+
 def _need_export() -> None:
     """Refuse before anything is read where the exporting libraries are missing."""
     from importlib.util import find_spec

@@ -345,6 +345,23 @@ def run_targets(*, as_json: bool) -> int:
     return EXIT_OK
 
 
+def run_families(*, as_json: bool) -> int:
+    """``scale-export families``."""
+    from .families import proved
+
+    found = proved()
+    if as_json:
+        print(json.dumps(found))
+        return EXIT_OK
+    table = Table(title="worst relative error of twenty prompts on a random model")
+    for heading in ("model_type", *found["columns"]):
+        table.add_column(heading)
+    for family, errors in found["worst"].items():
+        table.add_row(family, *(f"{errors[column]:.1e}" for column in found["columns"]))
+    console.print(table)
+    return EXIT_OK
+
+
 def show(as_object: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> int:
     """Print either form of a result."""
     if as_json:

@@ -29,7 +29,7 @@ from .prompts import encode_messages, end_token_ids, user_message
 from .quantize import QuantizedWeights, load_quantizer
 from .records import Coefficients, Float32, Precision
 from .reference import Case, parity_prompts, reference_cases
-from .runtime import Responder, load_processor
+from .runtime import Responder
 from .task import MAX_NEW_TOKENS, Answered, agreement, ask_all, task_leg
 from .vision import VisionTower
 
@@ -113,7 +113,7 @@ class Measurement:
         with tempfile.TemporaryDirectory(dir=self.scratch, prefix=".parity-") as scratch:
             shipped = self._graph_legs(report, folded, cases, portable, Path(scratch))
         with self.log.stage("preprocessing leg"):
-            processor = load_processor(self.directory)
+            processor = base.family.load_processor(self.directory)
             inputs = [
                 encode_messages(processor, [user_message(c.prompt.images, c.prompt.text)]) for c in cases
             ]

@@ -16,7 +16,7 @@ from PIL import Image
 from .backends import Engine, Scalars, open_engine
 from .coefficients import load_coefficients
 from .errors import UserError
-from .families import load_family
+from .families import Family, load_family
 from .generation import Generator, Inputs
 from .package import PackageFiles, open_package_files
 from .prompts import Message, encode_messages, end_token_ids, user_message
@@ -85,9 +85,13 @@ class Package:
         self._own = self._coefficients
 
     @functools.cached_property
+    def _family(self) -> Family:
+        return load_family(self.files.manifest.model_type)
+
+    @functools.cached_property
     def processor(self) -> Any:
         """Hugging Face's processor, from the package's own files."""
-        return load_processor(self.files.directory)
+        return self._family.load_processor(self.files.directory)
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -108,7 +112,7 @@ class Package:
         manifest = self.files.manifest
         return Generator(
             engine=self.engine,
-            family=load_family(manifest.model_type),
+            family=self._family,
             fold=manifest.fold,
             image_token_id=manifest.image_token_id,
             runtime_config=manifest.extras,
@@ -200,14 +204,6 @@ def open_package(path: str | Path, *, threads: int | None = None) -> Package:
         UserError: not a package, or one that was changed since it was written.
     """
     return Package(open_package_files(Path(path)), threads=threads)
-
-
-def load_processor(directory: Path) -> Any:
-    """Hugging Face's processor of a directory, without remote code."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    return transformers.AutoProcessor.from_pretrained(directory, trust_remote_code=False)
 
 
 def _strengthen(scale: Float32, strength: float) -> Float32:

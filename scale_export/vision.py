@@ -43,3 +43,39 @@ class SelectedFeatures(VisionTower):
         states = self.tower(pixel_values, output_hidden_states=True).hidden_states
         chosen = [states[layer][:, 1:] if self.drop_class_token else states[layer] for layer in self.layers]
         return {"image_features": self.projector(torch.cat(chosen, dim=-1))}
+
+
+class ShuffledFeatures(VisionTower):
+    """InternVL's tower, whose patches are merged by pixel shuffle and go through a projector.
+
+    Hugging Face's module resizes its position embeddings whenever it is traced; here the tiles have the size of
+    the config, so they enter as they are.
+    """
+
+    def __init__(self, tower: Any, projector: nn.Module, config: Any):
+        super().__init__()
+        self.tower: Any = tower
+        self.projector = projector
+        self.layer: int = config.vision_feature_layer
+        self.factor = int(1 / config.downsample_ratio)
+        vision = config.vision_config
+        self.side: int = vision.image_size[0] // vision.patch_size[0]
+        self.constants = {}
+
+    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        embeddings = self.tower.embeddings
+        patches = embeddings.patch_embeddings(pixel_values)
+        first = embeddings.cls_token.expand(patches.shape[0], -1, -1)
+        states = [torch.cat((first, patches), dim=1)]
+        if embeddings.position_embeddings is not None:
+            states = [states[0] + embeddings.position_embeddings]
+        for layer in self.tower.encoder.layer:
+            states.append(layer(states[-1]))
+        chosen = self.tower.layernorm(states[-1]) if self.layer == -1 else states[self.layer]
+        return {"image_features": self.projector(self._shuffled(chosen[:, 1:]))}
+
+    def _shuffled(self, patches: Tensor) -> Tensor:
+        """``[tiles, side², C]`` → ``[tiles, (side / f)², f²·C]``: squares of f × f places, row by row."""
+        factor, side, width = self.factor, self.side // self.factor, patches.shape[-1]
+        strips = patches.reshape(-1, factor, side, factor * width).transpose(1, 2)
+        return strips.reshape(-1, side * side, factor * factor * width)

@@ -17,7 +17,7 @@ from scale_export.backends.onnxruntime import engine
 from scale_export.base import BaseModel, open_base
 from scale_export.coefficients import make_coefficients
 from scale_export.records import Coefficients, Scope
-from tests import models
+from tests import models, models_idefics, models_onevision_internvl
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
@@ -44,7 +44,14 @@ VARIANTS = {
 }
 """Text model variants that every family is tested on: name → (text model type, config overrides)."""
 
-FAMILIES = {"llava": models.tiny_llava, "llava_next": models.tiny_llava_next}
+FAMILIES = {
+    "llava": models.tiny_llava,
+    "llava_next": models.tiny_llava_next,
+    "llava_onevision": models_onevision_internvl.tiny_llava_onevision,
+    "internvl": models_onevision_internvl.tiny_internvl,
+    "smolvlm": models_idefics.tiny_smolvlm,
+    "idefics3": models_idefics.tiny_idefics3,
+}
 
 
 @pytest.fixture(scope="session")

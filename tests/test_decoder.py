@@ -20,6 +20,8 @@ from tests.conftest import FAMILIES, VARIANTS, picture, random_coefficients
 CASES = [("llava", variant) for variant in VARIANTS] + [
     ("llava_next", v) for v in ("llama", "mistral-window", "qwen2")
 ]
+CASES += [(family, variant) for family in ("llava_onevision", "internvl") for variant in ("llama", "qwen2")]
+CASES += [("smolvlm", "llama"), ("smolvlm", "qwen2"), ("idefics3", "llama3-rope")]
 
 
 def relative(reference: Tensor, other: Tensor) -> float:

@@ -7,9 +7,11 @@ module level, since a device needs the image half without it.
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +30,17 @@ class Family(ABC):
     model_type: str
     text_prefix: str = "model.language_model"
     """The module that holds ``layers``, ``norm`` and ``embed_tokens``."""
+
+    def load_processor(self, directory: Path) -> Any:
+        """Hugging Face's processor of a directory, for pictures and words; without remote code and without torch."""
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        self.prepare_processor()
+        return transformers.AutoProcessor.from_pretrained(directory, trust_remote_code=False)
+
+    def prepare_processor(self) -> None:  # noqa: B027 - most families need nothing
+        """Make the family's processor class work where libraries are missing that only its videos need."""
 
     @abstractmethod
     def decoder_spec(self, config: Any) -> DecoderSpec:
@@ -69,6 +82,12 @@ class Family(ABC):
 def family_names() -> list[str]:
     """Every supported ``model_type``."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def proved() -> dict[str, Any]:
+    """What the tests measured of every family: ``columns`` (meanings), ``limits`` and ``worst`` errors by column."""
+    table: dict[str, Any] = json.loads(Path(__file__).with_name("proved.json").read_text(encoding="utf-8"))
+    return table
 
 
 def load_family(model_type: str) -> Family:

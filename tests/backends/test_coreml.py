@@ -59,6 +59,10 @@ EQUAL = [
     ("llava", "qwen2", "float32", "two-phase", "last"),
     ("llava_next", "llama", "float32", "gate", "last"),
     ("llava_next", "mistral-window", "float32", "two-phase", "last"),
+    ("llava_onevision", "qwen2", "float32", "gate", "last"),
+    ("internvl", "qwen2", "float32", "gate", "last"),
+    ("smolvlm", "llama", "float32", "gate", "last"),
+    ("idefics3", "llama3-rope", "float32", "two-phase", "last"),
 ]
 
 

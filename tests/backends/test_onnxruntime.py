@@ -38,6 +38,10 @@ EQUAL = [
     ("llava", "qwen2", "float16", "gate", "last"),
     ("llava_next", "llama", "float32", "gate", "last"),
     ("llava_next", "mistral-window", "float16", "two-phase", "last"),
+    *(("llava_onevision", "qwen2", precision, "gate", "last") for precision in ("float32", "float16")),
+    *(("internvl", "qwen2", precision, "gate", "last") for precision in ("float32", "float16")),
+    *(("smolvlm", "llama", precision, "gate", "last") for precision in ("float32", "float16")),
+    ("idefics3", "llama3-rope", "float32", "two-phase", "last"),
 ]
 
 

@@ -1,0 +1,53 @@
+"""InternVL: InternViT on square tiles, then four neighbouring places become one row (Chen et al., 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..records import Array, DecoderSpec
+from . import Family
+from ._text import text_spec
+
+if TYPE_CHECKING:
+    from ..vision import VisionTower
+
+
+class InternVL(Family):
+    """``InternVLForConditionalGeneration`` in Hugging Face transformers; pictures, no videos.
+
+    The processor cuts a picture into tiles, and every tile gives equally many rows.
+    """
+
+    model_type = "internvl"
+
+    def prepare_processor(self) -> None:
+        """Leave out the video processor where torchvision is missing, without which it can't be built."""
+        from transformers.models.internvl.processing_internvl import InternVLProcessor
+        from transformers.utils import is_torchvision_available
+
+        if not is_torchvision_available():
+            InternVLProcessor.get_attributes = classmethod(lambda cls: ["image_processor", "tokenizer"])
+
+    def decoder_spec(self, config: Any) -> DecoderSpec:
+        layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
+        if not isinstance(layer, int) or strategy != "default":
+            raise UserError(
+                f"an InternVL tower with vision_feature_layer {layer} and vision_feature_select_strategy "
+                f"{strategy!r} is not supported; supported: one layer, 'default'"
+            )
+        return text_spec(config.text_config)
+
+    def vision_module(self, model: Any) -> VisionTower:
+        from ..vision import ShuffledFeatures
+
+        inner = model.model
+        return ShuffledFeatures(inner.vision_tower, inner.multi_modal_projector, model.config)
+
+    def tiles(self, inputs: Mapping[str, Array]) -> Array:
+        """Every picture's tiles row by row, then the whole picture where it was cut; as the processor has them."""
+        return inputs["pixel_values"]
+
+
+FAMILY = InternVL()

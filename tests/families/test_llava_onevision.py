@@ -1,0 +1,188 @@
+"""LLaVA-OneVision's image path against Hugging Face's, and what breaks it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlavaOnevisionConfig, LlavaOnevisionModel
+from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
+
+from scale_export import UserError, tolerances
+from scale_export.backends.coreai.bundle import refuse_unserved
+from scale_export.backends.reference import ReferenceEngine
+from scale_export.base import BaseModel
+from scale_export.families import llava_onevision
+from scale_export.families.llava_onevision import FAMILY, LlavaOnevision
+from scale_export.generation import Generator, Inputs
+from scale_export.metrics import relative_error
+from scale_export.plan import ExportOptions, make_plan
+from scale_export.prompts import encode_messages, user_message
+from scale_export.records import Array
+from scale_export.targets import load_target
+from tests.backends.emission import generator
+from tests.conftest import picture, random_coefficients
+
+LIMIT = tolerances.FOLD_RELATIVE
+
+PICTURES = {
+    "square": [(48, 48)],
+    "wide": [(96, 40)],
+    "wider": [(300, 20)],
+    "tall": [(40, 96)],
+    "taller": [(20, 300)],
+    "large": [(150, 110)],
+    "tiny": [(5, 4)],
+    "two": [(64, 48), (30, 90)],
+    "none": [],
+}
+"""(width, height) of a prompt's pictures."""
+
+
+def inputs_of(base: BaseModel, name: str) -> dict[str, Array]:
+    pictures = [picture(seed, size) for seed, size in enumerate(PICTURES[name])]
+    return encode_messages(base.processor, [user_message(pictures, "where is the circle ?")])
+
+
+def portable(base: BaseModel) -> Generator:
+    """The family's image path before the portable decoder, unscaled."""
+    engine = ReferenceEngine(
+        base.weights,
+        scaled=None,
+        vision=base.family.vision_module(base.model),
+        image_token_id=base.family.image_token_id(base.config),
+        gate=None,
+    )
+    return generator(engine, base, "weights")
+
+
+@torch.no_grad()
+def hugging_face(base: BaseModel, inputs: Inputs) -> tuple[Array, Array]:
+    """Its ``inputs_embeds [1, T, D]``, features in place, and the logits ``[1, V]`` after the prompt."""
+    caught: list[Array] = []
+    handle = base.model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: caught.append(kwargs["inputs_embeds"].numpy()), with_kwargs=True
+    )
+    output = base.model(**{name: torch.tensor(value) for name, value in inputs.items()})
+    handle.remove()
+    return caught[0], output.logits[:, -1].numpy()
+
+
+def logits_error(base: BaseModel, name: str) -> float:
+    inputs = inputs_of(base, name)
+    return relative_error(hugging_face(base, inputs)[1], portable(base).prefill(inputs)[1])
+
+
+@pytest.fixture
+def base(base_of: Any) -> BaseModel:
+    return base_of("llava_onevision", "qwen2")
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_features_lie_where_hugging_face_puts_them(base: BaseModel, name: str):
+    inputs = inputs_of(base, name)
+    embeds, logits = hugging_face(base, inputs)
+    asked = portable(base)
+    assert relative_error(embeds, asked.embed_prompt(inputs)) <= LIMIT
+    assert relative_error(logits, asked.prefill(inputs)[1]) <= LIMIT
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"), [("wide", (3, 6)), ("large", (3, 5))], ids=["as it is", "of 4 × 6 places, shrunk"]
+)
+def test_only_grids_that_are_too_large_are_shrunk(base: BaseModel, name: str, grid: tuple[int, int]):
+    ids = inputs_of(base, name)["input_ids"]
+    overview, (rows, columns) = 9, grid
+    assert (ids == base.config.image_token_id).sum() == overview + rows * (columns + 1)
+
+
+def test_prompts_with_one_and_with_several_pictures_in_a_batch(base: BaseModel):
+    one, two, three = (picture(seed, size) for seed, size in enumerate([(96, 40), (64, 48), (30, 90)]))
+    inputs = base.processor(
+        images=[[one], [two, three]],
+        text=["<image> a", "<image><image> b"],
+        padding=True,
+        return_tensors="np",
+    )
+    tensors = {
+        name: torch.tensor(inputs[name]) for name in ("pixel_values", "image_sizes", "batch_num_images")
+    }
+    outputs = portable(base).engine.vision(FAMILY.tiles(inputs))
+    found = FAMILY.pack(outputs, inputs, FAMILY.runtime_config(base.config))
+    with torch.no_grad():
+        tensors["pixel_values"] = torch.cat(  # Hugging Face splits by its own count, padding left aside
+            [tensors["pixel_values"][0], tensors["pixel_values"][1:, 0]]
+        )
+        expected = torch.cat(base.model.model.get_image_features(**tensors).pooler_output).numpy()
+    assert relative_error(expected, found) <= LIMIT
+
+
+@pytest.mark.parametrize("size", [(384, 384), (700, 1000), (500, 3000), (2304, 2300), (90, 40)])
+def test_the_published_geometry(size: tuple[int, int]):
+    """Tiles of 27 × 27 places, grids up to 6 × 6, at most nine tiles' worth of rows."""
+    config = LlavaOnevisionConfig()
+    count = image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
+    rng = np.random.default_rng(0)
+    features, newline = rng.standard_normal((count, 27 * 27, 4), np.float32), np.ones(4, np.float32)
+    expected, _ = LlavaOnevisionModel.pack_image_features(
+        SimpleNamespace(config=config), [torch.from_numpy(features)], [size], torch.from_numpy(newline)
+    )
+    found = FAMILY.pack(
+        {"image_features": features, "image_newline": newline},
+        {"image_sizes": np.array([size]), "batch_num_images": np.array([1])},
+        FAMILY.runtime_config(config),
+    )
+    assert relative_error(expected[0].numpy(), found) <= LIMIT
+
+
+@pytest.mark.parametrize(("old", "new"), [(5, 3), (6, 4), (54, 31), (3, 2), (2, 1)])
+def test_interpolation_is_torchs(old: int, new: int):
+    plane = np.random.default_rng(0).standard_normal((old, old + 2, 4), np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(plane).permute(2, 0, 1)[None], [new, new + 1], mode="bilinear"
+    )[0].permute(1, 2, 0)
+    found = llava_onevision._interpolate(plane, new, axis=0)
+    found = llava_onevision._interpolate(found, new + 1, axis=1)
+    assert found.dtype == np.float32
+    assert relative_error(expected.numpy(), found) <= LIMIT
+
+
+def test_tiles_in_another_order(base: BaseModel, monkeypatch: pytest.MonkeyPatch):
+    tiles = LlavaOnevision.tiles
+    monkeypatch.setattr(LlavaOnevision, "tiles", lambda self, inputs: tiles(self, inputs)[[0, 2, 1]])
+    assert logits_error(base, "wide") > 100 * LIMIT
+
+
+@pytest.mark.parametrize("name", ["wide", "two"])
+def test_rows_that_end_without_a_newline(base: BaseModel, monkeypatch: pytest.MonkeyPatch, name: str):
+    pack = LlavaOnevision.pack
+
+    def without(self: Any, outputs: Any, inputs: Any, runtime: Any) -> Array:
+        return pack(self, {**outputs, "image_newline": 0 * outputs["image_newline"]}, inputs, runtime)
+
+    monkeypatch.setattr(LlavaOnevision, "pack", without)
+    assert logits_error(base, name) > 100 * LIMIT
+
+
+def test_a_grid_shrunk_by_leaving_places_out(base: BaseModel, monkeypatch: pytest.MonkeyPatch):
+    def nearest(plane: Array, length: int, *, axis: int) -> Array:
+        return plane.take(np.arange(length) * plane.shape[axis] // length, axis)
+
+    monkeypatch.setattr(llava_onevision, "_interpolate", nearest)
+    assert logits_error(base, "large") > 100 * LIMIT
+
+
+@pytest.mark.parametrize("kind", ["square", "anyres", "pad"])
+def test_an_aspect_rule_that_hugging_face_lacks_is_refused(base: BaseModel, kind: str):
+    config = type(base.config)(**base.config.to_dict() | {"vision_aspect_ratio": kind})
+    with pytest.raises(UserError, match=r"vision_aspect_ratio .* supported: anyres_max_N"):
+        FAMILY.decoder_spec(config)
+
+
+def test_an_engine_that_shows_one_whole_picture_is_refused(base: BaseModel):
+    plan = make_plan(random_coefficients(base), base, load_target("coreai"), ExportOptions(fold="gate"))
+    with pytest.raises(UserError, match="cuts pictures into tiles"):
+        refuse_unserved(plan)
