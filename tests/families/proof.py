@@ -238,9 +238,9 @@ two pictures or none, and enter whole, with padding on their right, or in two ch
 writes this page, and `scale-export families` prints the table; the tests measure it again.
 """
 
-CLOSING = f"""Random models spread float16's rounding over logits that are small beside their hidden states: no operator stands
-out there, and the float16 column is what float16 costs them. A package is held to {tolerances.LOWERING_RELATIVE["float16"]:.0e}
-on the model that it was made from; the shipped model's is at 7e-4.
+CLOSING = """Random models spread float16's rounding over logits that are small beside their hidden states: no
+operator stands out there, and the float16 column is what float16 costs them. A package is held to 2e-3 on the model
+that it was made from; the shipped model's is at 7e-4.
 """
 
 
