@@ -139,7 +139,7 @@ def _placement(spec: DecoderSpec, target: Target) -> tuple[str, ...]:
     if target.compute_units not in ("all", "cpu_and_ne") or spec.head_dim % 32 == 0:
         return ()
     return (
-        f"The cache's rows hold head_dim {spec.head_dim} values, no multiple of 32, which the Neural Engine was seen "
+        f"The cache's rows hold head_dim {spec.head_dim} values, no multiple of 32, which the Neural Engine is said "
         f"to refuse in states: expect the CPU.",
     )
 

@@ -92,7 +92,9 @@ def test_all_layers_by_default_and_free_bound(trained: Trained) -> None:
 def test_model_loaded_in_another_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     model = tiny_llava_next("qwen2", directory=tmp_path, dtype=dtype)
     model.float()
-    make_coefficients(model, tmp_path, scope="last", head_scale=np.ones((3, 4)), mlp_scale=np.ones(3))
+    made = make_coefficients(model, tmp_path, scope="last", head_scale=np.ones((3, 4)), mlp_scale=np.ones(3))
+    check_base(made, Checkpoint(tmp_path))
+    assert made.base.tensor_sha256
 
 
 @pytest.mark.parametrize(

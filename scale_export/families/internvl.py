@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..records import Array, DecoderSpec
 from . import Family
+from ._processor import leave_out_videos
 from ._text import text_spec
 
 if TYPE_CHECKING:
@@ -25,10 +26,8 @@ class InternVL(Family):
     def prepare_processor(self) -> None:
         """Leave out the video processor where torchvision is missing, without which it can't be built."""
         from transformers.models.internvl.processing_internvl import InternVLProcessor
-        from transformers.utils import is_torchvision_available
 
-        if not is_torchvision_available():
-            InternVLProcessor.get_attributes = classmethod(lambda cls: ["image_processor", "tokenizer"])
+        leave_out_videos(InternVLProcessor)
 
     def decoder_spec(self, config: Any) -> DecoderSpec:
         layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..records import Array, DecoderSpec
+from ._processor import leave_out_videos
 from .llava_next import LlavaNext, _grid, _unpad
 
 ASPECT_RATIO = "anyres_max_"
@@ -27,10 +28,8 @@ class LlavaOnevision(LlavaNext):
     def prepare_processor(self) -> None:
         """Leave out the video processor where torchvision is missing, without which it can't be built."""
         from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
-        from transformers.utils import is_torchvision_available
 
-        if not is_torchvision_available():
-            LlavaOnevisionProcessor.get_attributes = classmethod(lambda cls: ["image_processor", "tokenizer"])
+        leave_out_videos(LlavaOnevisionProcessor)
 
     def decoder_spec(self, config: Any) -> DecoderSpec:
         _max_tiles(config)  # refused before a weight is loaded

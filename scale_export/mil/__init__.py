@@ -1,4 +1,4 @@
-"""A reference interpreter for Core ML packages, on any OS, with NumPy alone.
+"""A reference interpreter for Core ML packages, without a Mac, with NumPy alone.
 
 It reads what was saved (manifest, protobuf, weight file), never a converter's objects, so that what it computes is
 evidence about the package::

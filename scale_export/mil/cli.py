@@ -19,7 +19,7 @@ from .model import Model, load
 
 app = typer.Typer(
     name="python -m scale_export.mil",
-    help="A reference interpreter for Core ML packages, on any OS.",
+    help="A reference interpreter for Core ML packages, without a Mac.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
