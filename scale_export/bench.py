@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from .backends import Scalars, Step
+from .backends import Step
 from .errors import UserError
 from .progress import peak_memory
 from .runtime import Package
@@ -110,12 +110,16 @@ def _time_decoder(package: Package, prompt_tokens: int, new_tokens: int) -> tupl
     generator, engine = package.generator, package.engine
     rng = np.random.default_rng(0)
     embeds = rng.standard_normal((1, prompt_tokens, engine.hidden_size)).astype(np.float32)
-    positions = np.arange(prompt_tokens, dtype=np.int64)[None]
+    words = {"input_ids": np.zeros((1, prompt_tokens), np.int64)}
+    step = Step(
+        inputs_embeds=embeds,
+        lengths=np.array([prompt_tokens]),
+        position_ids=generator.family.positions(words, generator.runtime_config),
+        gated=generator.fold != "two-phase",
+    )
     cache = engine.new_cache(1)
-    step = Step(inputs_embeds=embeds, lengths=np.array([prompt_tokens]), position_ids=positions)
-    scalars: Scalars | None = generator.scalars
     started = time.perf_counter()
-    logits = engine.forward(cache, step, scalars, "base" if generator.fold == "two-phase" else "scaled")
+    logits = generator.forward(cache, step)
     prefilled = time.perf_counter()
     for offset in range(new_tokens):
         logits = generator.decode(cache, int(logits[0].argmax()), prompt_tokens + offset)

@@ -10,6 +10,8 @@ K key/value heads, hd head_dim, V vocabulary.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .records import DecoderSpec, Scope
+from .records import Activation, DecoderSpec, Scope
 from .weights import DecoderWeights
 
 Cache = tuple[Tensor, Tensor]
@@ -37,7 +39,9 @@ class Kernels(Protocol):
         """The norm of ``x + residual``, and the sum itself."""
         ...
 
-    def begin(self, inputs_embeds: Tensor, attention_mask: Any, position_ids: Any) -> Any:
+    def begin(
+        self, inputs_embeds: Tensor, attention_mask: Any, position_ids: Any, attention_group: Any
+    ) -> Any:
         """Whatever all layers of one forward share (rotary tables, masks); handed to ``attention``."""
         ...
 
@@ -93,8 +97,17 @@ def gate_factors(
     return per_layer, tuple(m.squeeze(0) for m in torch.split(mlp, 1))
 
 
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+}
+
+
 class PortableDecoder(nn.Module):
-    """A pre-norm decoder with grouped-query attention, rotary positions and a gated SiLU MLP.
+    """A pre-norm decoder with grouped-query attention, rotary positions and a gated MLP.
+
+    What ``spec`` adds: norms of query and key heads, norms on what attention and MLP give (then the MLP's scalar
+    acts after its norm), tokens that see their group, visual features on the first layers' outputs.
 
     Args:
         layers: the layers that this part of a split decoder holds, all of them by default. A part that
@@ -126,6 +139,8 @@ class PortableDecoder(nn.Module):
         past: list[Cache],
         gate: Gate | None,
         gate_position: Tensor,
+        attention_group: Tensor | None = None,
+        deepstack: Sequence[Tensor] = (),
     ) -> tuple[Tensor, list[Cache]]:
         """One prefill, prefill chunk or decode step.
 
@@ -133,33 +148,46 @@ class PortableDecoder(nn.Module):
             inputs_embeds: ``[B, T, D]``.
             attention_mask: ``[B, P + T]`` int64; 1 where the cache or the new tokens hold a token. None, as
                 the next, for kernels that were told otherwise where the new tokens stand.
-            position_ids: ``[B, T]`` int64.
+            position_ids: ``[B, T]`` int64, or ``[axes, B, T]`` where positions have several axes.
             past: one cache per layer of this part (P may be 0).
             gate: the scalars of this part's layers, or None where they are folded into the weights.
             gate_position: ``[B]`` or ``[1]`` int64; see ``last_index``.
+            attention_group: ``[B, T]`` int64; tokens of one group, from 0, see one another, those at −1 what came
+                before them. A group never spans two forwards. None where the decoder has no groups.
+            deepstack: what is added to the output of each of the first layers, ``[B, T, D]``, zero where there
+                is no picture.
 
         Returns:
             logits ``[B, T or 1, V]`` and the grown caches.
         """
         kernels, spec = self.kernels, self.spec
-        shared = kernels.begin(inputs_embeds, attention_mask, position_ids)
+        shared = kernels.begin(inputs_embeds, attention_mask, position_ids, attention_group)
         factors = gate_factors(gate, gate_position, inputs_embeds) if gate else None
+        activation = ACTIVATIONS[spec.activation]
         residual = inputs_embeds
         x = kernels.rms_norm(f"layers.{self.layers[0]}.input_norm", inputs_embeds)
         presents: list[Cache] = []
         for row, i in enumerate(self.layers):
             name = f"layers.{i}"
             q, k, v = (kernels.linear(f"{name}.{part}_proj", x) for part in "qkv")
+            if spec.qk_norm:
+                q, k = self._norm_heads(f"{name}.q_norm", q), self._norm_heads(f"{name}.k_norm", k)
             heads, present = kernels.attention(i, q, k, v, past[row], shared)
             presents.append(present)
             if factors:
                 heads = self._scale_heads(heads, factors[0][row])
             attended = kernels.linear(f"{name}.o_proj", heads)
-            x, residual = kernels.add_rms_norm(f"{name}.post_attention_norm", attended, residual)
-            mlp = F.silu(kernels.linear(f"{name}.gate_proj", x)) * kernels.linear(f"{name}.up_proj", x)
+            if spec.sandwich_norms:
+                attended = kernels.rms_norm(f"{name}.attention_output_norm", attended)
+            x, residual = kernels.add_rms_norm(f"{name}.mlp_norm", attended, residual)
+            mlp = activation(kernels.linear(f"{name}.gate_proj", x)) * kernels.linear(f"{name}.up_proj", x)
             mlp = kernels.linear(f"{name}.down_proj", mlp)
+            if spec.sandwich_norms:
+                mlp = kernels.rms_norm(f"{name}.mlp_output_norm", mlp)
             if factors:
                 mlp = mlp * factors[1][row]
+            if row < len(deepstack):
+                mlp = mlp + deepstack[row]
             if i + 1 == self.layers.stop < spec.num_layers:
                 return residual + mlp, presents
             next_norm = f"layers.{i + 1}.input_norm" if i + 1 < spec.num_layers else "norm"
@@ -167,6 +195,11 @@ class PortableDecoder(nn.Module):
         if self.last_logits_only:
             x = self._pick(x, gate_position)
         return kernels.linear("lm_head", x), presents
+
+    def _norm_heads(self, name: str, x: Tensor) -> Tensor:
+        """Each head of ``[B, T, heads · hd]`` through the norm of that name."""
+        heads = x.reshape(x.shape[0], x.shape[1], -1, self.spec.head_dim)
+        return self.kernels.rms_norm(name, heads).reshape(x.shape)
 
     def _scale_heads(self, heads: Tensor, factor: Tensor) -> Tensor:
         b, t = heads.shape[0], heads.shape[1]
@@ -184,10 +217,24 @@ class PortableDecoder(nn.Module):
 class TorchShared:
     """What the layers of one PyTorch forward share."""
 
-    cos: Tensor  # [B, 1, T, hd]
-    sin: Tensor
-    visible: Tensor  # [B, 1, T, P + T] bool, causal and not padding
+    rotaries: tuple[tuple[Tensor, Tensor], ...]  # cos and sin of each rotary embedding, [B, 1, T, hd]
+    visible: Tensor  # [B, 1, T, P + T] bool: not padding, and not to come except in one's own group
     distance: Tensor  # [B, 1, T, P + T] int64, how many tokens back a key lies
+
+
+def rotary_tables(
+    spec: DecoderSpec, position_ids: Tensor, dtype: torch.dtype
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Cos and sin of every rotary embedding at ``position_ids [B, T]`` or ``[axes, B, T]``: ``[B, 1, T, hd]``."""
+    rows = position_ids if position_ids.ndim == 3 else position_ids[None]
+    tables = []
+    for rotary in spec.rotaries:
+        inv_freq = torch.tensor(rotary.inv_freq, dtype=torch.float32)
+        positions = rows[list(rotary.axes)] if spec.position_axes > 1 else rows
+        angles = positions.permute(1, 2, 0)[:, None].to(torch.float32) * inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        tables.append(((angles.cos() * rotary.scale).to(dtype), (angles.sin() * rotary.scale).to(dtype)))
+    return tuple(tables)
 
 
 class TorchKernels(nn.Module):
@@ -205,7 +252,6 @@ class TorchKernels(nn.Module):
                 self.tensors[f"{name}.bias"] = bias.to(dtype)
         for name in weights.spec.norms():
             self.tensors[name] = weights.norm(name).to(dtype)
-        self.inv_freq = torch.tensor(weights.spec.inv_freq, dtype=torch.float32)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self.tensors[name], self.tensors.get(f"{name}.bias"))
@@ -219,44 +265,55 @@ class TorchKernels(nn.Module):
         total = x + residual
         return self.rms_norm(name, total), total
 
-    def begin(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor) -> TorchShared:
+    def begin(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        attention_group: Tensor | None,
+    ) -> TorchShared:
         tokens, total = inputs_embeds.shape[1], attention_mask.shape[1]
-        angles = position_ids[:, None, :, None].to(torch.float32) * self.inv_freq
-        angles = torch.cat((angles, angles), dim=-1)
         slots = torch.arange(total)
         new = slots[total - tokens :, None]
         valid = attention_mask.to(torch.bool)[:, None, None, :]
+        seen = (slots <= new)[None, None]
+        if attention_group is not None:
+            group = attention_group[:, None, :, None]
+            keys = F.pad(attention_group, (total - tokens, 0), value=-1)[:, None, None, :]
+            seen = seen | ((group == keys) & (group >= 0))
         # A padding query sees at least itself: a row of −inf would become NaN and leak through the values.
-        visible = ((slots <= new) & valid) | (slots == new)
+        visible = (seen & valid) | (slots == new)
         order = attention_mask.cumsum(-1)
         distance = order[:, None, total - tokens :, None] - order[:, None, None, :]
-        scale = self.spec.rotary_scale
-        cos, sin = (
-            (angles.cos() * scale).to(inputs_embeds.dtype),
-            (angles.sin() * scale).to(inputs_embeds.dtype),
+        return TorchShared(
+            rotaries=rotary_tables(self.spec, position_ids, inputs_embeds.dtype),
+            visible=visible,
+            distance=distance,
         )
-        return TorchShared(cos=cos, sin=sin, visible=visible, distance=distance)
 
     def attention(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, past: Cache, shared: TorchShared
     ) -> tuple[Tensor, Cache]:
         spec = self.spec
         b, t, _ = q.shape
-        q = rotate(q.view(b, t, spec.num_heads, spec.head_dim).transpose(1, 2), shared)
-        k = rotate(k.view(b, t, spec.num_kv_heads, spec.head_dim).transpose(1, 2), shared)
+        cos, sin = shared.rotaries[spec.layer_rotaries[layer]]
+        q = rotate(q.view(b, t, spec.num_heads, spec.head_dim).transpose(1, 2), cos, sin)
+        k = rotate(k.view(b, t, spec.num_kv_heads, spec.head_dim).transpose(1, 2), cos, sin)
         v = v.view(b, t, spec.num_kv_heads, spec.head_dim).transpose(1, 2)
         keys, values = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
         window = spec.sliding_windows[layer]
         visible = shared.visible if window is None else shared.visible & (shared.distance < window)
-        z = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible, enable_gqa=True)
+        z = F.scaled_dot_product_attention(
+            q, keys, values, attn_mask=visible, scale=spec.attention_scale, enable_gqa=True
+        )
         return z.transpose(1, 2).reshape(b, t, spec.num_heads * spec.head_dim), (keys, values)
 
 
-def rotate(x: Tensor, shared: TorchShared) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of ``[B, heads, T, hd]``, halves paired as in Llama (Su et al., 2021)."""
     half = x.shape[-1] // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * shared.cos + turned * shared.sin
+    return x * cos + turned * sin
 
 
 def empty_cache(spec: DecoderSpec, batch: int, dtype: torch.dtype = torch.float32) -> list[Cache]:

@@ -2,7 +2,8 @@
 
 Rules:
 1. Head h scales columns h·head_dim … (h+1)·head_dim of ``o_proj``; its bias stays.
-2. The MLP scalar scales every element of ``down_proj``, and its bias.
+2. The MLP scalar scales every element of ``down_proj``, and its bias; where a norm follows the MLP, that norm's
+   weight (the family's offset included) in their place.
 3. Arithmetic is float32; a cast to a storage type comes after.
 4. Block-quantized weights keep their integer codes: only block scales are multiplied, and a block that
    straddles two heads is refused.
@@ -25,7 +26,10 @@ from .weights import DecoderWeights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factor:
-    """What folding multiplies one matrix by: each input column by ``columns [in]``, its bias by ``bias``."""
+    """What folding multiplies one matrix by: each input column by ``columns [in]``, its bias by ``bias``.
+
+    Of a norm, ``columns [width]`` multiply its weight.
+    """
 
     columns: Float32
     bias: float
@@ -43,14 +47,16 @@ class Factor:
 
 
 def fold_factors(spec: DecoderSpec, coefficients: Coefficients) -> dict[str, Factor]:
-    """The factor of every matrix that the scalars touch, by portable name (rules 1 and 2)."""
+    """The factor of every matrix and norm that the scalars touch, by portable name (rules 1 and 2)."""
     factors: dict[str, Factor] = {}
     for row, layer in enumerate(coefficients.layer_indices):
         heads = np.repeat(coefficients.head_scale[row].astype(np.float32), spec.head_dim)
         factors[f"layers.{layer}.o_proj"] = Factor(columns=heads, bias=1.0)
         mlp = float(coefficients.mlp_scale[row])
-        columns = np.full(spec.intermediate_size, mlp, np.float32)
-        factors[f"layers.{layer}.down_proj"] = Factor(columns=columns, bias=mlp)
+        after_norm = spec.mlp_site == "post_norm"
+        width = spec.hidden_size if after_norm else spec.intermediate_size
+        site = "mlp_output_norm" if after_norm else "down_proj"
+        factors[f"layers.{layer}.{site}"] = Factor(columns=np.full(width, mlp, np.float32), bias=mlp)
     return factors
 
 
@@ -74,7 +80,8 @@ class FoldedWeights:
         return bias if factor is None or bias is None else bias * factor.bias
 
     def norm(self, name: str) -> Tensor:
-        return self.base.norm(name)
+        weight, factor = self.base.norm(name), self.factors.get(name)
+        return weight if factor is None else weight * torch.from_numpy(factor.columns)
 
     def embedding(self) -> Tensor:
         return self.base.embedding()
@@ -96,6 +103,11 @@ class FoldedDecoder:
     gate: bool
     factors: Mapping[str, Factor]
     """What was multiplied into ``weights`` (or ``scaled``); empty for a gate."""
+
+    @property
+    def folded_matrices(self) -> list[str]:
+        """The names of the matrices that folding touches, sorted."""
+        return sorted(self.factors.keys() & self.weights.spec.linears().keys())
 
     def dense(self) -> tuple[Float32, Float32]:
         """The scalars of every layer: ``[L, H]`` and ``[L]``."""

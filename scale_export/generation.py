@@ -17,6 +17,47 @@ Inputs = Mapping[str, Array]
 """A processor's NumPy output for one prompt: ``input_ids [1, T]``, its mask, pixels and what goes with them."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EmbeddedPrompt:
+    """One prompt as the decoder takes it; the fields are those of a ``Step`` for all T tokens of one row."""
+
+    embeds: Array
+    positions: NDArray[np.int64]
+    attention_group: NDArray[np.int64] | None = None
+    deepstack: Array | None = None
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return int(self.embeds.shape[1])
+
+    @property
+    def next_position(self) -> int:
+        """The position of the first generated token; the others count on from it."""
+        return int(self.positions.max()) + 1
+
+    def step(self, window: slice, *, gated: bool) -> Step:
+        """The forward over the tokens of ``window``."""
+        embeds, group, deepstack = self.embeds[:, window], self.attention_group, self.deepstack
+        return Step(
+            inputs_embeds=embeds,
+            lengths=np.full(1, embeds.shape[1], np.int64),
+            position_ids=self.positions[..., window],
+            gated=gated,
+            attention_group=None if group is None else group[:, window],
+            deepstack=None if deepstack is None else deepstack[:, :, window],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prefilled:
+    """A cache that holds a prompt, the logits ``[1, V]`` after it, and where generation goes on."""
+
+    cache: Any
+    logits: Float32
+    next_position: int
+
+
 @dataclass(kw_only=True)
 class Generator:
     """A model that answers: an engine, its family's image and position rules, and how its scalars act."""
@@ -29,66 +70,81 @@ class Generator:
     scalars: Scalars | None = None
     """Scalars in place of the package's own; only where the engine can override them."""
 
-    def embed_prompt(self, inputs: Inputs) -> Array:
-        """``inputs_embeds [1, T, D]`` of a prompt, its pictures' features in place."""
+    def embed_prompt(self, inputs: Inputs) -> EmbeddedPrompt:
+        """A prompt's tokens with its pictures' features in place."""
         ids = inputs["input_ids"].astype(np.int64)
+        family, runtime = self.family, self.runtime_config
+        positions = family.positions(inputs, runtime)
+        groups = family.attention_groups(inputs, runtime)
         if "pixel_values" not in inputs:
-            return self.embed_tokens(ids)
-        outputs = self.engine.vision(self.family.tiles(inputs))
-        features = self.family.pack(outputs, inputs, self.runtime_config)
-        expected = int((ids == self.image_token_id).sum())
-        if len(features) != expected:
+            return EmbeddedPrompt(embeds=self.embed_tokens(ids), positions=positions, attention_group=groups)
+        outputs = self.engine.vision(family.tiles(inputs))
+        features = family.pack(outputs, inputs, runtime)
+        at_image = ids == self.image_token_id
+        if len(features) != at_image.sum():
             raise ValueError(
-                f"the prompt has {expected} image tokens, the pictures give {len(features)} rows"
+                f"the prompt has {at_image.sum()} image tokens, the pictures give {len(features)} rows"
             )
-        return self.engine.embed(ids, features)
+        layers = family.deepstack(outputs, inputs, runtime)
+        deepstack = None
+        if layers is not None:
+            deepstack = np.zeros((len(layers), *ids.shape, layers.shape[-1]), np.float32)
+            deepstack[:, at_image] = layers
+        return EmbeddedPrompt(
+            embeds=self.engine.embed(ids, features),
+            positions=positions,
+            attention_group=groups,
+            deepstack=deepstack,
+        )
 
     def embed_tokens(self, ids: NDArray[np.int64]) -> Array:
         """``[B, T]`` token ids without pictures → ``[B, T, D]``."""
         return self.engine.embed(ids, np.zeros((0, self.engine.hidden_size), np.float32))
 
-    def prefill(self, inputs: Inputs) -> tuple[Any, Float32]:
-        """Run one prompt; the cache, and the logits ``[1, V]`` after its last token.
+    def prefill(self, inputs: Inputs) -> Prefilled:
+        """Run one prompt.
 
         Two-phase packages run all but the last token on base weights, the last on the folded ones: its
         position is the only one of the prompt that scope ``last`` scales.
         """
-        embeds = self.embed_prompt(inputs)
-        positions = self.family.positions(np.ones(embeds.shape[:2], np.int64))
+        prompt = self.embed_prompt(inputs)
         cache = self.engine.new_cache(1)
-        split = embeds.shape[1] - 1 if self.fold == "two-phase" else 0
+        split = prompt.tokens - 1 if self.fold == "two-phase" else 0
         if split > 0:
-            self._forward(cache, embeds[:, :split], positions[:, :split], gated=False)
-        logits = self._forward(cache, embeds[:, split:], positions[:, split:], gated=True)
-        return cache, logits
+            self.forward(cache, prompt.step(slice(0, split), gated=False))
+        logits = self.forward(cache, prompt.step(slice(split, prompt.tokens), gated=True))
+        return Prefilled(cache=cache, logits=logits, next_position=prompt.next_position)
 
     def decode(self, cache: Any, token: int, position: int) -> Float32:
         """Run one generated token at its position; the logits ``[1, V]`` after it."""
-        embeds = self.embed_tokens(np.array([[token]], np.int64))
-        return self._forward(cache, embeds, np.array([[position]], np.int64), gated=True)
+        shape = (1, 1) if self.family.position_axes == 1 else (self.family.position_axes, 1, 1)
+        step = Step(
+            inputs_embeds=self.embed_tokens(np.array([[token]], np.int64)),
+            lengths=np.ones(1, np.int64),
+            position_ids=np.full(shape, position, np.int64),
+        )
+        return self.forward(cache, step)
 
-    def _forward(self, cache: Any, embeds: Array, positions: NDArray[np.int64], *, gated: bool) -> Float32:
-        lengths = np.full(len(embeds), embeds.shape[1], np.int64)
-        step = Step(inputs_embeds=embeds, lengths=lengths, position_ids=positions, gated=gated)
-        return self.engine.forward(cache, step, self.scalars, "scaled" if gated else "base")
+    def forward(self, cache: Any, step: Step) -> Float32:
+        """One step on the weights of its phase; logits ``[B, V]``."""
+        return self.engine.forward(cache, step, self.scalars, "scaled" if step.gated else "base")
 
     def forced_logits(self, inputs: Inputs, tokens: Sequence[int]) -> Float32:
         """Logits ``[len(tokens) + 1, V]`` after the prompt and after each of ``tokens`` fed as if generated."""
-        cache, logits = self.prefill(inputs)
-        start = inputs["input_ids"].shape[1]
-        rows = [logits[0]]
+        start = self.prefill(inputs)
+        rows = [start.logits[0]]
         for offset, token in enumerate(tokens):
-            rows.append(self.decode(cache, token, start + offset)[0])
+            rows.append(self.decode(start.cache, token, start.next_position + offset)[0])
         return np.stack(rows)
 
     def stream(self, inputs: Inputs, *, max_new_tokens: int, eos_token_ids: frozenset[int]) -> Iterator[int]:
         """Greedy tokens one by one, without the end token."""
-        cache, logits = self.prefill(inputs)
-        start = inputs["input_ids"].shape[1]
-        for step in range(max_new_tokens):
+        start = self.prefill(inputs)
+        logits = start.logits
+        for offset in range(max_new_tokens):
             token = int(logits[0].argmax())
             if token in eos_token_ids:
                 return
             yield token
-            if step + 1 < max_new_tokens:
-                logits = self.decode(cache, token, start + step)
+            if offset + 1 < max_new_tokens:
+                logits = self.decode(start.cache, token, start.next_position + offset)

@@ -204,7 +204,7 @@ class Measurement:
 
     def _codes_kept(self, folded: FoldedDecoder) -> dict[str, bool | None]:
         """Matrix → whether the package's codes are those of the unfolded base, for every folded matrix."""
-        plan, names = self.plan, sorted(folded.factors)
+        plan, names = self.plan, folded.folded_matrices
         if not names:
             return {}
         base = QuantizedWeights(

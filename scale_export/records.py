@@ -14,6 +14,7 @@ Scope = Literal["last", "all"]
 MlpSite = Literal["output", "post_norm"]
 FoldMode = Literal["weights", "gate", "two-phase"]
 Precision = Literal["float32", "float16", "int8", "int4"]
+Activation = Literal["silu", "gelu_tanh"]
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
 
@@ -90,12 +91,36 @@ class Coefficients:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rotary:
+    """One rotary embedding: frequency f turns by cos(position[axes[f]] · inv_freq[f]) · scale, and sin alike.
+
+    Attributes:
+        inv_freq: ``[head_dim / 2]``.
+        axes: ``[head_dim / 2]``, which row of the position ids a frequency reads; all 0 where positions are
+            token counts, and 0, 1, 2 for (time, row, column) in multimodal rotary embeddings.
+    """
+
+    inv_freq: tuple[float, ...]
+    axes: tuple[int, ...]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
     """The shape of a language decoder: all that the portable decoder needs besides weights.
 
-    ``inv_freq`` (``[head_dim / 2]``) and ``rotary_scale`` state the rotary embedding:
-    cos(position · inv_freq) · rotary_scale. ``sliding_windows`` holds one entry per layer, None where
-    the layer sees everything.
+    Attributes:
+        rotaries: the rotary embeddings, one as a rule.
+        layer_rotaries: one entry per layer, an index into ``rotaries``.
+        sliding_windows: one entry per layer, None where the layer sees everything.
+        attention_scale: what scores are multiplied by; None is 1 / √head_dim.
+        activation: of the gated MLP; ``gelu_tanh`` is GELU by its tanh approximation.
+        qk_norm: whether each query and key head goes through an RMSNorm before it is turned.
+        sandwich_norms: whether attention and MLP outputs go through norms of their own before they are added.
+        norm_offset: what is added to a stored norm weight (1 in Gemma).
+        embedding_scale: what the table's rows are multiplied by as they are looked up (√D in Gemma).
+        grouped_attention: whether tokens of one group (a picture, a prompt) see one another whatever their order.
+        deepstack_layers: how many of the first layers have visual features added to their output.
     """
 
     hidden_size: int
@@ -106,14 +131,31 @@ class DecoderSpec:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
-    inv_freq: tuple[float, ...]
-    rotary_scale: float
+    rotaries: tuple[Rotary, ...]
+    layer_rotaries: tuple[int, ...]
     max_positions: int
     sliding_windows: tuple[int | None, ...]
+    attention_scale: float | None = None
+    activation: Activation = "silu"
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
-    mlp_site: MlpSite = "output"
+    qk_norm: bool = False
+    sandwich_norms: bool = False
+    norm_offset: float = 0.0
+    embedding_scale: float = 1.0
+    grouped_attention: bool = False
+    deepstack_layers: int = 0
+
+    @property
+    def mlp_site(self) -> MlpSite:
+        """Where the MLP's scalar acts: after the norm that follows the MLP, if there is one (contract C1)."""
+        return "post_norm" if self.sandwich_norms else "output"
+
+    @property
+    def position_axes(self) -> int:
+        """How many rows a token's position has."""
+        return 1 + max(max(rotary.axes, default=0) for rotary in self.rotaries)
 
     def linears(self) -> dict[str, tuple[int, int, bool]]:
         """Every matrix by portable name: (out_features, in_features, has bias)."""
@@ -132,9 +174,14 @@ class DecoderSpec:
         shapes["lm_head"] = (self.vocab_size, d, False)
         return shapes
 
-    def norms(self) -> list[str]:
-        """Every RMSNorm by portable name; each weight is ``[hidden_size]``."""
-        per_layer = [
-            f"layers.{i}.{n}" for i in range(self.num_layers) for n in ("input_norm", "post_attention_norm")
-        ]
-        return [*per_layer, "norm"]
+    def norms(self) -> dict[str, int]:
+        """Every RMSNorm by portable name: its width."""
+        parts = {"input_norm": self.hidden_size, "mlp_norm": self.hidden_size}
+        if self.qk_norm:
+            parts |= {"q_norm": self.head_dim, "k_norm": self.head_dim}
+        if self.sandwich_norms:
+            parts |= {"attention_output_norm": self.hidden_size, "mlp_output_norm": self.hidden_size}
+        layers = {
+            f"layers.{i}.{part}": width for i in range(self.num_layers) for part, width in parts.items()
+        }
+        return {**layers, "norm": self.hidden_size}

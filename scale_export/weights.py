@@ -31,11 +31,11 @@ class DecoderWeights(Protocol):
         ...
 
     def norm(self, name: str) -> Tensor:
-        """``[hidden_size]``."""
+        """What the normalised activations are multiplied by, ``[width]``; any offset of the family is in it."""
         ...
 
     def embedding(self) -> Tensor:
-        """``[vocab_size, hidden_size]``."""
+        """``[vocab_size, hidden_size]``, as looked up: any scale of the family is in it."""
         ...
 
 
@@ -47,10 +47,19 @@ MODULE_NAMES: Mapping[str, str] = {
     "gate_proj": "mlp.gate_proj",
     "up_proj": "mlp.up_proj",
     "down_proj": "mlp.down_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
     "input_norm": "input_layernorm",
-    "post_attention_norm": "post_attention_layernorm",
+    "mlp_norm": "post_attention_layernorm",
 }
 """Portable name of a part of a layer → its module inside a Hugging Face decoder layer."""
+
+SANDWICH_NAMES: Mapping[str, str] = {
+    "attention_output_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_output_norm": "post_feedforward_layernorm",
+}
+"""The same where attention and MLP outputs have norms of their own, in place of the names above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +80,8 @@ class CheckpointWeights:
         if not name.startswith("layers."):
             return f"{self.prefix}.{name}"
         _, layer, part = name.split(".")
-        return f"{self.prefix}.layers.{layer}.{MODULE_NAMES[part]}"
+        names = {**MODULE_NAMES, **SANDWICH_NAMES} if self.spec.sandwich_norms else MODULE_NAMES
+        return f"{self.prefix}.layers.{layer}.{names[part]}"
 
     def _read(self, module_name: str) -> Tensor:
         return self.checkpoint.tensor(module_name).to(torch.float32)
@@ -84,7 +94,7 @@ class CheckpointWeights:
         return self._read(f"{self.module_name(name)}.bias") if has_bias else None
 
     def norm(self, name: str) -> Tensor:
-        return self._read(f"{self.module_name(name)}.weight")
+        return self._read(f"{self.module_name(name)}.weight") + self.spec.norm_offset
 
     def embedding(self) -> Tensor:
-        return self._read(f"{self.prefix}.embed_tokens.weight")
+        return self._read(f"{self.prefix}.embed_tokens.weight") * self.spec.embedding_scale

@@ -107,8 +107,8 @@ def test_a_head_dim_that_keeps_off_the_neural_engine_is_said():
         num_kv_heads=1,
         head_dim=48,
         rms_norm_eps=1e-5,
-        inv_freq=(),
-        rotary_scale=1.0,
+        rotaries=(),
+        layer_rotaries=(),
         max_positions=8,
         sliding_windows=(None,),
     )

@@ -142,9 +142,9 @@ def test_base_weights_over_the_whole_prompt_then_folded_decode(
     healthy = measurement("two-phase")
 
     def prefill(self: Any, inputs: Any) -> Any:
-        embeds = self.embed_prompt(inputs)
-        cache = self.engine.new_cache(1)
-        return cache, self._forward(cache, embeds, np.arange(embeds.shape[1])[None], gated=False)
+        prompt, cache = self.embed_prompt(inputs), self.engine.new_cache(1)
+        logits = self.forward(cache, prompt.step(slice(None), gated=False))
+        return generation.Prefilled(cache=cache, logits=logits, next_position=prompt.next_position)
 
     monkeypatch.setattr(generation.Generator, "prefill", prefill)
     assert "fold" in failed_legs(healthy)

@@ -32,15 +32,21 @@ class Step:
     Attributes:
         inputs_embeds: ``[B, T, D]``; rows shorter than T are padded on the right.
         lengths: int64 ``[B]``, how many of the T positions are tokens.
-        position_ids: int64 ``[B, T]``.
+        position_ids: int64 ``[B, T]``, or ``[axes, B, T]`` where positions have several axes.
         gated: whether the last valid position of each row carries the scalars (not so in a chunk of a
             prompt that another chunk follows).
+        attention_group: int64 ``[B, T]`` of a decoder with groups (see ``PortableDecoder.forward``); None puts
+            every token in none.
+        deepstack: ``[layers, B, T, D]`` of a decoder that adds visual features to its first layers' outputs;
+            None adds nothing.
     """
 
     inputs_embeds: Array
     lengths: NDArray[np.int64]
     position_ids: NDArray[np.int64]
     gated: bool = True
+    attention_group: NDArray[np.int64] | None = None
+    deepstack: Array | None = None
 
 
 class Engine(Protocol):

@@ -86,6 +86,7 @@ class ReferenceEngine:
         new = (np.arange(tokens) < step.lengths[:, None]).astype(np.int64)
         cache.mask = np.concatenate((cache.mask, new), axis=1)
         position = step.lengths - 1 if step.gated else np.full_like(step.lengths, tokens)
+        group, deepstack = step.attention_group, step.deepstack
         logits, cache.layers = self._decoders[phase](
             torch.from_numpy(np.ascontiguousarray(step.inputs_embeds)),
             torch.from_numpy(cache.mask),
@@ -93,6 +94,8 @@ class ReferenceEngine:
             cache.layers,
             self._make_gate(scalars),
             torch.from_numpy(position),
+            None if group is None else torch.from_numpy(group),
+            () if deepstack is None else list(torch.from_numpy(deepstack)),
         )
         result: Float32 = logits[:, -1].numpy()
         return result

@@ -28,6 +28,8 @@ class Family(ABC):
     """What the exporter and the runtime must know of one ``model_type``."""
 
     model_type: str
+    position_axes: int = 1
+    """How many rows a token's position has: 3 where pictures are placed by time, row and column."""
     text_prefix: str = "model.language_model"
     """The module that holds ``layers``, ``norm`` and ``embed_tokens``."""
 
@@ -73,10 +75,21 @@ class Family(ABC):
         features = outputs["image_features"]
         return features.reshape(-1, features.shape[-1])
 
-    def positions(self, attention_mask: Array) -> NDArray[np.int64]:
-        """Position ids ``[B, T]`` of a prompt's tokens: their count from the first that is not padding."""
-        positions: NDArray[np.int64] = np.maximum(np.cumsum(attention_mask, axis=-1) - 1, 0)
-        return positions
+    def deepstack(
+        self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Mapping[str, Any]
+    ) -> Array | None:
+        """What the pictures add to the first layers' outputs, ``[layers, image tokens, D]``; None without."""
+        return None
+
+    def positions(self, inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> NDArray[np.int64]:
+        """Position ids of a prompt without padding: token counts ``[1, T]``, or ``[axes, 1, T]``."""
+        return np.arange(inputs["input_ids"].shape[1], dtype=np.int64)[None]
+
+    def attention_groups(
+        self, inputs: Mapping[str, Array], runtime: Mapping[str, Any]
+    ) -> NDArray[np.int64] | None:
+        """Which tokens see one another, ``[1, T]``: their group from 0, or −1; None where all are causal."""
+        return None
 
 
 def family_names() -> list[str]:

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from ..errors import UserError
-from ..records import DecoderSpec
+from ..records import DecoderSpec, Rotary
 
 ROTARY_CLASSES = {
     "llama": "LlamaRotaryEmbedding",
@@ -34,10 +34,10 @@ def text_spec(config: Any) -> DecoderSpec:
         )
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    inv_freq, rotary_scale = _rotary(config)
-    if len(inv_freq) * 2 != head_dim:
+    rotary = _rotary(config)
+    if len(rotary.inv_freq) * 2 != head_dim:
         raise UserError(
-            f"partial rotary embedding ({2 * len(inv_freq)} of {head_dim} dimensions) is not supported"
+            f"partial rotary embedding ({2 * len(rotary.inv_freq)} of {head_dim} dimensions) is not supported"
         )
     attention_bias = bool(getattr(config, "attention_bias", False))
     return DecoderSpec(
@@ -49,8 +49,8 @@ def text_spec(config: Any) -> DecoderSpec:
         num_kv_heads=config.num_key_value_heads or heads,
         head_dim=head_dim,
         rms_norm_eps=config.rms_norm_eps,
-        inv_freq=inv_freq,
-        rotary_scale=rotary_scale,
+        rotaries=(rotary,),
+        layer_rotaries=(0,) * config.num_hidden_layers,
         max_positions=config.max_position_embeddings,
         sliding_windows=_windows(config),
         qkv_bias=attention_bias or kind == "qwen2",
@@ -59,7 +59,7 @@ def text_spec(config: Any) -> DecoderSpec:
     )
 
 
-def _rotary(config: Any) -> tuple[tuple[float, ...], float]:
+def _rotary(config: Any) -> Rotary:
     rope = config.rope_parameters
     if rope["rope_type"] in LENGTH_DEPENDENT_ROPE:
         raise UserError(
@@ -67,7 +67,8 @@ def _rotary(config: Any) -> tuple[tuple[float, ...], float]:
         )
     module = importlib.import_module(f"transformers.models.{config.model_type}.modeling_{config.model_type}")
     embedding = getattr(module, ROTARY_CLASSES[config.model_type])(config)
-    return tuple(float(f) for f in embedding.inv_freq), float(embedding.attention_scaling)
+    inv_freq = tuple(float(f) for f in embedding.inv_freq)
+    return Rotary(inv_freq=inv_freq, axes=(0,) * len(inv_freq), scale=float(embedding.attention_scaling))
 
 
 def _windows(config: Any) -> tuple[int | None, ...]:

@@ -68,7 +68,8 @@ class QuantizedWeights:
         return bias if factor is None or bias is None else bias * factor.bias
 
     def norm(self, name: str) -> Tensor:
-        return self.base.norm(name)
+        weight, factor = self.base.norm(name), self.factors.get(name)
+        return weight if factor is None else weight * torch.from_numpy(factor.columns)
 
     def embedding(self) -> Tensor:
         return torch.from_numpy(self.block("embedding").dequantize())

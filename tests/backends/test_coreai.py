@@ -149,7 +149,7 @@ def test_only_the_last_token_of_each_forward_is_scaled(emitted: Any):
     plan, folded, graphs = emitted()
     engine = backend.open_engine(graphs, plan)
     whole = generator(engine, plan.base, plan.fold).forced_logits(prompt(plan.base), ())[0]
-    embeds = generator(engine, plan.base, plan.fold).embed_prompt(prompt(plan.base))
+    embeds = generator(engine, plan.base, plan.fold).embed_prompt(prompt(plan.base)).embeds
     half = embeds.shape[1] // 2
     cache = engine.new_cache(1)
     steps = [step(embeds[:, :half], 0), step(embeds[:, half:], half)]
@@ -219,7 +219,7 @@ def test_float16_is_what_the_stock_engine_takes(emitted: Any, precision: Precisi
         summary = authoring.AIModelAsset.load(graphs[role]).summary(include_statistics=False)
         outputs = dict(summary.function_outputs("main"))
         assert list(outputs) == [name] and "Float16" in outputs[name]
-    embeds = reference(plan, folded).embed_prompt(prompt(plan.base))
+    embeds = reference(plan, folded).embed_prompt(prompt(plan.base)).embeds
     engine = backend.open_engine(graphs, plan)
     found = engine.forward(engine.new_cache(1), step(embeds, 0), None, "scaled")
     exact, rounded = (torch_logits(folded, embeds, dtype) for dtype in (torch.float32, torch.float16))

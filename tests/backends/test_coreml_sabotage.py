@@ -79,8 +79,8 @@ def test_wrong_scalars_beside_the_decoder_fail_the_lowering_leg(
     assert "lowering" in report.failed
 
 
-def shifted_rotary(self: CoreMLEngine, positions: Any) -> Any:
-    return ROTARY(self, positions + (positions > 9))
+def shifted_positions(rotary: Any, positions: Any) -> Any:
+    return TURNS(rotary, positions + (positions > 9))
 
 
 def ungated(self: CoreMLEngine, scalars: Any, gated: bool) -> Any:
@@ -91,13 +91,13 @@ def full_chunks(rows: Any, width: int) -> Any:
     return np.pad(rows, ((width - len(rows), 0), (0, 0)))
 
 
-ROTARY, GATE = CoreMLEngine._rotary, CoreMLEngine._gate
+TURNS, GATE = engine._turns, CoreMLEngine._gate
 
 
 @pytest.mark.parametrize(
     ("where", "name", "broken"),
     [
-        (CoreMLEngine, "_rotary", shifted_rotary),
+        (engine, "_turns", shifted_positions),
         (CoreMLEngine, "_gate", ungated),
         (engine, "_padded", full_chunks),
     ],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from scale_export.backends.onnxruntime import backend as onnx
 from scale_export.backends.onnxruntime.engine import OnnxEngine
 from scale_export.base import BaseModel, open_base
 from scale_export.folding import FoldedDecoder, fold
-from scale_export.generation import Generator, Inputs
+from scale_export.generation import EmbeddedPrompt, Generator, Inputs
 from scale_export.metrics import relative_error
 from scale_export.pipeline import quantized
 from scale_export.plan import ExportOptions, Plan, make_plan
@@ -105,28 +105,40 @@ def hooked_path(subject: Subject, inputs: Inputs) -> Float32:
 
 def engine_path(asked: Generator, inputs: Inputs, way: str) -> Float32:
     """The same of an engine, the prompt entering in one of ``WAYS``."""
-    embeds = asked.embed_prompt(inputs)
-    length = embeds.shape[1]
-    positions = asked.family.positions(np.ones((1, length), np.int64))
-    cache = asked.engine.new_cache(1)
-
-    def forward(start: int, stop: int, padding: int = 0, *, gated: bool = True) -> Float32:
-        rows = np.pad(embeds[:, start:stop], ((0, 0), (0, padding), (0, 0)), constant_values=3)
-        step = Step(
-            inputs_embeds=rows.astype(np.float32),
-            lengths=np.array([stop - start]),
-            position_ids=np.pad(positions[:, start:stop], ((0, 0), (0, padding))),
-            gated=gated,
-        )
-        return asked.engine.forward(cache, step, None, "scaled")
-
+    prompt = asked.embed_prompt(inputs)
+    cache, next_position = asked.engine.new_cache(1), prompt.next_position
     if way == "chunked":
-        forward(0, length // 2, gated=False)
-        logits = forward(length // 2, length)
+        half = _chunk_end(prompt)
+        if half:
+            asked.forward(cache, prompt.step(slice(0, half), gated=False))
+        logits = asked.forward(cache, prompt.step(slice(half, prompt.tokens), gated=True))
     else:
-        logits = forward(0, length, padding=3 if way == "padded" else 0)
-    rows = [logits[0], *(asked.decode(cache, token, length + i)[0] for i, token in enumerate(TOKENS))]
+        step = prompt.step(slice(None), gated=True)
+        logits = asked.forward(cache, _padded(step, 3) if way == "padded" else step)
+    rows = [logits[0], *(asked.decode(cache, token, next_position + i)[0] for i, token in enumerate(TOKENS))]
     return np.stack(rows)
+
+
+def _chunk_end(prompt: EmbeddedPrompt) -> int:
+    """Half of a prompt's tokens, or the last place before that where no group of tokens is cut."""
+    half, groups = prompt.tokens // 2, prompt.attention_group
+    while groups is not None and half and groups[0, half] >= 0 and groups[0, half] == groups[0, half - 1]:
+        half -= 1
+    return half
+
+
+def _padded(step: Step, more: int) -> Step:
+    """A step with tokens on its right that are none."""
+    deepstack, group = step.deepstack, step.attention_group
+    positions = np.pad(step.position_ids, [(0, 0)] * (step.position_ids.ndim - 1) + [(0, more)])
+    embeds = np.pad(step.inputs_embeds, ((0, 0), (0, more), (0, 0)), constant_values=3)
+    return replace(
+        step,
+        inputs_embeds=embeds.astype(np.float32),
+        position_ids=positions,
+        attention_group=None if group is None else np.pad(group, ((0, 0), (0, more)), constant_values=-1),
+        deepstack=None if deepstack is None else np.pad(deepstack, ((0, 0), (0, 0), (0, more), (0, 0))),
+    )
 
 
 def paths(subject: Subject, engine: Engine, ways: tuple[str, ...] = WAYS) -> list[Float32]:

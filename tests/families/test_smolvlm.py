@@ -38,7 +38,7 @@ def errors(base: BaseModel, inputs: Inputs) -> tuple[float, float]:
     tensors = {name: torch.tensor(value) for name, value in inputs.items()}
     embeds, logits = embeddings_of(base, tensors), base.model(**tensors).logits[:, -1]
     asked = portable(base)
-    found = asked.embed_prompt(inputs), asked.prefill(inputs)[1]
+    found = asked.embed_prompt(inputs).embeds, asked.prefill(inputs).logits
     return relative_error(embeds.numpy(), found[0]), relative_error(logits.numpy(), found[1])
 
 

@@ -9,8 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ... import __version__
 from ...errors import UserError
 from ...families import Family
@@ -31,7 +29,7 @@ def refuse_unserved(plan: Plan) -> None:
     """
     family, (_, height, width) = plan.base.family, plan.pixel_shape
     reason = None
-    if family.positions(np.ones((1, 2), np.int64)).shape != (1, 2):
+    if family.position_axes > 1:
         reason = "it counts tokens 0, 1, 2, …, and this family gives image tokens positions of several axes"
     elif type(family).tiles is not Family.tiles or type(family).pack is not Family.pack:
         reason = "it shows the model one whole picture, and this family cuts pictures into tiles"

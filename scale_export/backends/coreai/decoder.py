@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ...decoder import Gate, PortableDecoder, TorchKernels, TorchShared
+from ...decoder import Gate, PortableDecoder, TorchKernels, TorchShared, rotary_tables
 from ...folding import FoldedDecoder
 from ...quantize import QuantizedWeights
 from ...records import DecoderSpec
@@ -47,7 +47,6 @@ class CoreAIKernels(TorchKernels):
                 self.tensors[f"{name}.bias"] = bias.to(dtype)
         for name in self.spec.norms():
             self.tensors[name] = weights.norm(name).to(dtype)
-        self.inv_freq = torch.tensor(self.spec.inv_freq, dtype=torch.float32)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         if _key(name) not in self.packed:
@@ -55,21 +54,18 @@ class CoreAIKernels(TorchKernels):
         return F.linear(x, self.packed[_key(name)](), self.tensors.get(f"{name}.bias"))
 
     def begin(
-        self, inputs_embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        attention_group: Tensor | None,
     ) -> TorchShared:
         total = position_ids.shape[1]
         past = total - inputs_embeds.shape[1]
-        angles = position_ids[:, None, past:, None].to(torch.float32) * self.inv_freq
-        angles = torch.cat((angles, angles), dim=-1)
         slots = torch.arange(total)
         distance = slots[past:, None] - slots
-        dtype, scale = inputs_embeds.dtype, self.spec.rotary_scale
-        return TorchShared(
-            cos=(angles.cos() * scale).to(dtype),
-            sin=(angles.sin() * scale).to(dtype),
-            visible=distance >= 0,
-            distance=distance,
-        )
+        tables = rotary_tables(self.spec, position_ids[:, past:], inputs_embeds.dtype)
+        return TorchShared(rotaries=tables, visible=distance >= 0, distance=distance)
 
 
 def _key(name: str) -> str:

@@ -1,8 +1,10 @@
 """Emitting the decoder: functions ``prefill`` and ``decode`` over shared weights and one KV cache.
 
 Inputs of a function, those that it needs: ``inputs_embeds`` (``hidden_states`` in a later part of a split
-decoder) ``[1, T, D]``; ``cos``, ``sin`` ``[T, hd]``; ``position`` int32 ``[1]``, the cache slot of the first
-token; ``valid_length`` int32 ``[1]``, how many of a padded chunk's T positions are tokens; ``attn_scale``
+decoder) ``[1, T, D]``; ``cos``, ``sin`` ``[T, hd]``, and ``cos_1``, ``sin_1`` of a second rotary embedding;
+``position`` int32 ``[1]``, the cache slot of the first token; ``valid_length`` int32 ``[1]``, how many of a padded
+chunk's T positions are tokens; of ``prefill`` alone ``attention_group`` int32 ``[T]`` and ``deepstack``
+``[layers, 1, T, D]``, see ``PortableDecoder.forward``; ``attn_scale``
 ``[layers, H]`` and ``mlp_scale`` ``[layers]`` of a gated decoder. A chunk that another one follows passes
 scalars of one, since only a prompt's last token is scaled under scope ``last``.
 States: ``k_cache``, ``v_cache`` ``[layers, K, C, hd]``. Output: ``logits`` ``[1, 1, V]`` after the last token,
@@ -28,6 +30,7 @@ from ...quantize import QuantizedWeights
 from ...records import DecoderSpec, Precision, Scope
 from ...weights import DecoderWeights
 from .convert import MatrixSource, Stored, convert_function, save_functions
+from .host import table_names
 from .kernels import CoreMLKernels, Placement
 
 
@@ -88,23 +91,32 @@ class TracedDecoder(nn.Module):
         """Inputs by name, of the function's shapes."""
         tokens, spec = self.function.tokens, self.spec
         first = "hidden_states" if self.layers.start else "inputs_embeds"
+        tables = [name for index in range(len(spec.rotaries)) for name in table_names(index)]
         inputs = {
             first: torch.zeros(1, tokens, spec.hidden_size),
-            "cos": torch.zeros(tokens, spec.head_dim),
-            "sin": torch.zeros(tokens, spec.head_dim),
+            **{name: torch.zeros(tokens, spec.head_dim) for name in tables},
             "position": torch.zeros(1, dtype=torch.int32),
         }
         if tokens > 1 and (self.is_last or self.function.gate == "last"):
             inputs["valid_length"] = torch.ones(1, dtype=torch.int32)
+        if tokens > 1 and spec.grouped_attention:
+            inputs["attention_group"] = torch.zeros(tokens, dtype=torch.int32)
+        stacked = range(self.layers.start, min(self.layers.stop, spec.deepstack_layers))
+        if tokens > 1 and stacked:
+            inputs["deepstack"] = torch.zeros(len(stacked), 1, tokens, spec.hidden_size)
         if self.function.gate:
             inputs["attn_scale"] = torch.ones(len(self.layers), spec.num_heads)
             inputs["mlp_scale"] = torch.ones(len(self.layers))
         return inputs
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        x, cos, sin, position, *_ = inputs
         named = dict(zip(self.example(), inputs, strict=True))
-        placement = Placement(cos=cos, sin=sin, position=position)
+        rotaries = [table_names(index) for index in range(len(self.spec.rotaries))]
+        placement = Placement(
+            rotaries=tuple((named[cos], named[sin]) for cos, sin in rotaries),
+            position=named["position"],
+            attention_group=named.get("attention_group"),
+        )
         kernels = CoreMLKernels(self.spec, placement, self.norms, first_layer=self.layers.start)
         several = self.function.tokens > 1
         decoder = PortableDecoder(self.spec, kernels, layers=self.layers, last_logits_only=several)
@@ -115,7 +127,11 @@ class TracedDecoder(nn.Module):
                 scope=self.function.gate, attn_scale=named["attn_scale"], mlp_scale=named["mlp_scale"]
             )
         cache: Cache = (self.k_cache, self.v_cache)
-        output: Tensor = decoder(x, None, None, [cache] * len(self.layers), gate, last)[0]
+        caches, deepstack = [cache] * len(self.layers), named.get("deepstack")
+        added = () if deepstack is None else torch.split(deepstack, 1)
+        output: Tensor = decoder(
+            inputs[0], None, None, caches, gate, last, deepstack=[layer[0] for layer in added]
+        )[0]
         return output
 
 
@@ -187,9 +203,11 @@ def emit_part(
         "prefill": (Function(tokens=prefill_tokens, gate=scope if folded.gate else None), base),
         "decode": (Function(tokens=1, gate="all" if folded.gate else None), scaled),
     }
-    norms = {name: folded.weights.norm(name) for name in _norms(spec, layers)}
+    scaled_weights = folded.weights if folded.scaled is None else folded.scaled
+    weights = {"prefill": folded.weights, "decode": scaled_weights}
     programs = {}
     for name, (function, matrices) in functions.items():
+        norms = {norm: weights[name].norm(norm) for norm in _norms(spec, layers)}
         module = TracedDecoder(spec, layers, function, norms, capacity=capacity).eval()
         programs[name] = convert_function(
             module,

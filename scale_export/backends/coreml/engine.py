@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...errors import UserError
 from ...records import Array, Float32
 from .. import Phase, Scalars, Step
-from .host import HostConfig, read_host_config
+from .host import DecoderPart, HostConfig, RotaryTable, read_host_config, table_names
 from .predictor import Predictor, open_predictor
 from .tables import HostTables
 
@@ -90,12 +90,28 @@ class CoreMLEngine:
         logits, start = np.zeros((1, 0), np.float32), 0
         while start < tokens:
             function, width = self._function(phase, tokens - start, cache.length)
-            stop = min(tokens, start + width)
+            stop = self._chunk_end(step, start, width)
             gated = stop == tokens and step.gated
             logits = self._chunk(cache, step, slice(start, stop), function, width, self._gate(scalars, gated))
             cache.length += stop - start
             start = stop
         return logits
+
+    def _chunk_end(self, step: Step, start: int, width: int) -> int:
+        """Where a chunk of at most ``width`` tokens ends, so that it cuts no group of tokens that see one another."""
+        tokens = int(step.lengths[0])
+        stop = end = min(tokens, start + width)
+        if step.attention_group is None or stop == tokens:
+            return stop
+        group = step.attention_group[0]
+        while end > start and group[end] >= 0 and group[end] == group[end - 1]:
+            end -= 1
+        if end == start:
+            raise UserError(
+                f"{int((group == group[start]).sum())} tokens of this prompt see one another, and the package takes "
+                f"{self.config.prefill_tokens} at once: shorten the prompt, or raise prefill_tokens in the target"
+            )
+        return end
 
     def _function(self, phase: Phase, left: int, filled: int) -> tuple[str, int]:
         """The function for what is left of a step, and its T."""
@@ -128,13 +144,17 @@ class CoreMLEngine:
     ) -> Float32:
         """Run ``window`` of a step through every part; logits ``[1, V]`` after its last token."""
         count = window.stop - window.start
-        cos, sin = self._rotary(step.position_ids[0, window])
         feeds: dict[str, Array] = {
-            "cos": _padded(cos, width),
-            "sin": _padded(sin, width),
             "position": np.array([cache.length], np.int32),
             "valid_length": np.array([count], np.int32),
         }
+        for index, rotary in enumerate(self.config.rotaries):
+            tables = _turns(rotary, step.position_ids[..., 0, window])
+            feeds |= {n: _padded(t, width) for n, t in zip(table_names(index), tables, strict=True)}
+        group = np.full(width, -1, np.int32)
+        if step.attention_group is not None:
+            group[:count] = step.attention_group[0, window]
+        feeds["attention_group"] = group
         hidden = _padded(step.inputs_embeds[0, window], width)[None].astype(np.float32)
         outputs: Mapping[str, Array] = {}
         for part, predictor, state in zip(self.config.decoder, self._parts, cache.states, strict=True):
@@ -142,17 +162,31 @@ class CoreMLEngine:
             if scalars is not None:
                 feeds["attn_scale"] = scalars.attn[part.first : part.stop]
                 feeds["mlp_scale"] = scalars.mlp[part.first : part.stop]
-            wanted = {name: feeds[name] for name in predictor.inputs(function)}
+            takes = predictor.inputs(function)
+            if "deepstack" in takes:
+                feeds["deepstack"] = self._deepstack(step, window, part, takes["deepstack"])
+            wanted = {name: feeds[name] for name in takes}
             outputs = predictor.predict(function, wanted, state)
             hidden = outputs.get("next_hidden_states", hidden)
         logits: Float32 = np.asarray(outputs["logits"], np.float32)[:, -1]
         return logits
 
-    def _rotary(self, positions: NDArray[np.int64]) -> tuple[Float32, Float32]:
-        angles = positions[:, None].astype(np.float32) * np.asarray(self.config.inv_freq, np.float32)
-        angles = np.concatenate((angles, angles), axis=-1)
-        scale = np.float32(self.config.rotary_scale)
-        return np.cos(angles) * scale, np.sin(angles) * scale
+    def _deepstack(self, step: Step, window: slice, part: DecoderPart, shape: Sequence[int]) -> Float32:
+        """What one part's layers have added to their outputs, padded to the function's T."""
+        added = np.zeros(shape, np.float32)
+        if step.deepstack is not None:
+            rows = step.deepstack[part.first : part.first + shape[0], :, window]
+            added[:, :, : rows.shape[2]] = rows
+        return added
+
+
+def _turns(rotary: RotaryTable, positions: NDArray[np.int64]) -> tuple[Float32, Float32]:
+    """Cos and sin ``[T, hd]`` at positions ``[T]`` or ``[axes, T]``."""
+    rows = positions[rotary.axes].T if positions.ndim == 2 else positions[:, None]
+    angles = rows.astype(np.float32) * np.asarray(rotary.inv_freq, np.float32)
+    angles = np.concatenate((angles, angles), axis=-1)
+    scale = np.float32(rotary.scale)
+    return np.cos(angles) * scale, np.sin(angles) * scale
 
 
 def _padded(rows: Array, width: int) -> Array:

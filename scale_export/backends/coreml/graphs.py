@@ -83,16 +83,19 @@ def emit_graphs(
         hidden_size=spec.hidden_size,
         head_dim=spec.head_dim,
         vocab_size=spec.vocab_size,
-        inv_freq=list(spec.inv_freq),
-        rotary_scale=spec.rotary_scale,
+        rotaries=tuple(
+            host.RotaryTable(inv_freq=list(r.inv_freq), axes=list(r.axes), scale=r.scale)
+            for r in spec.rotaries
+        ),
         image_token_id=plan.image_token_id,
         eos_token_ids=sorted(plan.eos_token_ids),
         decoder=tuple(parts),
         scalars=_scalar_defaults(folded),
     )
     host.write_host_config(config, directory / host.FILE)
-    quantized = isinstance(folded.weights, QuantizedWeights)
-    swift.write_swift(config, quantized, plan.pixel_shape, directory / swift.FILE)
+    if swift.covers(spec):
+        quantized = isinstance(folded.weights, QuantizedWeights)
+        swift.write_swift(config, quantized, plan.pixel_shape, directory / swift.FILE)
     return {**graphs, "vision": "vision.mlpackage", "tables": "tables.safetensors", "runtime": host.FILE}
 
 

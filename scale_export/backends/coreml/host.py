@@ -27,6 +27,14 @@ class DecoderPart(_Record):
     stop: Count
 
 
+class RotaryTable(_Record):
+    """cos(position[axes] · inv_freq) · scale, each frequency twice, is a row of ``cos``."""
+
+    inv_freq: list[float]
+    axes: list[int]
+    scale: float
+
+
 class ScalarDefaults(_Record):
     """The trained scalars of a gated decoder: ``attn_scale [L][H]``, ``mlp_scale [L]``."""
 
@@ -43,7 +51,7 @@ class HostConfig(_Record):
         prefill_tokens: T of the function ``prefill``.
         cache_slots: C of the KV cache; a prefill chunk must begin at most at ``cache_slots - prefill_tokens``.
         context_length: the most tokens of prompt and answer together.
-        inv_freq, rotary_scale: cos(position · inv_freq) · rotary_scale, each frequency twice, is ``cos``.
+        rotaries: of each rotary embedding; the first makes ``cos`` and ``sin``, the second ``cos_1`` and ``sin_1``.
         decoder: the parts in order; the ``next_hidden_states`` of each are the ``hidden_states`` of the next.
         scalars: None where they are folded into the weights.
     """
@@ -57,12 +65,16 @@ class HostConfig(_Record):
     hidden_size: Count
     head_dim: Count
     vocab_size: Count
-    inv_freq: list[float]
-    rotary_scale: float
+    rotaries: Annotated[tuple[RotaryTable, ...], Strict(False), Field(min_length=1)]
     image_token_id: int
     eos_token_ids: list[int]
     decoder: Annotated[tuple[DecoderPart, ...], Strict(False), Field(min_length=1)]
     scalars: ScalarDefaults | None
+
+
+def table_names(rotary: int) -> tuple[str, str]:
+    """The decoder's inputs that hold the cosines and sines of a rotary embedding."""
+    return ("cos", "sin") if rotary == 0 else (f"cos_{rotary}", f"sin_{rotary}")
 
 
 def write_host_config(config: HostConfig, path: Path) -> None:

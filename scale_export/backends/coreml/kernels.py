@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...decoder import Cache
+from ...decoder import Cache, rotate
 from ...records import DecoderSpec
 
 MARKER = "scale_export::linear"
@@ -39,13 +39,14 @@ class Placement:
     """Where the T new tokens of a forward stand.
 
     Attributes:
-        cos, sin: ``[T, hd]``, the rotary tables at their positions, worked out by the host.
+        rotaries: cos and sin ``[T, hd]`` of each rotary embedding at their positions, worked out by the host.
         position: int32 ``[1]``, the cache slot of the first of them.
+        attention_group: int32 ``[T]``, see ``PortableDecoder.forward``; None where all are causal.
     """
 
-    cos: Tensor
-    sin: Tensor
+    rotaries: tuple[tuple[Tensor, Tensor], ...]
     position: Tensor
+    attention_group: Tensor | None = None
 
 
 class CoreMLKernels(nn.Module):
@@ -70,7 +71,8 @@ class CoreMLKernels(nn.Module):
         return y
 
     def rms_norm(self, name: str, x: Tensor) -> Tensor:
-        width, weight = self.spec.hidden_size, self.norms[name]
+        weight = self.norms[name]
+        width = weight.shape[0]
         both = torch.cat((x, -x), dim=-1)
         weights = torch.cat((weight, torch.zeros_like(weight)))
         return F.layer_norm(both, (2 * width,), weights, eps=self.spec.rms_norm_eps)[..., :width]
@@ -80,7 +82,7 @@ class CoreMLKernels(nn.Module):
         return self.rms_norm(name, total), total
 
     def begin(
-        self, inputs_embeds: Tensor, attention_mask: Any, position_ids: Any
+        self, inputs_embeds: Tensor, attention_mask: Any, position_ids: Any, attention_group: Any
     ) -> dict[int | None, Tensor]:
         """A mask ``[G · T, C]`` for every window among the layers; G query heads share a key/value head."""
         return {}
@@ -89,6 +91,12 @@ class CoreMLKernels(nn.Module):
         slots = torch.arange(cache.shape[2], dtype=torch.int32)[None]
         rows = (self.placement.position + torch.arange(tokens, dtype=torch.int32))[:, None]
         hidden = slots > rows
+        group = self.placement.attention_group
+        if group is not None:
+            keys = torch.full((cache.shape[2],), -1, dtype=torch.int32)
+            keys[self.placement.position : self.placement.position + tokens] = group
+            together = torch.logical_and(group[:, None] == keys[None], group[:, None] >= 0)
+            hidden = torch.logical_and(hidden, torch.logical_not(together))
         if window is not None:
             hidden = torch.logical_or(hidden, slots <= rows - window)
         mask = hidden.to(dtype) * HIDDEN  # not torch.where, whose two numbers would be stored as whole masks
@@ -102,9 +110,11 @@ class CoreMLKernels(nn.Module):
         tokens, window = q.shape[1], spec.sliding_windows[layer]
         if window not in shared:
             shared[window] = self._mask(past[0], tokens, window, q.dtype)
-        start = self.placement.position
-        q = self._rotate(self._heads(q, spec.num_heads))
-        k = self._rotate(self._heads(k, spec.num_kv_heads))
+        start, rotary = self.placement.position, self.placement.rotaries[spec.layer_rotaries[layer]]
+        q = rotate(self._heads(q, spec.num_heads), *rotary)
+        k = rotate(self._heads(k, spec.num_kv_heads), *rotary)
+        if spec.attention_scale is not None:  # the fused operator divides by √head_dim, whatever it is told
+            q = q * (spec.attention_scale * spec.head_dim**0.5)
         v = self._heads(v, spec.num_kv_heads)
         past[0][row : row + 1, :, start : start + tokens] = k
         past[1][row : row + 1, :, start : start + tokens] = v
@@ -116,8 +126,3 @@ class CoreMLKernels(nn.Module):
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         return x.reshape(1, x.shape[1], heads, self.spec.head_dim).transpose(1, 2)
-
-    def _rotate(self, x: Tensor) -> Tensor:
-        half = self.spec.head_dim // 2
-        turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-        return x * self.placement.cos + turned * self.placement.sin

@@ -23,8 +23,8 @@ class Predictor(Protocol):
     executed_by: str
     """What computes, in words."""
 
-    def inputs(self, function: str) -> frozenset[str]:
-        """The names that ``predict`` takes for that function."""
+    def inputs(self, function: str) -> Mapping[str, tuple[int, ...]]:
+        """What ``predict`` takes for that function: name → shape."""
         ...
 
     def new_state(self) -> Any:
@@ -44,8 +44,8 @@ class Interpreter:
         self.executed_by = f"the reference interpreter for ML programs, {rounding}"
         self._model = mil.load(path, arithmetic=arithmetic)
 
-    def inputs(self, function: str) -> frozenset[str]:
-        return frozenset(self._model.functions[function].inputs)
+    def inputs(self, function: str) -> Mapping[str, tuple[int, ...]]:
+        return _shapes(self._model.functions[function])
 
     def new_state(self) -> Any:
         return self._model.new_state()
@@ -71,18 +71,27 @@ class Device:
             for name, keywords in zip(names, chosen, strict=True)
         }
 
-    def inputs(self, function: str) -> frozenset[str]:
-        return frozenset(self._described.functions[function].inputs)
+    def inputs(self, function: str) -> Mapping[str, tuple[int, ...]]:
+        return _shapes(self._described.functions[function])
 
     def new_state(self) -> Any:
         return next(iter(self._models.values())).make_state()
 
     def predict(self, function: str, feeds: Mapping[str, Array], state: Any) -> Mapping[str, Array]:
-        kinds = {"position": np.int32, "valid_length": np.int32}
-        typed = {name: value.astype(kinds.get(name, np.float32)) for name, value in feeds.items()}
+        typed = {
+            name: value.astype(np.int32 if value.dtype.kind == "i" else np.float32)
+            for name, value in feeds.items()
+        }
         keywords = {} if state is None else {"state": state}
         outputs: Mapping[str, Array] = self._models[function].predict(typed, **keywords)
         return outputs
+
+
+def _shapes(function: mil.Function) -> Mapping[str, tuple[int, ...]]:
+    return {
+        name: tuple(length for length in kind.shape if length is not None)
+        for name, kind in function.inputs.items()
+    }
 
 
 def on_device() -> bool:

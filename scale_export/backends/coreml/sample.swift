@@ -33,8 +33,8 @@ public actor ScaleExportModel {
 
     private struct Runtime: Decodable {
         struct Scalars: Decodable { let attn_scale: [[Float]]; let mlp_scale: [Float] }
-        let inv_freq: [Float]
-        let rotary_scale: Float
+        struct Rotary: Decodable { let inv_freq: [Float]; let scale: Float }
+        let rotaries: [Rotary]
         let scalars: Scalars?
     }
 
@@ -125,12 +125,15 @@ public actor ScaleExportModel {
         let padding = [Float](repeating: 0, count: (width - rows.count) * Self.hiddenSize)
         var hidden = try Self.array(rows.flatMap { $0 } + padding, [1, width, Self.hiddenSize])
         let positions = filled ..< filled + width
-        let shared: [String: MLMultiArray] = [
-            "cos": try Self.array(positions.flatMap { rotary($0, cos) }, [width, Self.headDim]),
-            "sin": try Self.array(positions.flatMap { rotary($0, sin) }, [width, Self.headDim]),
+        var shared: [String: MLMultiArray] = [
             "position": try Self.integer(filled),
             "valid_length": try Self.integer(rows.count),
         ]
+        for (index, rotary) in runtime.rotaries.enumerated() {
+            let suffix = index == 0 ? "" : "_\(index)", shape = [width, Self.headDim]
+            shared["cos" + suffix] = try Self.array(positions.flatMap { turn($0, by: rotary, cos) }, shape)
+            shared["sin" + suffix] = try Self.array(positions.flatMap { turn($0, by: rotary, sin) }, shape)
+        }
         var logits: [Float] = []
         for (index, part) in Self.parts.enumerated() {
             var feeds = shared
@@ -157,8 +160,8 @@ public actor ScaleExportModel {
         return logits
     }
 
-    private func rotary(_ position: Int, _ function: (Float) -> Float) -> [Float] {
-        let half = runtime.inv_freq.map { function(Float(position) * $0) * runtime.rotary_scale }
+    private func turn(_ position: Int, by rotary: Runtime.Rotary, _ function: (Float) -> Float) -> [Float] {
+        let half = rotary.inv_freq.map { function(Float(position) * $0) * rotary.scale }
         return half + half
     }
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...records import DecoderSpec
 from .host import HostConfig
 
 FILE = "ScaleExportModel.swift"
+
+
+def covers(spec: DecoderSpec) -> bool:
+    """Whether the sample can drive such a decoder: causal, its positions token counts, its pictures embeddings only."""
+    return spec.position_axes == 1 and not spec.grouped_attention and not spec.deepstack_layers
 
 
 def write_swift(

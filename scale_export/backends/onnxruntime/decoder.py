@@ -16,9 +16,9 @@ from torch.export import Dim
 
 from ...decoder import Cache, Gate, PortableDecoder
 from ...quantize import QuantizedWeights
-from ...records import DecoderSpec, Float32, Scope
+from ...records import DecoderSpec, Float32, Rotary, Scope
 from ...weights import DecoderWeights
-from .kernels import GraphOptions, OnnxKernels
+from .kernels import GraphOptions, OnnxKernels, table_names
 from .save import save_model
 from .trace import attach_weights, forget_inner_shapes, set_default, trace
 
@@ -58,6 +58,7 @@ class TracedDecoder(nn.Module):
         position_ids: Tensor,
         past: list[Tensor],
         gate_inputs: list[Tensor],
+        extras: list[Tensor],
         weights: list[Tensor],
     ) -> list[Tensor]:
         named = dict(zip(self.weight_names, weights, strict=True))
@@ -66,7 +67,11 @@ class TracedDecoder(nn.Module):
         gate_position, *scalars = gate_inputs
         gate = Gate(scope=self.scope, attn_scale=scalars[0], mlp_scale=scalars[1]) if self.scope else None
         caches: list[Cache] = [(past[2 * i], past[2 * i + 1]) for i in range(self.spec.num_layers)]
-        logits, presents = decoder(inputs_embeds, attention_mask, position_ids, caches, gate, gate_position)
+        group = extras[0] if self.spec.grouped_attention else None
+        deepstack = extras[1:] if self.spec.grouped_attention else extras
+        logits, presents = decoder(
+            inputs_embeds, attention_mask, position_ids, caches, gate, gate_position, group, deepstack
+        )
         return [logits.to(torch.float32), *(tensor for present in presents for tensor in present)]
 
 
@@ -85,9 +90,9 @@ def placeholders(spec: DecoderSpec, options: GraphOptions, context_length: int) 
             shapes[f"{name}.scales"] = ((out_features, blocks), options.dtype)
         if has_bias:
             shapes[f"{name}.bias"] = ((out_features,), options.dtype)
-    for name in spec.norms():
-        shapes[name] = ((spec.hidden_size,), options.dtype)
-    for name in ("cos_cache", "sin_cache"):
+    for name, width in spec.norms().items():
+        shapes[name] = ((width,), options.dtype)
+    for name in _tables(spec):
         shapes[name] = ((context_length, spec.head_dim // 2), options.dtype)
     return {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
 
@@ -95,14 +100,16 @@ def placeholders(spec: DecoderSpec, options: GraphOptions, context_length: int) 
 def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str], NDArray[Any]]:
     """A function from a placeholder's name to its values (float32, or uint8 codes), read when called."""
     spec = weights.spec
-    norms = set(spec.norms())
-    angles = np.outer(np.arange(context_length, dtype=np.float32), np.asarray(spec.inv_freq, np.float32))
+    norms, tables = spec.norms(), _tables(spec)
 
     def value(name: str) -> NDArray[Any]:
         owner, _, part = name.rpartition(".")
-        if name in ("cos_cache", "sin_cache"):
-            table = np.cos(angles) if name == "cos_cache" else np.sin(angles)
-            return np.asarray(table * np.float32(spec.rotary_scale), np.float32)
+        if name in tables:
+            rotary, function = tables[name]
+            angles = np.outer(
+                np.arange(context_length, dtype=np.float32), np.asarray(rotary.inv_freq, np.float32)
+            )
+            return np.asarray(function(angles) * np.float32(rotary.scale), np.float32)
         if name in norms:
             return weights.norm(name).numpy()
         if part == "bias":
@@ -118,6 +125,23 @@ def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str
         return matrix
 
     return value
+
+
+def _tables(spec: DecoderSpec) -> dict[str, tuple[Rotary, Callable[[Float32], Float32]]]:
+    """The rotary tables that a graph looks up by position; none where positions have several axes."""
+    if spec.position_axes > 1:
+        return {}
+    return {
+        name: (rotary, function)
+        for index, rotary in enumerate(spec.rotaries)
+        for name, function in zip(table_names(index), (np.cos, np.sin), strict=True)
+    }
+
+
+def extra_names(spec: DecoderSpec) -> list[str]:
+    """The inputs that only some families have."""
+    group = ["attention_group"] if spec.grouped_attention else []
+    return group + [f"deepstack.{layer}" for layer in range(spec.deepstack_layers)]
 
 
 def emit_decoder(
@@ -162,22 +186,30 @@ def _trace(
     if gate:
         gate_inputs += [torch.empty(spec.num_layers, spec.num_heads), torch.empty(spec.num_layers)]
         gate_names += ["attn_scale", "mlp_scale"]
+    several = (spec.position_axes,) if spec.position_axes > 1 else ()
+    group = [torch.full((batch, tokens), -1, dtype=torch.int64)] if spec.grouped_attention else []
+    stacked = [
+        torch.empty(batch, tokens, spec.hidden_size, dtype=options.dtype)
+        for _ in range(spec.deepstack_layers)
+    ]
     b, t, p, total = Dim("batch"), Dim("tokens"), Dim("past"), Dim("total")
     args = (
         torch.empty(batch, tokens, spec.hidden_size, dtype=options.dtype),
         torch.ones(batch, past_length + tokens, dtype=torch.int64),
-        torch.zeros(batch, tokens, dtype=torch.int64),
+        torch.zeros(*several, batch, tokens, dtype=torch.int64),
         # One tensor each: the tracer takes a repeated tensor for one input.
         [torch.empty(cache_shape, dtype=options.dtype) for _ in cache_names],
         gate_inputs,
+        group + stacked,
         list(tensors.values()),
     )
     shapes = (
         {0: b, 1: t},
         {0: b, 1: total},
-        {0: b, 1: t},
+        {len(several): b, len(several) + 1: t},
         [{0: b, 2: p}] * len(cache_names),
         [{0: b}] + [None] * (len(gate_inputs) - 1),
+        [{0: b, 1: t}] * len(group + stacked),
         [None] * len(tensors),
     )
     scope = gate.scope if gate else None
@@ -185,7 +217,13 @@ def _trace(
     model = trace(
         module,
         args,
-        input_names=[*names, *(f"past_key_values.{n}" for n in cache_names), *gate_names, *tensors],
+        input_names=[
+            *names,
+            *(f"past_key_values.{n}" for n in cache_names),
+            *gate_names,
+            *extra_names(spec),
+            *tensors,
+        ],
         output_names=["logits", *(f"present.{n}" for n in cache_names)],
         dynamic_shapes=shapes,
     )
@@ -196,10 +234,12 @@ def _trace(
 def _name_dimensions(model: ir.Model, spec: DecoderSpec, last_only: bool) -> None:
     """Give inputs and outputs the contract's dimension names, and drop the tracer's from between."""
     cache = ("batch", spec.num_kv_heads, "past_length", spec.head_dim)
+    several = (spec.position_axes,) if spec.position_axes > 1 else ()
     shapes: dict[str, tuple[str | int, ...]] = {
         "inputs_embeds": ("batch", "tokens", spec.hidden_size),
         "attention_mask": ("batch", "total_length"),
-        "position_ids": ("batch", "tokens"),
+        "position_ids": (*several, "batch", "tokens"),
+        "attention_group": ("batch", "tokens"),
         "gate_position": ("gate_batch",),
         "logits": ("batch", 1 if last_only else "tokens", spec.vocab_size),
     }
@@ -209,6 +249,8 @@ def _name_dimensions(model: ir.Model, spec: DecoderSpec, last_only: bool) -> Non
             value.shape = ir.Shape(cache)
         elif name.startswith("present."):
             value.shape = ir.Shape(("batch", spec.num_kv_heads, "total_length", spec.head_dim))
+        elif name.startswith("deepstack."):
+            value.shape = ir.Shape(shapes["inputs_embeds"])
         elif name in shapes:
             value.shape = ir.Shape(shapes[name])
     forget_inner_shapes(model)

@@ -82,6 +82,8 @@ class DecoderSession:
         inputs = {i.name: i for i in session.get_inputs()}
         self.dtype = NUMPY_TYPES[inputs["inputs_embeds"].type]
         self.cache_shapes = {n: tuple(i.shape) for n, i in inputs.items() if n.startswith("past_key_values.")}
+        self.takes_groups = "attention_group" in inputs
+        self.deepstack = [name for name in inputs if name.startswith("deepstack.")]
         self.context_length = context_length
         self.can_override = "attn_scale" in {i.name for i in session.get_overridable_initializers()}
 
@@ -110,6 +112,12 @@ class DecoderSession:
             "position_ids": step.position_ids,
             "gate_position": step.lengths - 1 if step.gated else np.full_like(step.lengths, tokens),
         }
+        if self.takes_groups:
+            none = np.full(step.inputs_embeds.shape[:2], -1, np.int64)
+            feeds["attention_group"] = none if step.attention_group is None else step.attention_group
+        for row, name in enumerate(self.deepstack):
+            added = np.zeros_like(step.inputs_embeds) if step.deepstack is None else step.deepstack[row]
+            feeds[name] = added.astype(self.dtype, copy=False)
         if scalars is not None:
             feeds |= {"attn_scale": scalars.attn, "mlp_scale": scalars.mlp}
         binding = self.session.io_binding()

@@ -7,13 +7,14 @@ SimplifiedLayerNormalization, SkipSimplifiedLayerNormalization, MatMulNBits; see
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
-from ...decoder import Cache
+from ...decoder import Cache, rotary_tables
 from ...records import DecoderSpec, Precision
 
 BITS: dict[Precision, int] = {"int8": 8, "int4": 4}
@@ -41,6 +42,10 @@ class GraphOptions:
         return torch.float16 if self.precision == "float16" else torch.float32
 
 
+HIDDEN = {torch.float32: -1e9, torch.float16: -6e4}
+"""What is added to the score of a key that is not to be seen."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionInputs:
     """What GroupQueryAttention takes beside queries, keys and values."""
@@ -48,6 +53,10 @@ class AttentionInputs:
     past_lengths: Tensor  # seqlens_k: tokens per row after this step, minus one; int32 [B]
     total_length: Tensor  # P + T; int32 scalar
     position_ids: Tensor
+    turned: tuple[
+        tuple[Tensor, Tensor], ...
+    ]  # positions of several axes: cos and sin [B·T, hd / 2] per rotary
+    biases: Mapping[int | None, Tensor]  # window → [B, 1, T, P + T], where tokens see their group
 
 
 class OnnxKernels(nn.Module):
@@ -103,37 +112,100 @@ class OnnxKernels(nn.Module):
         )
         return outputs[0], outputs[3]
 
-    def begin(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor) -> AttentionInputs:
+    def begin(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        attention_group: Tensor | None,
+    ) -> AttentionInputs:
         lengths = attention_mask.sum(dim=1) - 1
         total = torch.ones((), dtype=torch.int32) * attention_mask.shape[1]
+        several = self.spec.position_axes > 1
+        biases = (
+            {} if attention_group is None else self._biases(inputs_embeds, attention_mask, attention_group)
+        )
         return AttentionInputs(
             past_lengths=lengths.to(torch.int32),
             total_length=total.to(torch.int32),
             position_ids=position_ids,
+            turned=self._turned(position_ids, inputs_embeds.dtype) if several else (),
+            biases=biases,
         )
+
+    def _turned(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Rows for ``RotaryEmbedding``, which looks them up by token instead of by position."""
+        half = self.spec.head_dim // 2
+        tables = rotary_tables(self.spec, position_ids, dtype)
+        return tuple(
+            (cos[..., :half].reshape(-1, half), sin[..., :half].reshape(-1, half)) for cos, sin in tables
+        )
+
+    def _biases(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, attention_group: Tensor
+    ) -> Mapping[int | None, Tensor]:
+        tokens, total = inputs_embeds.shape[1], attention_mask.shape[1]
+        slots = torch.arange(total)[None]
+        new = torch.arange(tokens)[:, None] + (total - tokens)
+        among_new = (slots - (total - tokens)).expand(attention_group.shape[0], -1)
+        keys = torch.gather(attention_group, 1, among_new.clamp(min=0))
+        keys = torch.where(among_new >= 0, keys, -1)[:, None]
+        group = attention_group[:, :, None]
+        seen = ((slots <= new)[None] | ((group == keys) & (group >= 0))) & (attention_mask[:, None] > 0)
+        hidden, dtype = HIDDEN[inputs_embeds.dtype], inputs_embeds.dtype
+        biases: dict[int | None, Tensor] = {}
+        for window in set(self.spec.sliding_windows):
+            near = seen if window is None else seen & (new - slots < window)[None]
+            biases[window] = torch.where(near, 0.0, hidden).to(dtype)[:, None]
+        return biases
 
     def attention(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, past: Cache, shared: AttentionInputs
     ) -> tuple[Tensor, Cache]:
-        spec, window = self.spec, self.spec.sliding_windows[layer]
+        spec, window, rotary = self.spec, self.spec.sliding_windows[layer], self.spec.layer_rotaries[layer]
+        if shared.turned:
+            q, k = (self._turn(x, shared.turned[rotary]) for x in (q, k))
+            placed: list[Tensor | None] = [None, None, None]
+        else:
+            placed = [*(self.weights[name] for name in table_names(rotary)), shared.position_ids]
+        bias = shared.biases.get(window)
         grown = (past[0].shape[0], spec.num_kv_heads, past[0].shape[2] + q.shape[1], spec.head_dim)
         z, keys, values = symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
             [
                 *(q, k, v, *past),
                 *(shared.past_lengths, shared.total_length),
-                *(self.weights["cos_cache"], self.weights["sin_cache"], shared.position_ids),
+                *placed,
+                *(() if bias is None else (bias,)),
             ],
             {
                 "num_heads": spec.num_heads,
                 "kv_num_heads": spec.num_kv_heads,
-                "scale": spec.head_dim**-0.5,
-                "do_rotary": 1,
+                "scale": spec.attention_scale or spec.head_dim**-0.5,
+                "do_rotary": int(not shared.turned),
                 "rotary_interleaved": 0,
-                "local_window_size": -1 if window is None else window,
+                "causal": int(bias is None),
+                "local_window_size": -1 if window is None or bias is not None else window,
             },
             dtypes=(q.dtype, q.dtype, q.dtype),
             shapes=(q.shape, grown, grown),
             version=1,
         )
         return z, (keys, values)
+
+    def _turn(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+        batch, tokens, width = x.shape
+        rows = torch.arange(batch * tokens).reshape(batch, tokens)
+        return symbolic(
+            "com.microsoft::RotaryEmbedding",
+            [x, rows, *tables],
+            {"num_heads": width // self.spec.head_dim, "interleaved": 0},
+            dtype=x.dtype,
+            shape=x.shape,
+            version=1,
+        )
+
+
+def table_names(rotary: int) -> tuple[str, str]:
+    """The weights that hold the cosines and sines ``[context, hd / 2]`` of a rotary embedding."""
+    return f"cos_cache.{rotary}", f"sin_cache.{rotary}"
