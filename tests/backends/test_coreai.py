@@ -33,7 +33,7 @@ from scale_export.metrics import relative_error
 from scale_export.parity import path_logits
 from scale_export.pipeline import quantized
 from scale_export.plan import ExportOptions, Plan, make_plan
-from scale_export.records import PRECISIONS, FoldMode, Precision, Scope
+from scale_export.records import PRECISIONS, FoldMode, Precision, Rotary, Scope
 from scale_export.reference import parity_prompts, reference_cases
 from scale_export.targets import Target, load_target
 from tests.backends.emission import TOKENS, generator, prompt, reference
@@ -327,14 +327,23 @@ def test_tiles_are_refused(base_of: Any):
         bundle.refuse_unserved(plan_of(base_of("llava_next", "llama")))
 
 
-def test_positions_of_several_axes_are_refused(base_of: Any, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"rotaries": (Rotary(inv_freq=(1.0, 0.5), axes=(0, 2)),)}, "several axes"),
+        ({"grouped_attention": True}, "whole group"),
+        ({"deepstack_layers": 1}, "first layers"),
+    ],
+)
+def test_decoders_that_the_stock_engine_cannot_feed_are_refused(
+    base_of: Any, change: dict[str, Any], reason: str
+):
     plan = plan_of(base_of("llava", "llama"))
     bundle.refuse_unserved(plan)
-    monkeypatch.setattr(
-        type(plan.base.family), "positions", lambda self, mask: np.zeros((3, *mask.shape), np.int64)
-    )
-    with pytest.raises(UserError, match="several axes"):
-        bundle.refuse_unserved(plan)
+    base = replace(plan.base)
+    base.__dict__["spec"] = replace(plan.base.spec, **change)
+    with pytest.raises(UserError, match=reason):
+        bundle.refuse_unserved(replace(plan, base=base))
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,17 @@ def refuse_unserved(plan: Plan) -> None:
     """Refuse what Apple's stock engine would run without an error, and wrongly.
 
     Raises:
-        UserError: positions of more than one axis, pictures that are cut into tiles or are not square, or
-            scalars that its engine has no way to place.
+        UserError: positions of more than one axis, tokens that see later ones, pictures that enter deeper layers,
+            are cut into tiles or are not square, or scalars that its engine has no way to place.
     """
-    family, (_, height, width) = plan.base.family, plan.pixel_shape
+    family, spec, (_, height, width) = plan.base.family, plan.base.spec, plan.pixel_shape
     reason = None
-    if family.position_axes > 1:
+    if spec.position_axes > 1:
         reason = "it counts tokens 0, 1, 2, …, and this family gives image tokens positions of several axes"
+    elif spec.grouped_attention:
+        reason = "every token sees what came before it only, and tokens of this family see their whole group"
+    elif spec.deepstack_layers:
+        reason = "pictures enter as embeddings only, and this family adds them to its first layers' outputs"
     elif type(family).tiles is not Family.tiles or type(family).pack is not Family.pack:
         reason = "it shows the model one whole picture, and this family cuts pictures into tiles"
     elif height != width:
