@@ -153,6 +153,29 @@ def verify(
 
 
 @app.command()
+def doctor(
+    package: Annotated[
+        Path, typer.Argument(metavar="PKG", help="A package, or the .failed directory of one.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Base model directory or hub id, to compare with.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The target's TOML file, where it is not one of `targets`.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the first stage, layer and matrix at which an export departs from the PyTorch ScAle model.
+
+    Example: scale-export doctor spatial-cpu.failed
+    """
+    from .commands import run_doctor
+
+    _need_export()
+    raise typer.Exit(run_doctor(package=package, model=model, target=target, as_json=as_json))
+
+
+@app.command()
 def run(
     package: PackageArg,
     image: Annotated[

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,32 @@ def run_verify(
         else:
             show_parity(parity)
     return EXIT_OK if passed else EXIT_PARITY_FAILED
+
+
+def run_doctor(*, package: Path, model: str | None, target: str | None, as_json: bool) -> int:
+    """``scale-export doctor``."""
+    from .doctor import examine
+
+    quiet_libraries()
+    found = examine(package, model=model, target=target, log=WorkLog())
+    if as_json:
+        print(json.dumps({"fault": found.fault and asdict(found.fault), **asdict(found)}))
+        return EXIT_PARITY_FAILED if found.fault else EXIT_OK
+    table = Table("stage", "verdict", "error", "limit", "found", box=None)
+    for stage in found.stages:
+        limit = "" if stage.limit is None else f"{stage.limit:g}"
+        table.add_row(stage.name, verdict(stage.passed), figure(stage.value), limit, stage.words)
+    console.print(table)
+    for stage in found.stages:
+        for matrix, error in (stage.table or {}).items():
+            say(f"  {stage.name}: {matrix} {error:.2g}")
+    for words in found.known_faults:
+        say(f"Known fault that fits: {words}")
+    if found.fault is None:
+        say("No fault was found on this machine.")
+        return EXIT_OK
+    say(f"First fault: {found.fault.name}, at {found.fault.place or 'no single place'}: {found.fault.words}.")
+    return EXIT_PARITY_FAILED
 
 
 def run_prompt(

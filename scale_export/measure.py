@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .backends import Engine, Scalars
+from .backends import Engine, Scalars, Tap
 from .backends.reference import ReferenceEngine
 from .datasets import Question, dataset_names, load_questions
 from .folding import FoldedDecoder, fold
@@ -54,7 +54,9 @@ class Backend(Protocol):
 
     def emit_side_files(self, folded: FoldedDecoder, directory: Path) -> None: ...
 
-    def open_engine(self, graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False) -> Engine: ...
+    def open_engine(
+        self, graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False, tap: Tap | None = None
+    ) -> Engine: ...
 
     def code_hashes(self, graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]: ...
 
@@ -108,7 +110,7 @@ class Measurement:
             cases = reference_cases(base.model, base.processor, plan.coefficients, parity_prompts())
         folded = fold(base.weights, plan.coefficients, plan.fold)
         with self.log.stage("fold leg"):
-            portable = path_logits(self._generator(self._reference(folded)), cases)
+            portable = path_logits(self._generator(reference_engine(plan, folded)), cases)
             report.legs["fold"] = fold_leg(cases, portable)
         with tempfile.TemporaryDirectory(dir=self.scratch, prefix=".parity-") as scratch:
             shipped = self._graph_legs(report, folded, cases, portable, Path(scratch))
@@ -137,25 +139,7 @@ class Measurement:
         )
 
     def _generator(self, engine: Engine) -> Generator:
-        base = self.plan.base
-        return Generator(
-            engine=engine,
-            family=base.family,
-            fold=self.plan.fold,
-            image_token_id=base.family.image_token_id(base.config),
-            runtime_config=base.family.runtime_config(base.config),
-        )
-
-    def _reference(self, folded: FoldedDecoder) -> ReferenceEngine:
-        base = self.plan.base
-        attn, mlp = folded.dense()
-        return ReferenceEngine(
-            folded.weights,
-            scaled=folded.scaled,
-            vision=base.family.vision_module(base.model),
-            image_token_id=base.family.image_token_id(base.config),
-            gate=(folded.coefficients.scope, Scalars(attn=attn, mlp=mlp)) if folded.gate else None,
-        )
+        return generator_of(self.plan, engine)
 
     def _graph_legs(
         self,
@@ -259,6 +243,32 @@ class Measurement:
             return ask_all(
                 base.model, base.processor, self.plan.coefficients, ask, questions, self.log.advance
             )
+
+
+def generator_of(plan: Plan, engine: Engine) -> Generator:
+    """An engine with the plan's family rules and fold mode."""
+    base = plan.base
+    return Generator(
+        engine=engine,
+        family=base.family,
+        fold=plan.fold,
+        image_token_id=base.family.image_token_id(base.config),
+        runtime_config=base.family.runtime_config(base.config),
+    )
+
+
+def reference_engine(plan: Plan, folded: FoldedDecoder, tap: Tap | None = None) -> ReferenceEngine:
+    """The portable decoder in float32 on the weights of ``folded``."""
+    base = plan.base
+    attn, mlp = folded.dense()
+    return ReferenceEngine(
+        folded.weights,
+        scaled=folded.scaled,
+        vision=base.family.vision_module(base.model),
+        image_token_id=base.family.image_token_id(base.config),
+        gate=(folded.coefficients.scope, Scalars(attn=attn, mlp=mlp)) if folded.gate else None,
+        tap=tap,
+    )
 
 
 def evaluation_set(asked: str, coefficients: Coefficients) -> str | None:

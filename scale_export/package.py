@@ -25,8 +25,11 @@ from .records import FoldMode, Precision, Scope
 from .targets import FloatType
 
 MANIFEST_NAME: Final = "manifest.json"
+FAILED_MANIFEST_NAME: Final = "manifest.failed.json"
+"""The manifest of an export that failed: everything is there, and nothing opens it but what looks for the fault."""
 SCHEMA: Final = 1
 SEAL: Final = "manifest_sha256"
+MANIFESTS: Final = frozenset({MANIFEST_NAME, FAILED_MANIFEST_NAME})
 _MAX_MANIFEST_BYTES: Final = 4 << 20
 _NOT_IN_NAMES: Final = re.compile(r"[\x00-\x1f\x7f\\:]")
 _AGAIN: Final = "export it again"
@@ -107,7 +110,7 @@ class Manifest(_Record):
     @classmethod
     def _refuse_names_that_leave(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         for name in files:
-            if _NOT_IN_NAMES.search(name) or {"", ".", ".."} & set(name.split("/")) or name == MANIFEST_NAME:
+            if _NOT_IN_NAMES.search(name) or {"", ".", ".."} & set(name.split("/")) or name in MANIFESTS:
                 raise ValueError(f"{name!r} is not the path of another file inside the package")
         return files
 
@@ -139,8 +142,8 @@ class PackageFiles:
         return self.directory / name
 
 
-def open_package_files(path: str | Path) -> PackageFiles:
-    """Verify all of a package (rules 3 and 5), and hand out its files.
+def open_package_files(path: str | Path, *, failed: bool = False) -> PackageFiles:
+    """Verify all of a package (rules 1 and 3), and hand out its files; ``failed`` takes a failed export too.
 
     Raises:
         UserError: whatever is wrong, naming the file.
@@ -150,8 +153,11 @@ def open_package_files(path: str | Path) -> PackageFiles:
         why = "is not a directory" if os.path.lexists(directory) else "does not exist"
         raise UserError(f"package {directory} {why}: give the directory that an export wrote")
     try:
-        manifest = _read_manifest(directory / MANIFEST_NAME)
-        _verify_files(directory, manifest)
+        name = MANIFEST_NAME
+        if failed and not os.path.lexists(directory / name):
+            name = FAILED_MANIFEST_NAME
+        manifest = _read_manifest(directory / name)
+        _verify_files(directory, manifest, name)
     except OSError as error:
         raise UserError(f"package {directory} cannot be read ({error}): check permissions and disk") from None
     return PackageFiles(directory=directory, manifest=manifest)
@@ -200,8 +206,8 @@ def canonical_json(table: Mapping[str, Any]) -> bytes:
     return (json.dumps(table, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _verify_files(directory: Path, manifest: Manifest) -> None:
-    present = {name: size for name, size in scan_files(directory) if name != MANIFEST_NAME}
+def _verify_files(directory: Path, manifest: Manifest, manifest_name: str) -> None:
+    present = {name: size for name, size in scan_files(directory) if name != manifest_name}
     for name in sorted(present.keys() - manifest.files.keys()):
         raise UserError(f"package {directory} holds {name!r}, which its manifest does not list: remove it")
     for name in sorted(manifest.files.keys() - present.keys()):

@@ -89,8 +89,8 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
         with log.stage("report and self-test"):
             write_proof(plan, measured, directory, request.out.name)
         check_budget(plan, directory)
-        passed = measured.report.passed
-        path = staged.commit(manifest(plan, graphs, request.out.name)) if passed else staged.fail()
+        passed, described = measured.report.passed, manifest(plan, graphs, request.out.name)
+        path = staged.commit(described) if passed else staged.fail(described)
     return Outcome(path=path, passed=passed, parity=measured.report.to_json(), plan=plan)
 
 

@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Final, Self
 
 from .errors import UserError
-from .package import MANIFEST_NAME, SEAL, Manifest, canonical_json, hash_file, scan_files
+from .package import (
+    FAILED_MANIFEST_NAME,
+    MANIFEST_NAME,
+    SEAL,
+    Manifest,
+    canonical_json,
+    hash_file,
+    scan_files,
+)
 
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
@@ -115,6 +123,18 @@ class StagedPackage:
         Raises:
             ValueError: the manifest names a file that was not staged, or a name that no package may hold was.
         """
+        self._seal(manifest, MANIFEST_NAME)
+        check_destination(self._out, force=self._force)  # it may have appeared in the meantime
+        return self._place(self._out, replace=self._force)
+
+    def fail(self, manifest: Manifest) -> Path:
+        """Move what was staged to ``<name>.failed``, in place of a former one; its manifest has a name of its own."""
+        (self.directory / MANIFEST_NAME).unlink(missing_ok=True)
+        self._seal(manifest, FAILED_MANIFEST_NAME)
+        return self._place(self._out.with_name(f"{self._out.name}.failed"), replace=True)
+
+    def _seal(self, manifest: Manifest, manifest_name: str) -> None:
+        """Hash and sync every staged file, and write the manifest with them."""
         files = {}
         for name in sorted(name for name, _ in scan_files(self.directory)):
             files[name] = hash_file(self.directory / name)
@@ -123,17 +143,10 @@ class StagedPackage:
         complete.check_references()
         table = complete.model_dump(mode="json", by_alias=True)
         seal = hashlib.sha256(canonical_json(table)).hexdigest()
-        (self.directory / MANIFEST_NAME).write_bytes(canonical_json({**table, SEAL: seal}))
-        _sync(self.directory / MANIFEST_NAME)
+        (self.directory / manifest_name).write_bytes(canonical_json({**table, SEAL: seal}))
+        _sync(self.directory / manifest_name)
         for folder, _, _ in os.walk(self.directory):
             _sync(Path(folder))
-        check_destination(self._out, force=self._force)  # it may have appeared in the meantime
-        return self._place(self._out, replace=self._force)
-
-    def fail(self) -> Path:
-        """Move what was staged, without a manifest, to ``<name>.failed``, in place of a former one."""
-        (self.directory / MANIFEST_NAME).unlink(missing_ok=True)
-        return self._place(self._out.with_name(f"{self._out.name}.failed"), replace=True)
 
     def _place(self, destination: Path, *, replace: bool) -> Path:
         if replace and os.path.lexists(destination):

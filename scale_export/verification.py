@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+from .package import PackageFiles
 from .progress import WorkLog
-from .runtime import Package, open_package
+from .records import Coefficients
+from .runtime import open_package
 from .selftest import run_selftest
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def verify_package(
         return Verification(passed=bool(selftest["passed"]), selftest=selftest, parity=None)
     from .measure import Measurement, evaluation_set
 
-    plan = _plan_again(package, model, target)
+    plan = plan_again(package.files, package.coefficients, model, target)
     graphs = {str(role): package.files.path(name) for role, name in package.files.manifest.graphs.items()}
     measurement = Measurement(plan=plan, directory=package.files.directory, graphs=graphs, log=log)
     report = measurement.run(evaluation_set(evaluation, package.coefficients), eval_limit).report
@@ -58,16 +60,18 @@ def verify_package(
     return Verification(passed=passed, selftest=selftest, parity=report.to_json())
 
 
-def _plan_again(package: Package, model: str | None, target: str | None) -> Plan:
-    """The plan that the package was made by, from what its manifest records."""
+def plan_again(
+    files: PackageFiles, coefficients: Coefficients, model: str | None, target: str | None
+) -> Plan:
+    """The plan that a package was made by, from what its manifest records."""
     from .base import open_base
     from .plan import ExportOptions, make_plan
     from .targets import load_target
 
-    files, recorded = package.files, package.files.manifest
+    recorded = files.manifest
     try:
         base = open_base(model or recorded.base_model, relative_to=files.directory)
     except UserError as error:
         raise UserError(f"{error}; or check the package alone with --selftest") from error
     options = ExportOptions(precision=recorded.precision, fold=recorded.fold, block_size=recorded.block_size)
-    return make_plan(package.coefficients, base, load_target(target or recorded.target), options)
+    return make_plan(coefficients, base, load_target(target or recorded.target), options)

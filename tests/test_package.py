@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from scale_export import package, staging
 from scale_export.errors import UserError
 from scale_export.package import (
+    FAILED_MANIFEST_NAME,
     DecoderFacts,
     Manifest,
     Tool,
@@ -507,16 +508,21 @@ def test_space_is_asked_before_anything_is_written(tmp_path: Path) -> None:
     assert not names(tmp_path)
 
 
-def test_failed_package_is_kept_apart_without_a_manifest(out: Path) -> None:
+def test_failed_package_is_kept_apart_under_another_manifest(out: Path) -> None:
     for attempt in (b"first", b"second"):
         with StagedPackage(out, force=True) as staged:
             fill(staged.directory, tag=attempt)
-            failed = staged.fail()
+            failed = staged.fail(manifest())
     assert failed == out.parent / "pkg.failed"
-    assert tree(failed) == CONTENTS | {"vision.onnx": b"second"}
+    kept = tree(failed)
+    assert kept.pop(FAILED_MANIFEST_NAME)
+    assert kept == CONTENTS | {"vision.onnx": b"second"}
     assert names(out.parent) == ["pkg", "pkg.failed"]
     assert tag_of(out) == CONTENTS["vision.onnx"]
     assert "no finished package" in refusal(lambda: open_package_files(failed))
+    assert open_package_files(failed, failed=True).manifest.files.keys() == kept.keys()
+    (failed / "vision.onnx").write_bytes(b"thirds")
+    assert "vision.onnx" in refusal(lambda: open_package_files(failed, failed=True))
 
 
 def test_failing_after_a_commit_that_could_not_rename_leaves_no_manifest(
@@ -527,8 +533,8 @@ def test_failing_after_a_commit_that_could_not_rename_leaves_no_manifest(
         with monkeypatch.context() as patch, pytest.raises(OSError, match="busy"):
             patch.setattr(StagedPackage, "_place", lambda *_, **__: (_ for _ in ()).throw(OSError("busy")))
             staged.commit(manifest())
-        failed = staged.fail()
-    assert tree(failed) == CONTENTS
+        failed = staged.fail(manifest())
+    assert tree(failed).keys() == CONTENTS.keys() | {FAILED_MANIFEST_NAME}
 
 
 # Interrupted runs

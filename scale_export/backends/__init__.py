@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,6 +15,11 @@ from ..records import Array, Float32
 
 Phase = Literal["base", "scaled"]
 """Which weights a forward runs on in a two-phase package; the other packages have one set for both."""
+
+
+Tap = Callable[[str, Array, Array], None]
+"""Told of every matrix product of a decoder as it runs: the matrix's name, what goes in and what comes out
+(``[B, T, in]``, ``[B, T, out]``); an engine may run a prompt in several chunks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ..decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
 from ..records import Array, Float32, Scope
 from ..weights import DecoderWeights
-from . import Phase, Scalars, Step
+from . import Phase, Scalars, Step, Tap
 
 
 @dataclass(kw_only=True)
@@ -23,6 +23,19 @@ class TorchCache:
     mask: NDArray[np.int64]
 
 
+class TappedKernels(TorchKernels):
+    """The reference's arithmetic, telling of every matrix product."""
+
+    def __init__(self, weights: DecoderWeights, tap: Tap) -> None:
+        super().__init__(weights)
+        self.tap = tap
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        y = super().linear(name, x)
+        self.tap(name, x.numpy(), y.numpy())
+        return y
+
+
 class ReferenceEngine:
     """Vision tower, embedding and portable decoder in float32.
 
@@ -30,6 +43,7 @@ class ReferenceEngine:
         weights: of phase ``base``.
         scaled: of phase ``scaled``; the same as ``weights`` where there is one set.
         gate: the scalars of a gated decoder, with their scope, or None.
+        tap: told of every matrix product.
     """
 
     def __init__(
@@ -40,15 +54,19 @@ class ReferenceEngine:
         vision: nn.Module,
         image_token_id: int,
         gate: tuple[Scope, Scalars] | None,
+        tap: Tap | None = None,
     ) -> None:
         self.spec = weights.spec
-        base = PortableDecoder(self.spec, TorchKernels(weights), last_logits_only=True)
-        folded = (
-            base
-            if scaled is None
-            else PortableDecoder(self.spec, TorchKernels(scaled), last_logits_only=True)
-        )
-        self._decoders: dict[Phase, PortableDecoder] = {"base": base, "scaled": folded}
+
+        def decoder(weights: DecoderWeights) -> PortableDecoder:
+            kernels = TorchKernels(weights) if tap is None else TappedKernels(weights, tap)
+            return PortableDecoder(self.spec, kernels, last_logits_only=True)
+
+        base = decoder(weights)
+        self._decoders: dict[Phase, PortableDecoder] = {
+            "base": base,
+            "scaled": base if scaled is None else decoder(scaled),
+        }
         self._vision = vision.eval()
         self._table = weights.embedding()
         self._image_token_id = image_token_id

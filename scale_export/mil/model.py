@@ -14,7 +14,7 @@ from ..errors import UserError, did_you_mean
 from .dtypes import BY_NAME, Arithmetic, Array, TensorType, holder
 from .package import read_model
 from .program import Function, read_functions
-from .schedule import Constants, Schedule
+from .schedule import Constants, Observe, Schedule
 
 State = dict[str, Array]
 """Name → float32 array. ``Model.run`` replaces arrays and never writes into them: ``dict(state)`` is a snapshot."""
@@ -51,6 +51,7 @@ class Model:
         function: str | None = None,
         inputs: Mapping[str, ArrayLike] | None = None,
         state: State | None = None,
+        observe: Observe | None = None,
     ) -> dict[str, Array]:
         """Run a function.
 
@@ -58,6 +59,7 @@ class Model:
             function: its name; by default the package's only or default one.
             inputs: an array for each input, cast to the declared type.
             state: from ``new_state``; updated in place. Left out for functions without states.
+            observe: told of every result on the way, by the name that the program gives it.
 
         Returns:
             An array for each output: floats in float32, other types as declared.
@@ -74,6 +76,7 @@ class Model:
         outputs, after = self._schedules[chosen.name].run(
             {name: _cast(name, value, chosen.inputs[name], self.arithmetic) for name, value in given.items()},
             held,
+            observe,
         )
         if state is not None:
             state.update(after)

@@ -17,6 +17,8 @@ from .ops import CONVERTERS, MOVES, REGISTRY, Arrays
 from .program import Function, Literal, Operation
 
 Environment = list[Any]
+Observe = Callable[[str, Array], None]
+"""Told of every result that is computed: the name that the program gives it, and its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Constants:
 class Output:
     """Where a result goes, its declared type, and what makes it the array that is held for that type."""
 
+    name: str
     slot: int
     type: TensorType
     hold: Callable[[Any], Array]
@@ -60,7 +63,7 @@ class Step:
     outputs: tuple[Output, ...]
     release: tuple[int, ...] = ()
 
-    def run(self, environment: Environment) -> None:
+    def run(self, environment: Environment, observe: Observe | None) -> None:
         """Compute the results into their slots, and empty the slots that no later step reads.
 
         Raises:
@@ -72,7 +75,9 @@ class Step:
             error.add_note(f"in operation {self.name}")
             raise
         for output, result in zip(self.outputs, _listed(results), strict=True):
-            environment[output.slot] = _checked(output.hold(result), output.type, self.name)
+            value = environment[output.slot] = _checked(output.hold(result), output.type, self.name)
+            if observe is not None:
+                observe(output.name, value)
         for slot in self.release:
             environment[slot] = None
 
@@ -92,16 +97,16 @@ class Schedule:
         self._steps = _with_lifetimes(steps, {*self._states.values(), *self._outputs.values()})
 
     def run(
-        self, inputs: Mapping[str, Array], state: Mapping[str, Array]
+        self, inputs: Mapping[str, Array], state: Mapping[str, Array], observe: Observe | None = None
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Outputs by name, and the states after the run."""
+        """Outputs by name, and the states after the run; ``observe`` sees every result under its name."""
         environment = self._template.copy()
         for slots, values in ((self._inputs, inputs), (self._states, state)):
             for name, slot in slots.items():
                 environment[slot] = values[name]
         with np.errstate(all="ignore"):
             for step in self._steps:
-                step.run(environment)
+                step.run(environment, observe)
         outputs = {name: environment[slot] for name, slot in self._outputs.items()}
         return outputs, {name: environment[slot] for name, slot in self._states.items()}
 
@@ -159,11 +164,11 @@ class Schedule:
             (state,) = operation.inputs["input"]
             assert isinstance(state, str)
             kind = function.states[state]
-            return (Output(self._states[state], kind, holder(kind.dtype, arithmetic)),)
+            return (Output(state, self._states[state], kind, holder(kind.dtype, arithmetic)),)
         outputs = []
         for name, kind in operation.outputs:
             self._values[name] = slot = self._slot()
-            outputs.append(Output(slot, kind, holder(kind.dtype, arithmetic)))
+            outputs.append(Output(name, slot, kind, holder(kind.dtype, arithmetic)))
         return tuple(outputs)
 
     def _fold(self, operation: Operation, operands: Mapping[str, tuple[Constant, ...]]) -> None:

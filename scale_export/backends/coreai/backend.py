@@ -12,7 +12,7 @@ from ...folding import FoldedDecoder
 from ...plan import Plan
 from ...records import Precision
 from ...vision import VisionTower
-from .. import Engine
+from .. import Engine, Tap
 from . import PARITY, load_apple
 from .bundle import DECODER, EMBEDDING, VISION, refuse_unserved, write_bundle
 from .codes import code_hashes as decoder_code_hashes
@@ -74,8 +74,18 @@ def code_hashes(graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str
     return decoder_code_hashes(graphs["decoder"], names)
 
 
-def open_engine(graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False) -> Engine:
-    """Apple's runtime on this machine, which has one set of kernels: ``strict`` changes nothing."""
+def open_engine(
+    graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False, tap: Tap | None = None
+) -> Engine:
+    """Apple's runtime on this machine, which has one set of kernels: ``strict`` changes nothing.
+
+    Raises:
+        UserError: a ``tap`` is given; assets can't be looked into.
+    """
+    if tap is not None:
+        raise UserError(
+            "Core AI assets cannot be looked into; examine a package of target coreml or cpu instead"
+        )
     return CoreAIEngine(graphs, context_length=plan.context_length)
 
 

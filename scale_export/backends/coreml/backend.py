@@ -10,7 +10,7 @@ from ...plan import Plan
 from ...prompts import end_token_ids
 from ...records import Precision
 from ...vision import VisionTower
-from .. import Engine
+from .. import Engine, Tap
 from .engine import CoreMLEngine
 from .graphs import GraphPlan, decoder_code_hashes, emit_graphs
 from .predictor import on_device
@@ -60,9 +60,11 @@ def code_hashes(graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str
     return decoder_code_hashes(parts, names)
 
 
-def open_engine(graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False) -> Engine:
+def open_engine(
+    graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False, tap: Tap | None = None
+) -> Engine:
     """Core ML on a Mac, the reference interpreter elsewhere; ``strict`` is the interpreter in float32."""
-    return CoreMLEngine(graphs, strict=strict)
+    return CoreMLEngine(graphs, strict=strict, tap=tap)
 
 
 def not_checked() -> Sequence[str]:

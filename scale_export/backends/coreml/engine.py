@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ...records import Array, Float32
-from .. import Phase, Scalars, Step
+from .. import Phase, Scalars, Step, Tap
 from .host import DecoderPart, HostConfig, RotaryTable, read_host_config, table_names
-from .predictor import Predictor, open_predictor
+from .predictor import Arithmetic, Interpreter, Predictor, Products, open_predictor
 from .tables import HostTables
+
+MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Of a layer, in the order in which the portable decoder asks for them."""
 
 
 @dataclass(kw_only=True)
@@ -32,16 +35,22 @@ class CoreMLEngine:
     Args:
         graphs: role → path: ``runtime``, ``tables``, ``vision`` and the decoder's parts.
         strict: run the interpreter in float32 arithmetic, to measure against.
+        tap: told of every matrix product of the decoder, which the interpreter runs then.
     """
 
-    def __init__(self, graphs: Mapping[str, Path], *, strict: bool = False) -> None:
+    def __init__(self, graphs: Mapping[str, Path], *, strict: bool = False, tap: Tap | None = None) -> None:
+        self._tap = tap
         self.config: HostConfig = read_host_config(graphs["runtime"])
         self._tables = HostTables(graphs["tables"])
         by_file = {path.name: path for path in graphs.values()}
         units = self.config.compute_units
         self._vision = open_predictor(graphs["vision"], units, strict=strict)
+        arithmetic: Arithmetic = "float32" if strict else "float16"
         self._parts: list[Predictor] = [
-            open_predictor(by_file[part.file], units, strict=strict) for part in self.config.decoder
+            Interpreter(by_file[part.file], arithmetic)
+            if tap
+            else open_predictor(by_file[part.file], units, strict=strict)
+            for part in self.config.decoder
         ]
         defaults = self.config.scalars
         self._defaults: Scalars | None = None
@@ -166,7 +175,11 @@ class CoreMLEngine:
             if "deepstack" in takes:
                 feeds["deepstack"] = self._deepstack(step, window, part, takes["deepstack"])
             wanted = {name: feeds[name] for name in takes}
-            outputs = predictor.predict(function, wanted, state)
+            if self._tap is not None and isinstance(predictor, Interpreter):
+                products = _named_products(self._tap, part, self.config.decoder[-1].stop, count)
+                outputs = predictor.predict(function, wanted, state, products)
+            else:
+                outputs = predictor.predict(function, wanted, state)
             hidden = outputs.get("next_hidden_states", hidden)
         logits: Float32 = np.asarray(outputs["logits"], np.float32)[:, -1]
         return logits
@@ -178,6 +191,13 @@ class CoreMLEngine:
             rows = step.deepstack[part.first : part.first + shape[0], :, window]
             added[:, :, : rows.shape[2]] = rows
         return added
+
+
+def _named_products(tap: Tap, part: DecoderPart, layers: int, tokens: int) -> Products:
+    """Products of one part in the portable decoder's order, as ``tap`` wants them: named, and without padding."""
+    names = [f"layers.{i}.{matrix}" for i in range(part.first, part.stop) for matrix in MATRICES]
+    remaining = iter([*names, "lm_head"] if part.stop == layers else names)
+    return lambda given, found: tap(next(remaining), given[:, :tokens], found[:, :tokens])
 
 
 def _turns(rotary: RotaryTable, positions: NDArray[np.int64]) -> tuple[Float32, Float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -36,6 +36,10 @@ class Predictor(Protocol):
         ...
 
 
+Products = Callable[[Array, Array], None]
+"""Told of the products of a function's matrices in the order in which they run: input and output."""
+
+
 class Interpreter:
     """``scale_export.mil``: float16 rounded after every operation, or float32 throughout."""
 
@@ -50,9 +54,29 @@ class Interpreter:
     def new_state(self) -> Any:
         return self._model.new_state()
 
-    def predict(self, function: str, feeds: Mapping[str, Array], state: Any) -> Mapping[str, Array]:
-        outputs: Mapping[str, Array] = self._model.run(function, feeds, state)
+    def predict(
+        self, function: str, feeds: Mapping[str, Array], state: Any, products: Products | None = None
+    ) -> Mapping[str, Array]:
+        observe = None if products is None else self._observe(function, products)
+        outputs: Mapping[str, Array] = self._model.run(function, feeds, state, observe)
         return outputs
+
+    def _observe(self, function: str, products: Products) -> Callable[[str, Array], None]:
+        """Keep what goes into the function's ``linear`` operations until they ran."""
+        inputs = {
+            operation.outputs[0][0]: str(operation.inputs["x"][0])
+            for operation in self._model.functions[function].operations
+            if operation.type == "linear"
+        }
+        wanted, values = set(inputs.values()), dict[str, Array]()
+
+        def observe(name: str, value: Array) -> None:
+            if name in wanted:
+                values[name] = value
+            if name in inputs:
+                products(values[inputs[name]], value)
+
+        return observe
 
 
 class Device:

@@ -9,7 +9,7 @@ from ...folding import FoldedDecoder
 from ...plan import Plan
 from ...records import Precision
 from ...vision import VisionTower
-from .. import Engine
+from .. import Engine, Tap
 from .engine import OnnxEngine
 from .graphs import GraphPlan, decoder_code_hashes, emit_graphs, write_adapter
 from .kernels import GraphOptions
@@ -57,13 +57,15 @@ def code_hashes(graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str
     return decoder_code_hashes(graphs.get("decoder_folded", graphs["decoder"]), names)
 
 
-def open_engine(graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False) -> Engine:
+def open_engine(
+    graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False, tap: Tap | None = None
+) -> Engine:
     """Sessions on this machine, with the target's execution providers.
 
     ``strict`` runs the same graphs on kernels that round nothing (accuracy level 0).
     """
     providers = plan.target.execution_providers or ()
-    return OnnxEngine(graphs, context_length=plan.context_length, providers=providers, strict=strict)
+    return OnnxEngine(graphs, context_length=plan.context_length, providers=providers, strict=strict, tap=tap)
 
 
 def not_checked() -> Sequence[str]:

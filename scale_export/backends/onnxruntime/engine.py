@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ...records import Array, Float32
-from .. import Phase, Scalars, Step
+from .. import Phase, Scalars, Step, Tap
 
 DEFAULT_THREADS: int | None = None
 """Threads of a session that was not told how many; None leaves it to ONNX Runtime."""
@@ -35,9 +35,17 @@ class SharedCache:
 
 
 def open_session(
-    path: Path, *, providers: Sequence[str], threads: int | None = None, strict: bool = False
+    path: Path,
+    *,
+    providers: Sequence[str],
+    threads: int | None = None,
+    strict: bool = False,
+    tapped: bool = False,
 ) -> ort.InferenceSession:
-    """A session on one graph; ``strict`` sets every accuracy level in it to 0 as it is loaded.
+    """A session on one graph.
+
+    ``strict`` sets every accuracy level in it to 0 as it is loaded; ``tapped`` makes what goes into and comes out of
+    each matrix outputs of the graph, as ``tap_names`` calls them.
 
     Raises:
         UserError: this build of ONNX Runtime lacks a provider, or refuses the graph.
@@ -53,8 +61,8 @@ def open_session(
     if threads or DEFAULT_THREADS:
         options.intra_op_num_threads = threads or DEFAULT_THREADS
     model: Path | bytes = path
-    if strict:
-        model = _strict_bytes(path)
+    if strict or tapped:
+        model = _altered_bytes(path, strict=strict, tapped=tapped)
         options.add_session_config_entry(DATA_FOLDER, str(path.parent))
     try:
         return ort.InferenceSession(model, options, providers=list(providers))
@@ -62,23 +70,49 @@ def open_session(
         raise UserError(f"ONNX Runtime cannot load {path.name}: {str(error).splitlines()[0]}") from error
 
 
-def _strict_bytes(path: Path) -> bytes:
-    """The graph, without its external data, computed by kernels that round nothing."""
+def _altered_bytes(path: Path, *, strict: bool, tapped: bool) -> bytes:
+    """The graph, without its external data, with what ``open_session`` changes in it."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = 0
+    for attribute in (a for node in model.graph.node for a in node.attribute):
+        if strict and attribute.name == "accuracy_level":
+            attribute.i = 0
+    if tapped:
+        _expose_products(model.graph)
     return bytes(model.SerializeToString())
+
+
+def tap_names(matrix: str) -> tuple[str, str]:
+    """What a tapped graph calls what goes into and comes out of a matrix."""
+    return f"tap.{matrix}.input", f"tap.{matrix}.output"
+
+
+def _expose_products(graph: Any) -> None:
+    """Copy the input and the output of every matrix product (its bias added) to outputs of the graph."""
+    from onnx import helper
+
+    readers = {name: node for node in graph.node for name in node.input}
+    for node in list(graph.node):
+        if node.op_type not in ("MatMul", "MatMulNBits"):
+            continue
+        matrix, found = node.input[1].removesuffix(".codes"), node.output[0]
+        after = readers.get(found)
+        if after is not None and after.op_type == "Add" and f"{matrix}.bias" in after.input:
+            found = after.output[0]
+        for value, name in zip((node.input[0], found), tap_names(matrix), strict=True):
+            graph.node.append(helper.make_node("Identity", [value], [name]))
+            graph.output.append(helper.make_empty_tensor_value_info(name))
 
 
 class DecoderSession:
     """One decoder graph. The same instance may serve many caches, one call at a time."""
 
-    def __init__(self, session: ort.InferenceSession, context_length: int) -> None:
+    def __init__(self, session: ort.InferenceSession, context_length: int, tap: Tap | None = None) -> None:
         self.session = session
+        self.tap = tap
+        names = [output.name for output in session.get_outputs()]
+        self.products = [n.removeprefix("tap.").removesuffix(".input") for n in names if n.endswith(".input")]
         inputs = {i.name: i for i in session.get_inputs()}
         self.dtype = NUMPY_TYPES[inputs["inputs_embeds"].type]
         self.cache_shapes = {n: tuple(i.shape) for n, i in inputs.items() if n.startswith("past_key_values.")}
@@ -126,10 +160,17 @@ class DecoderSession:
         for name, buffer in cache.buffers.items():
             binding.bind_ortvalue_input(name, buffer)
             binding.bind_ortvalue_output(name.replace("past_key_values", "present"), buffer)
-        binding.bind_output("logits")
+        wanted = ["logits", *(name for matrix in self.products for name in tap_names(matrix))]
+        for name in wanted:
+            binding.bind_output(name)
         self.session.run_with_iobinding(binding)
         cache.lengths = after
-        logits: Float32 = binding.get_outputs()[-1].numpy()
+        outputs = dict(zip(wanted, binding.get_outputs()[-len(wanted) :], strict=True))
+        if self.tap is not None:
+            for matrix in self.products:
+                given, found = (outputs[name].numpy().astype(np.float32) for name in tap_names(matrix))
+                self.tap(matrix, given, found)
+        logits: Float32 = outputs["logits"].numpy()
         return logits[:, -1]
 
 
@@ -139,6 +180,7 @@ class OnnxEngine:
     Args:
         graphs: role → file: ``decoder``, ``vision``, ``embedding``, and ``decoder_folded`` for two phases.
         strict: run on kernels that round nothing, to measure against.
+        tap: told of every matrix product of the decoders, in their order.
     """
 
     def __init__(
@@ -149,20 +191,27 @@ class OnnxEngine:
         providers: Sequence[str],
         threads: int | None = None,
         strict: bool = False,
+        tap: Tap | None = None,
     ) -> None:
         sessions = {
-            role: open_session(path, providers=providers, threads=threads, strict=strict)
+            role: open_session(
+                path,
+                providers=providers,
+                threads=threads,
+                strict=strict,
+                tapped=tap is not None and role.startswith("decoder"),
+            )
             for role, path in graphs.items()
         }
         self._vision = sessions["vision"]
         self._embedding = sessions["embedding"]
         self._hidden_size = int(self._embedding.get_outputs()[0].shape[2])
         self._decoders: dict[Phase, DecoderSession] = {
-            "base": DecoderSession(sessions["decoder"], context_length)
+            "base": DecoderSession(sessions["decoder"], context_length, tap)
         }
         folded = sessions.get("decoder_folded")
         self._decoders["scaled"] = (
-            DecoderSession(folded, context_length) if folded else self._decoders["base"]
+            DecoderSession(folded, context_length, tap) if folded else self._decoders["base"]
         )
 
     @property

@@ -1,0 +1,312 @@
+"""Finding the first place at which an export departs from the PyTorch ScAle model (``scale-export doctor``).
+
+Rules:
+1. Stages are examined in the order of the chain, and each is given the reference's own input, so that it answers for
+   itself alone.
+2. In the decoder every matrix product is watched, see ``departure``.
+3. The strictest kernels are held to the lowering limit. Rounding by faster kernels and by quantization is told
+   matrix by matrix, and is a fault only where the package's own report says that its leg failed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import tolerances
+from .backends import Engine
+from .coefficients import load_coefficients
+from .departure import Product, Recorder, explain, first_departure, largest_error
+from .folding import fold
+from .generation import EmbeddedPrompt, Generator
+from .measure import generator_of, levels_per_unit, load_backend, reference_engine
+from .metrics import relative_error
+from .package import PackageFiles, open_package_files
+from .parity import preprocessing_leg
+from .pipeline import quantized
+from .plan import Plan
+from .progress import WorkLog
+from .prompts import encode_messages, user_message
+from .quantize import QuantizedWeights
+from .records import Float32
+from .reference import parity_prompts, reference_cases
+from .verification import plan_again
+from .weights import DecoderWeights
+
+WORST = 5
+"""How many matrices a table of roundings names."""
+
+FLOAT16_MAX = 65504.0
+EIGHT_BIT_STEP = 1 / 127
+"""The most that 8 bits move a value, as a share of its block's largest: Core ML's table beside integer weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One link of the chain.
+
+    Attributes:
+        passed: None where the stage is told and not held to a limit.
+        place: the part of the model where it departs, or None.
+        words: what was found, in a sentence.
+        table: further numbers by matrix, the largest first.
+    """
+
+    name: str
+    passed: bool | None
+    words: str
+    value: float | None = None
+    limit: float | None = None
+    place: str | None = None
+    table: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """The stages in order, and the known faults that fit what was seen."""
+
+    stages: tuple[Stage, ...]
+    known_faults: tuple[str, ...]
+    failed_legs: tuple[str, ...]
+
+    @property
+    def fault(self) -> Stage | None:
+        """The first stage that failed."""
+        return next((stage for stage in self.stages if stage.passed is False), None)
+
+
+def examine(path: Path, *, model: str | None, target: str | None, log: WorkLog) -> Diagnosis:
+    """Examine a package, or a failed export in its ``.failed`` directory.
+
+    Args:
+        model, target: as for ``verification.verify_package``.
+
+    Raises:
+        UserError: no export, a changed one, or a base model that is not to be found.
+    """
+    files = open_package_files(path, failed=True)
+    plan = plan_again(files, load_coefficients(files.path(files.manifest.coefficients)), model, target)
+    return Examination(files=files, plan=plan, log=log).run()
+
+
+@dataclass(kw_only=True)
+class Examination:
+    """One run over one prompt with a picture: prefill and one decode step."""
+
+    files: PackageFiles
+    plan: Plan
+    log: WorkLog
+
+    def run(self) -> Diagnosis:
+        """Every stage, in order."""
+        plan, base = self.plan, self.plan.base
+        report = json.loads(self.files.path("parity.json").read_text(encoding="utf-8"))
+        self.failed_legs = tuple(
+            name for name, leg in report["legs"].items() if leg is not None and leg["passed"] is False
+        )
+        self.folded = quantized(fold(base.weights, plan.coefficients, plan.fold), plan)
+        with self.log.stage("reference"):
+            prompts = [prompt for prompt in parity_prompts(1) if prompt.images]
+            self.case = reference_cases(base.model, base.processor, plan.coefficients, prompts)[0]
+        stages = [self._preprocessing(), *self._towers(), *self._codes(), *self._decoder()]
+        faults = [fault.words for fault in KNOWN_FAULTS if fault.fits(self)]
+        return Diagnosis(stages=tuple(stages), known_faults=tuple(faults), failed_legs=self.failed_legs)
+
+    @property
+    def graphs(self) -> dict[str, Path]:
+        """Role → file of the export."""
+        return {str(role): self.files.path(name) for role, name in self.files.manifest.graphs.items()}
+
+    def _preprocessing(self) -> Stage:
+        base, case = self.plan.base, self.case
+        processor = base.family.load_processor(self.files.directory)
+        inputs = encode_messages(processor, [user_message(case.prompt.images, case.prompt.text)])
+        leg = preprocessing_leg([case.inputs], [inputs], levels_per_unit(base.processor))
+        words = "the package's processor prepares what the base model's does"
+        if not leg["passed"]:
+            what = "pixels" if leg["ids_identical"] else "token ids"
+            words = (
+                f"the package's processor files give other {what} than the base model's: compare the files"
+            )
+        return Stage(
+            name="preprocessing", passed=leg["passed"], value=leg["value"], limit=leg["limit"], words=words
+        )
+
+    def _towers(self) -> list[Stage]:
+        """Vision tower and embedding table, each on the reference's inputs."""
+        plan, inputs = self.plan, self.case.inputs
+        engine = load_backend(plan.target.backend).open_engine(self.graphs, plan, strict=True)
+        oracle = reference_engine(plan, self.folded)
+        tiles = plan.base.family.tiles(inputs)
+        expected, found = oracle.vision(tiles), engine.vision(tiles)
+        errors = {name: relative_error(value, found[name]) for name, value in expected.items()}
+        limit = tolerances.LOWERING_RELATIVE[plan.vision_precision]
+        vision = _held(
+            "vision tower", errors, limit, "the emitted tower gives what Hugging Face's module gives"
+        )
+        ids = np.unique(inputs["input_ids"].astype(np.int64))[None]
+        rows = engine.embed(ids, np.zeros((0, engine.hidden_size), np.float32))
+        weights = self.folded.weights
+        if isinstance(weights, QuantizedWeights) and plan.target.backend == "coreml":
+            weights, limit = weights.base, EIGHT_BIT_STEP
+        errors = {"embedding": relative_error(weights.embedding()[torch.from_numpy(ids)].numpy(), rows)}
+        words = "the table's rows are the base model's, to the rounding of its precision"
+        return [vision, _held("embedding", errors, limit, words)]
+
+    def _codes(self) -> list[Stage]:
+        """Integer codes against those that the plan's method makes of the base model."""
+        weights = self.folded.weights
+        if not isinstance(weights, QuantizedWeights):
+            return []
+        names = list(weights.spec.linears())
+        found = load_backend(self.plan.target.backend).code_hashes(self.graphs, names)
+        wrong = [name for name in names if found[name] != weights.block(name).codes_sha256]
+        if not wrong:
+            words = f"the integer codes of all {len(names)} matrices are those of the base model"
+            return [Stage(name="integer codes", passed=True, words=words)]
+        words = (
+            f"{len(wrong)} of {len(names)} matrices hold other codes than quantizing the base model gives, {wrong[0]} "
+            f"the first: another base model, another calibration, or a damaged file"
+        )
+        return [Stage(name="integer codes", passed=False, place=wrong[0], words=words)]
+
+    def _decoder(self) -> list[Stage]:
+        backend, plan = load_backend(self.plan.target.backend), self.plan
+        recorders = [Recorder() for _ in range(3)]
+        with self.log.stage("decoder, matrix by matrix"):
+            oracle = generator_of(plan, reference_engine(plan, self.folded, tap=recorders[0]))
+            prompt = oracle.embed_prompt(self.case.inputs)
+            engines: list[Engine] = [oracle.engine]
+            for strict, recorder in zip((True, False), recorders[1:], strict=True):
+                engines.append(backend.open_engine(self.graphs, plan, strict=strict, tap=recorder))
+            for engine, recorder in zip(engines, recorders, strict=True):
+                self._follow(generator_of(plan, engine), oracle, prompt, recorder)
+        self.reference, self.strict, self.shipped = (recorder.forwards for recorder in recorders)
+        return [self._lowering(), *self._roundings()]
+
+    def _follow(
+        self, asked: Generator, oracle: Generator, prompt: EmbeddedPrompt, recorder: Recorder
+    ) -> None:
+        """The prompt and one generated token, embedded by the reference, through one engine."""
+        forward = asked.forward
+
+        def recorded(cache: Any, step: Any) -> Float32:
+            recorder.begin()
+            return forward(cache, step)
+
+        asked.forward = recorded  # type: ignore[method-assign]
+        start = asked.prefill_embedded(prompt)
+        asked.forward(start.cache, oracle.decode_step(self.case.tokens[0], prompt.next_position))
+
+    def _lowering(self) -> Stage:
+        limit = tolerances.LOWERING_RELATIVE[
+            self.plan.float_types[0]
+        ]  # of norms and block scales as they are stored
+        found = first_departure(self.reference, self.strict, limit)
+        if found is None:
+            words = (
+                f"all matrix products of {len(self.reference)} forwards are the reference's on strict kernels"
+            )
+            worst = largest_error(self.reference, self.strict)
+            return Stage(name="decoder", passed=True, value=worst, limit=limit, words=words)
+        place, words = explain(found, self.plan.base.spec, limit)
+        value = found.error if np.isfinite(found.error) else None
+        return Stage(name="decoder", passed=False, value=value, limit=limit, place=place, words=words)
+
+    def _roundings(self) -> list[Stage]:
+        """What quantization and this machine's kernels round, each matrix on its own (rule 3)."""
+        stages = []
+        for leg, what, rounding in (
+            ("quantization", "of its weights' rounding", self._by_quantization),
+            ("runtime", "of faster kernels", self._by_kernels),
+        ):
+            table = rounding() if self.plan.quantized else {}
+            if not table:
+                continue
+            worst = dict(sorted(table.items(), key=lambda item: -item[1])[:WORST])
+            name, value = next(iter(worst.items()))
+            failed = leg in self.failed_legs
+            stages.append(
+                Stage(
+                    name=leg,
+                    passed=False if failed else None,
+                    value=value,
+                    place=name if failed else None,
+                    words=f"{name} departs most {what}",
+                    table=worst,
+                )
+            )
+        return stages
+
+    def _by_quantization(self) -> dict[str, float]:
+        """Matrix → error of its product with quantized weights, on the reference's input."""
+        assert isinstance(self.folded.weights, QuantizedWeights), "the plan is quantized"
+        plain = self.folded.weights.base
+        return {
+            name: relative_error(_product(plain, name, x), y) for name, (x, y) in self.reference[0].items()
+        }
+
+    def _by_kernels(self) -> dict[str, float]:
+        """Matrix → error of the shipped kernel, on the input that it was given."""
+        return {
+            name: relative_error(_product(self.folded.weights, name, x), y)
+            for name, (x, y) in self.shipped[0].items()
+        }
+
+
+def _held(name: str, errors: Mapping[str, float], limit: float, right: str) -> Stage:
+    """A stage of named outputs, each held to the same limit."""
+    place, value = max(errors.items(), key=lambda item: item[1])
+    passed = value <= limit
+    return Stage(
+        name=name,
+        passed=passed,
+        value=value if np.isfinite(value) else None,
+        limit=limit,
+        place=None if passed else place,
+        words=right if passed else f"{place} departs from the base model's",
+    )
+
+
+def _product(weights: DecoderWeights, name: str, x: Float32) -> Float32:
+    y: Float32 = F.linear(torch.from_numpy(x), weights.matrix(name), weights.bias(name)).numpy()
+    return y
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownFault:
+    """A fault of a runtime that is known, and how it looks here."""
+
+    words: str
+    fits: Callable[[Examination], bool]
+
+
+def _all_zero(examination: Examination) -> bool:
+    strict, shipped = (forwards[0]["lm_head"][1] for forwards in (examination.strict, examination.shipped))
+    return bool(np.any(strict)) and not np.any(shipped)
+
+
+def _beyond_float16(examination: Examination) -> bool:
+    products: Sequence[Product] = list(examination.reference[0].values())
+    reach = max(float(np.abs(value).max()) for product in products for value in product)
+    return examination.plan.float_types[0] == "float16" and reach > FLOAT16_MAX
+
+
+KNOWN_FAULTS = (
+    KnownFault(
+        words="ONNX Runtime 1.31's MatMulNBits gives zeros on a CPU at accuracy level 4 where block scales are no "
+        "constants: keep scales as initializers",
+        fits=_all_zero,
+    ),
+    KnownFault(
+        words="activations pass 65,504, float16's largest number: use a target that computes in float32",
+        fits=_beyond_float16,
+    ),
+)

@@ -1,0 +1,191 @@
+"""``doctor`` finds planted faults at the right layer, and none in a sound export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scale_export.api import fold
+from scale_export.backends.coreml import graphs as coreml_graphs
+from scale_export.backends.onnxruntime import decoder as onnx_decoder
+from scale_export.backends.onnxruntime import graphs as onnx_graphs
+from scale_export.cli import main
+from scale_export.doctor import Diagnosis, examine
+from scale_export.errors import UserError
+from scale_export.progress import WorkLog
+from scale_export.quantize import QuantizedWeights
+from scale_export.vision import SelectedFeatures
+
+Export = Callable[..., Path]
+
+
+@pytest.fixture
+def export(base_of: Any, coefficient_file: Path, tmp_path: Path) -> Export:
+    """``export(target, precision)``: where the files are, whether the export passed or failed."""
+
+    def build(target: str = "cpu", precision: str = "float32", **options: Any) -> Path:
+        base = base_of("llava", "llama")
+        outcome = fold(
+            coefficient_file,
+            target,
+            out=tmp_path / "package",
+            model=str(base.directory),
+            precision=precision,
+            evaluation="none",
+            **options,
+        )
+        return outcome.path
+
+    return build
+
+
+@pytest.fixture
+def diagnose(base_of: Any) -> Callable[[Path], Diagnosis]:
+    model = str(base_of("llava", "llama").directory)
+    return lambda path: examine(path, model=model, target=None, log=WorkLog())
+
+
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [("cpu", "float32"), ("cpu", "int8"), ("coreml", "float16"), ("coreml", "int8")],
+)
+def test_a_sound_export_has_no_fault(export: Export, diagnose: Any, target: str, precision: str):
+    found = diagnose(export(target, precision))
+    roundings = {"quantization", "runtime"} & set(found.failed_legs)  # random models are hard to quantize
+    assert {stage.name for stage in found.stages if stage.passed is False} == roundings
+    assert [stage.name for stage in found.stages][:3] == ["preprocessing", "vision tower", "embedding"]
+    assert found.known_faults == ()
+
+
+def test_two_phases_are_followed_too(export: Export, diagnose: Any):
+    assert diagnose(export("cpu", "float32", fold="two-phase")).fault is None
+
+
+def with_fault(monkeypatch: pytest.MonkeyPatch, export: Callable[[], Path], *patch: Any) -> Path:
+    """Where an export lies that was made under a patch; it must have failed."""
+    with monkeypatch.context() as planted:
+        planted.setattr(*patch)
+        path = export()
+    assert path.suffix == ".failed"
+    return path
+
+
+def altered(true: Any, name: str, change: Callable[[Any], Any]) -> Any:
+    """``decoder.tensor_values`` that changes one tensor on its way into the graph."""
+
+    def values(*args: Any) -> Any:
+        value = true(*args)
+        return lambda asked: change(value(asked)) if asked == name else value(asked)
+
+    return values
+
+
+def flipped(attn: Any) -> Any:
+    attn = np.array(attn)
+    attn[1, 2] *= -1
+    return attn
+
+
+def test_halved_scales_are_found_at_their_matrix(
+    export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch
+):
+    broken = altered(onnx_decoder.tensor_values, "layers.1.down_proj.scales", lambda v: v / np.float32(2))
+    path = with_fault(monkeypatch, lambda: export("cpu", "int4"), onnx_decoder, "tensor_values", broken)
+    found = diagnose(path)
+    assert (found.fault.name, found.fault.place) == ("decoder", "layers.1.down_proj")
+    assert "0.5 times" in found.fault.words
+    assert "quantization" in found.failed_legs
+
+
+def test_a_flipped_head_is_found_at_its_head(export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch):
+    true = onnx_graphs.GateDefaults
+
+    def defaults(**fields: Any) -> Any:
+        return true(**fields | {"attn_scale": flipped(fields["attn_scale"])})
+
+    found = diagnose(with_fault(monkeypatch, export, onnx_graphs, "GateDefaults", defaults))
+    assert (found.fault.name, found.fault.place) == ("decoder", "layers.1.head.2")
+    assert "factor of -1" in found.fault.words and "last token only" in found.fault.words
+
+
+def test_the_same_in_a_core_ml_package(export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch):
+    true = coreml_graphs._scalar_defaults
+
+    def defaults(folded: Any) -> Any:
+        scalars = true(folded)
+        return scalars.model_copy(update={"attn_scale": flipped(scalars.attn_scale).tolist()})
+
+    path = with_fault(
+        monkeypatch, lambda: export("coreml", "int8"), coreml_graphs, "_scalar_defaults", defaults
+    )
+    assert diagnose(path).fault.place == "layers.1.head.2"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "place"),
+    [
+        ("layers.2.mlp_norm", lambda v: v + np.float32(0.1), "layers.2.mlp_norm"),
+        ("layers.1.input_norm", lambda v: v[::-1].copy(), "layers.0.mlp"),
+        ("cos_cache.0", lambda v: np.roll(v, 1, axis=0), "layers.0.attention"),
+        ("norm", lambda v: v * np.float32(1.1), "layers.2.mlp"),
+        ("layers.0.o_proj", lambda v: v * np.float32(1.01), "layers.0.o_proj"),
+    ],
+)
+def test_other_faults_are_found_where_they_are(
+    export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch, tensor: str, change: Any, place: str
+):
+    broken = altered(onnx_decoder.tensor_values, tensor, change)
+    path = with_fault(monkeypatch, export, onnx_decoder, "tensor_values", broken)
+    assert diagnose(path).fault.place == place
+
+
+def test_codes_of_another_quantization_are_named(
+    export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch
+):
+    true = QuantizedWeights._block
+
+    def block(self: Any, name: str) -> Any:
+        packed = true(self, name)
+        return replace(packed, codes=packed.codes ^ 1) if name == "layers.2.up_proj" else packed
+
+    path = with_fault(
+        monkeypatch, lambda: export("cpu", "int4", block_size=16), QuantizedWeights, "_block", block
+    )
+    found = diagnose(path)
+    assert (found.fault.name, found.fault.place) == ("integer codes", "layers.2.up_proj")
+
+
+def test_a_tower_of_another_model_is_found_before_the_decoder(
+    export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch
+):
+    true = SelectedFeatures.encode
+
+    def encode(self: Any, pixel_values: Any) -> Any:
+        return true(self, pixel_values.flip(-1))
+
+    found = diagnose(with_fault(monkeypatch, export, SelectedFeatures, "encode", encode))
+    assert found.fault.name == "vision tower"
+
+
+def test_a_changed_byte_is_refused(export: Export, diagnose: Any):
+    path = export()
+    (path / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(UserError, match="chat_template"):
+        diagnose(path)
+
+
+def test_the_command_says_where_and_fails(
+    base_of: Any, export: Export, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    broken = altered(onnx_decoder.tensor_values, "layers.1.up_proj", lambda v: -v)
+    path = with_fault(monkeypatch, export, onnx_decoder, "tensor_values", broken)
+    with pytest.raises(SystemExit) as end:
+        main(["doctor", str(path), "--model", str(base_of("llava", "llama").directory), "--json"])
+    assert end.value.code == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["fault"]["place"] == "layers.1.up_proj"
