@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from .pipeline import FoldRequest, Outcome, fold_package
 from .plan import ExportOptions
 from .progress import WorkLog
+from .scoring import Scoring
 from .verification import Verification, verify_package
 
 
@@ -26,6 +28,7 @@ def fold(
     block_size: int | None = None,
     evaluation: str = "auto",
     eval_limit: int | None = None,
+    scoring: Scoring = "strict",
     force: bool = False,
     quiet: bool = True,
 ) -> Outcome:
@@ -47,6 +50,7 @@ def fold(
         options=ExportOptions(precision=precision, fold=fold, block_size=block_size),
         evaluation=evaluation,
         eval_limit=eval_limit,
+        scoring=scoring,
         force=force,
     )
     return fold_package(request, WorkLog(quiet=quiet))
@@ -59,16 +63,23 @@ def verify(
     target: str | None = None,
     evaluation: str = "auto",
     eval_limit: int | None = None,
+    scoring: Scoring = "strict",
+    require: Sequence[str] = (),
     selftest_only: bool = False,
     quiet: bool = True,
 ) -> Verification:
-    """``scale-export verify``: check a package's hashes, its self-test and, with the base model, every parity leg."""
+    """``scale-export verify``: check a package's hashes, its self-test and, with the base model, every parity leg.
+
+    ``require`` holds requirements such as ``"int4.retention>=0.9"``; see ``requirements``.
+    """
     return verify_package(
         Path(package),
         model=model,
         target=target,
         evaluation=evaluation,
         eval_limit=eval_limit,
+        scoring=scoring,
+        require=require,
         selftest_only=selftest_only,
         log=WorkLog(quiet=quiet),
     )

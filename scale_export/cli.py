@@ -36,6 +36,20 @@ class Scope(StrEnum):
     all = "all"
 
 
+class Scoring(StrEnum):
+    """Whose rules judge answers."""
+
+    strict = "strict"
+    official = "official"
+
+
+EvalLimit = Annotated[int | None, typer.Option(min=1, help="At most so many questions of it.")]
+ScoringOption = Annotated[
+    Scoring,
+    typer.Option(help="strict: the right option and no other; official: the rules of the set's authors."),
+]
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"scale-export {__version__}")
@@ -78,10 +92,11 @@ def fold(
     evaluation: Annotated[
         str,
         typer.Option(
-            "--eval", help="Question set of the task leg: auto (the one trained on), none, or NAME."
+            "--eval", help="Question set of the task leg: auto (the one trained on), none, NAME or NAME:DIR."
         ),
     ] = "auto",
-    eval_limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions of it.")] = None,
+    eval_limit: EvalLimit = None,
+    scoring: ScoringOption = Scoring.strict,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")
     ] = False,
@@ -106,6 +121,7 @@ def fold(
             block_size=block_size,
             evaluation=evaluation,
             eval_limit=eval_limit,
+            scoring=scoring.value,
             dry_run=dry_run,
             force=force,
             as_json=as_json,
@@ -123,9 +139,14 @@ def verify(
         str | None, typer.Option(help="The target's TOML file, where it is not one of `targets`.")
     ] = None,
     evaluation: Annotated[
-        str, typer.Option("--eval", help="Question set of the task leg: auto, none, or NAME.")
+        str, typer.Option("--eval", help="Question set of the task leg: auto, none, NAME or NAME:DIR.")
     ] = "auto",
-    eval_limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions of it.")] = None,
+    eval_limit: EvalLimit = None,
+    scoring: ScoringOption = Scoring.strict,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(help="What must hold beside the limits, such as int4.retention>=0.9; repeatable."),
+    ] = None,
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Only hashes and golden cases: no base model, no torch.")
     ] = False,
@@ -146,6 +167,8 @@ def verify(
             target=target,
             evaluation=evaluation,
             eval_limit=eval_limit,
+            scoring=scoring.value,
+            require=require or [],
             selftest_only=selftest,
             as_json=as_json,
         )

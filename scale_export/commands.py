@@ -6,14 +6,18 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from .display import console, figure, say, show_parity, verdict
 from .errors import EXIT_OK, EXIT_PARITY_FAILED, UserError
 from .progress import WorkLog
+
+if TYPE_CHECKING:
+    from .scoring import Scoring
 
 COEFFICIENT_SUFFIXES = (".pt", ".safetensors")
 
@@ -29,6 +33,7 @@ def run_fold(
     block_size: int | None,
     evaluation: str,
     eval_limit: int | None,
+    scoring: Scoring,
     dry_run: bool,
     force: bool,
     as_json: bool,
@@ -47,6 +52,7 @@ def run_fold(
         options=ExportOptions(precision=precision, fold=fold, block_size=block_size),
         evaluation=evaluation,
         eval_limit=eval_limit,
+        scoring=scoring,
         force=force,
     )
     if dry_run:
@@ -73,6 +79,8 @@ def run_verify(
     target: str | None,
     evaluation: str,
     eval_limit: int | None,
+    scoring: Scoring,
+    require: Sequence[str],
     selftest_only: bool,
     as_json: bool,
 ) -> int:
@@ -86,12 +94,19 @@ def run_verify(
         target=target,
         evaluation=evaluation,
         eval_limit=eval_limit,
+        scoring=scoring,
+        require=require,
         selftest_only=selftest_only,
         log=WorkLog(),
     )
     selftest, parity, passed = found.selftest, found.parity, found.passed
     if as_json:
-        print(json.dumps({"passed": passed, "selftest": selftest, "parity": parity}))
+        requirements = [asdict(checked) for checked in found.requirements]
+        print(
+            json.dumps(
+                {"passed": passed, "selftest": selftest, "parity": parity, "requirements": requirements}
+            )
+        )
     else:
         say(
             f"Self-test: {verdict(selftest['passed'])}, error {figure(selftest['value'])} of {selftest['limit']:g}"
@@ -100,6 +115,10 @@ def run_verify(
             say("Parity legs: not checked (they need the base model; leave out --selftest)")
         else:
             show_parity(parity)
+        for checked in found.requirements:
+            say(
+                f"Required {checked.requirement}: {verdict(checked.passed)}, measured {figure(checked.value)}"
+            )
     return EXIT_OK if passed else EXIT_PARITY_FAILED
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .progress import WorkLog
+from .requirements import Checked, check_requirements, read_requirements
 from .runtime import Package, open_package
+from .scoring import Scoring
 from .selftest import run_selftest
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ class Verification:
     passed: bool
     selftest: Mapping[str, Any]
     parity: Mapping[str, Any] | None
+    requirements: tuple[Checked, ...] = ()
 
 
 def verify_package(
@@ -32,30 +35,41 @@ def verify_package(
     target: str | None,
     evaluation: str,
     eval_limit: int | None,
+    scoring: Scoring = "strict",
+    require: Sequence[str] = (),
     selftest_only: bool,
     log: WorkLog,
 ) -> Verification:
     """Check hashes and self-test, then measure every parity leg again from the package and the base model.
 
     ``selftest_only`` needs neither the base model nor torch. ``target`` is the TOML file of a target that is
-    not one of ours; None takes ours of the name that the package records.
+    not one of ours; None takes ours of the name that the package records. ``require`` is what the measurement must
+    fulfil beside its own limits (``requirements``).
 
     Raises:
-        UserError: not a package, a changed one, or a base model that is not to be found.
+        UserError: not a package, a changed one, a base model that is not to be found, or a requirement that is none
+            or is meant for another precision.
     """
     package = open_package(path)
+    requirements = read_requirements(require, package.files.manifest.precision)
+    size = sum(entry.size for entry in package.files.manifest.files.values())
     with log.stage("self-test"):
         selftest = run_selftest(package)
     if selftest_only:
-        return Verification(passed=bool(selftest["passed"]), selftest=selftest, parity=None)
+        checked = check_requirements(requirements, parity=None, selftest=selftest, size=size)
+        passed = bool(selftest["passed"]) and all(c.passed for c in checked)
+        return Verification(passed=passed, selftest=selftest, parity=None, requirements=checked)
     from .measure import Measurement, evaluation_set
 
     plan = _plan_again(package, model, target)
     graphs = {str(role): package.files.path(name) for role, name in package.files.manifest.graphs.items()}
-    measurement = Measurement(plan=plan, directory=package.files.directory, graphs=graphs, log=log)
+    directory = package.files.directory
+    measurement = Measurement(plan=plan, directory=directory, graphs=graphs, log=log, scoring=scoring)
     report = measurement.run(evaluation_set(evaluation, package.coefficients), eval_limit).report
-    passed = bool(selftest["passed"]) and report.passed
-    return Verification(passed=passed, selftest=selftest, parity=report.to_json())
+    parity = report.to_json()
+    checked = check_requirements(requirements, parity=parity, selftest=selftest, size=size)
+    passed = bool(selftest["passed"]) and report.passed and all(c.passed for c in checked)
+    return Verification(passed=passed, selftest=selftest, parity=parity, requirements=checked)
 
 
 def _plan_again(package: Package, model: str | None, target: str | None) -> Plan:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "scale_export"
 
 LAYERS: list[set[str]] = [
     {"errors", "records", "resources", "tolerances", "blocks", "statistics", "metrics"},
-    {"checkpoint", "coefficient_rules", "targets", "datasets", "draw", "progress", "mil"},
+    {"checkpoint", "coefficient_rules", "targets", "datasets", "scoring", "draw", "progress", "mil"},
     {"sites", "coefficient_file", "coefficients", "weights", "package", "prompts"},
     {"adapter", "answers", "families", "folding", "decoder", "vision", "staging"},
     {"base", "quantize", "training"},
@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"backends"},
     {"generation"},
     {"runtime", "reference"},
-    {"parity", "report"},
+    {"parity", "report", "requirements"},
     {"task", "selftest", "bench"},
     {"measure"},
     {"report_data"},
