@@ -28,6 +28,10 @@ def show_parity(parity: Mapping[str, Any]) -> None:
         say(
             f"Answers as PyTorch ScAle's on {agreement['cases']} parity prompts: {agreement['agreement']:.1%}"
         )
+    attribution = parity["attribution"]
+    if attribution:
+        parts = ", ".join(f"{step} {figure(part['kl'])}" for step, part in attribution["parts"].items())
+        say(f"KL from PyTorch ScAle {figure(attribution['whole']['kl'])}: {parts}")
     say(f"Executed by {parity['executed_by']}")
     for line in parity["not_checked"]:
         say(f"Not checked: {line}")
