@@ -65,12 +65,15 @@ def verify(
     eval_limit: int | None = None,
     scoring: Scoring = "strict",
     require: Sequence[str] = (),
+    signature: str | Path | None = None,
+    public_key: str | Path | None = None,
     selftest_only: bool = False,
     quiet: bool = True,
 ) -> Verification:
     """``scale-export verify``: check a package's hashes, its self-test and, with the base model, every parity leg.
 
-    ``require`` holds requirements such as ``"int4.retention>=0.9"``; see ``requirements``.
+    ``require`` holds requirements such as ``"int4.retention>=0.9"`` (``requirements``). With a ``public_key`` the
+    package's signature is checked first (``signing``).
     """
     return verify_package(
         Path(package),
@@ -80,6 +83,8 @@ def verify(
         eval_limit=eval_limit,
         scoring=scoring,
         require=require,
+        signature=None if signature is None else Path(signature),
+        public_key=None if public_key is None else Path(public_key),
         selftest_only=selftest_only,
         log=WorkLog(quiet=quiet),
     )

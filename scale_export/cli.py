@@ -147,6 +147,12 @@ def verify(
         list[str] | None,
         typer.Option(help="What must hold beside the limits, such as int4.retention>=0.9; repeatable."),
     ] = None,
+    public_key: Annotated[
+        Path | None, typer.Option(help="Check the package's signature with this key first.")
+    ] = None,
+    signature: Annotated[
+        Path | None, typer.Option(help="The signature file; by default PKG.sig, beside the package.")
+    ] = None,
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Only hashes and golden cases: no base model, no torch.")
     ] = False,
@@ -169,10 +175,32 @@ def verify(
             eval_limit=eval_limit,
             scoring=scoring.value,
             require=require or [],
+            signature=signature,
+            public_key=public_key,
             selftest_only=selftest,
             as_json=as_json,
         )
     )
+
+
+@app.command()
+def sign(
+    package: PackageArg,
+    key: Annotated[Path, typer.Option(help="An elliptic-curve private key, a PEM file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Signature file; by default PKG.sig, beside the package."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing signature.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Sign a package in the format of OpenSSF Model Signing, with a key of your own, offline.
+
+    Example: scale-export sign spatial-cpu --key signer.pem
+    """
+    from .commands import run_sign
+
+    raise typer.Exit(run_sign(package=package, key=key, out=out, force=force, as_json=as_json))
 
 
 @app.command()

@@ -81,6 +81,8 @@ def run_verify(
     eval_limit: int | None,
     scoring: Scoring,
     require: Sequence[str],
+    signature: Path | None,
+    public_key: Path | None,
     selftest_only: bool,
     as_json: bool,
 ) -> int:
@@ -96,18 +98,23 @@ def run_verify(
         eval_limit=eval_limit,
         scoring=scoring,
         require=require,
+        signature=signature,
+        public_key=public_key,
         selftest_only=selftest_only,
         log=WorkLog(),
     )
-    selftest, parity, passed = found.selftest, found.parity, found.passed
+    selftest, parity, passed, signed = found.selftest, found.parity, found.passed, found.signature
     if as_json:
-        requirements = [asdict(checked) for checked in found.requirements]
-        print(
-            json.dumps(
-                {"passed": passed, "selftest": selftest, "parity": parity, "requirements": requirements}
-            )
-        )
+        record = {"passed": passed, "selftest": selftest, "parity": parity}
+        record["requirements"] = [asdict(checked) for checked in found.requirements]
+        record["signature"] = signed and {
+            "path": str(signed.path),
+            "public_key_sha256": signed.public_key_sha256,
+        }
+        print(json.dumps(record))
     else:
+        if signed:
+            say(f"Signature: {verdict(True)}, by the key with SHA-256 {signed.public_key_sha256}")
         say(
             f"Self-test: {verdict(selftest['passed'])}, error {figure(selftest['value'])} of {selftest['limit']:g}"
         )
@@ -120,6 +127,14 @@ def run_verify(
                 f"Required {checked.requirement}: {verdict(checked.passed)}, measured {figure(checked.value)}"
             )
     return EXIT_OK if passed else EXIT_PARITY_FAILED
+
+
+def run_sign(*, package: Path, key: Path, out: Path | None, force: bool, as_json: bool) -> int:
+    """``scale-export sign``."""
+    from .signing import sign_package
+
+    signature = sign_package(package, key, out, force=force)
+    return show({"signature": str(signature)}, [f"Signature: {signature}"], as_json)
 
 
 def run_prompt(

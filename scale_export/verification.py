@@ -13,6 +13,7 @@ from .requirements import Checked, check_requirements, read_requirements
 from .runtime import Package, open_package
 from .scoring import Scoring
 from .selftest import run_selftest
+from .signing import Signature, check_signature
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -26,6 +27,7 @@ class Verification:
     selftest: Mapping[str, Any]
     parity: Mapping[str, Any] | None
     requirements: tuple[Checked, ...] = ()
+    signature: Signature | None = None
 
 
 def verify_package(
@@ -37,6 +39,8 @@ def verify_package(
     eval_limit: int | None,
     scoring: Scoring = "strict",
     require: Sequence[str] = (),
+    signature: Path | None = None,
+    public_key: Path | None = None,
     selftest_only: bool,
     log: WorkLog,
 ) -> Verification:
@@ -44,12 +48,16 @@ def verify_package(
 
     ``selftest_only`` needs neither the base model nor torch. ``target`` is the TOML file of a target that is
     not one of ours; None takes ours of the name that the package records. ``require`` is what the measurement must
-    fulfil beside its own limits (``requirements``).
+    fulfil beside its own limits (``requirements``). With a ``public_key`` the signature (``<package>.sig``, or another
+    file) is checked before anything of the package is used.
 
     Raises:
-        UserError: not a package, a changed one, a base model that is not to be found, or a requirement that is none
-            or is meant for another precision.
+        UserError: not a package, a changed one, a base model that is not to be found, a requirement that is none or is
+            meant for another precision, or a signature that doesn't hold.
     """
+    if signature is not None and public_key is None:
+        raise UserError("a signature is checked with its signer's key: give --public-key too")
+    signed = None if public_key is None else check_signature(path, public_key, signature)
     package = open_package(path)
     requirements = read_requirements(require, package.files.manifest.precision)
     size = sum(entry.size for entry in package.files.manifest.files.values())
@@ -58,7 +66,9 @@ def verify_package(
     if selftest_only:
         checked = check_requirements(requirements, parity=None, selftest=selftest, size=size)
         passed = bool(selftest["passed"]) and all(c.passed for c in checked)
-        return Verification(passed=passed, selftest=selftest, parity=None, requirements=checked)
+        return Verification(
+            passed=passed, selftest=selftest, parity=None, requirements=checked, signature=signed
+        )
     from .measure import Measurement, evaluation_set
 
     plan = _plan_again(package, model, target)
@@ -69,7 +79,9 @@ def verify_package(
     parity = report.to_json()
     checked = check_requirements(requirements, parity=parity, selftest=selftest, size=size)
     passed = bool(selftest["passed"]) and report.passed and all(c.passed for c in checked)
-    return Verification(passed=passed, selftest=selftest, parity=parity, requirements=checked)
+    return Verification(
+        passed=passed, selftest=selftest, parity=parity, requirements=checked, signature=signed
+    )
 
 
 def _plan_again(package: Package, model: str | None, target: str | None) -> Plan:

@@ -15,7 +15,7 @@ LAYERS: list[set[str]] = [
     {"errors", "records", "resources", "tolerances", "blocks", "statistics", "metrics"},
     {"checkpoint", "coefficient_rules", "targets", "datasets", "scoring", "draw", "progress", "mil"},
     {"sites", "coefficient_file", "coefficients", "weights", "package", "prompts"},
-    {"adapter", "answers", "families", "folding", "decoder", "vision", "staging"},
+    {"adapter", "answers", "families", "folding", "decoder", "vision", "staging", "signing"},
     {"base", "quantize", "training"},
     {"plan", "train"},
     {"backends"},
