@@ -305,7 +305,12 @@ def _attribution_rows(found: Json | None) -> list[tuple[str, str, str]]:
     if found is None:
         return []
     steps = [*found["parts"].items(), ("whole", found["whole"])]
-    return [(step, _number(part["kl"]), _percent(part["top1_changed"])) for step, part in steps]
+    return [(step, _signed(part["kl"]), _percent(part["top1_changed"])) for step, part in steps]
+
+
+def _signed(value: float | None) -> str:
+    """A number that may be negative, with a minus sign."""
+    return f"−{_number(-value)}" if value is not None and value < 0 else _number(value)
 
 
 def _listed(data: ReportData) -> list[Json]:
