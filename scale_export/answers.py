@@ -39,7 +39,7 @@ class Answer:
 
 def conversation(question: Question, answer: str | None = None) -> list[Message]:
     """The chat messages of a question, and of its answer where one is given."""
-    asked = user_message([] if question.image is None else [question.image], question.prompt)
+    asked = user_message(question.images, question.prompt)
     return [asked] if answer is None else [asked, assistant_message(answer)]
 
 
@@ -142,8 +142,3 @@ def _answer(tokens: list[int], logits: Tensor, ends: Iterable[int], tokenizer: A
         margins=(best[:, 0] - best[:, 1]).cpu().numpy().astype(np.float32),
         peaks=logits[:steps].abs().amax(-1).cpu().numpy().astype(np.float32),
     )
-
-
-def is_correct(answer: str, question: Question) -> bool:
-    """Exact match of the stripped, lower-cased texts."""
-    return answer.strip().lower() == question.answer.strip().lower()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from .pipeline import FoldRequest, Outcome, fold_package
 from .plan import ExportOptions
 from .progress import WorkLog
+from .scoring import Scoring
 from .verification import Verification, verify_package
 
 
@@ -26,6 +28,7 @@ def fold(
     block_size: int | None = None,
     evaluation: str = "auto",
     eval_limit: int | None = None,
+    scoring: Scoring = "strict",
     force: bool = False,
     quiet: bool = True,
 ) -> Outcome:
@@ -47,6 +50,7 @@ def fold(
         options=ExportOptions(precision=precision, fold=fold, block_size=block_size),
         evaluation=evaluation,
         eval_limit=eval_limit,
+        scoring=scoring,
         force=force,
     )
     return fold_package(request, WorkLog(quiet=quiet))
@@ -59,16 +63,28 @@ def verify(
     target: str | None = None,
     evaluation: str = "auto",
     eval_limit: int | None = None,
+    scoring: Scoring = "strict",
+    require: Sequence[str] = (),
+    signature: str | Path | None = None,
+    public_key: str | Path | None = None,
     selftest_only: bool = False,
     quiet: bool = True,
 ) -> Verification:
-    """``scale-export verify``: check a package's hashes, its self-test and, with the base model, every parity leg."""
+    """``scale-export verify``: check a package's hashes, its self-test and, with the base model, every parity leg.
+
+    ``require`` holds requirements such as ``"int4.retention>=0.9"`` (``requirements``). With a ``public_key`` the
+    package's signature is checked first (``signing``).
+    """
     return verify_package(
         Path(package),
         model=model,
         target=target,
         evaluation=evaluation,
         eval_limit=eval_limit,
+        scoring=scoring,
+        require=require,
+        signature=None if signature is None else Path(signature),
+        public_key=None if public_key is None else Path(public_key),
         selftest_only=selftest_only,
         log=WorkLog(quiet=quiet),
     )

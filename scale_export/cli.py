@@ -36,6 +36,20 @@ class Scope(StrEnum):
     all = "all"
 
 
+class Scoring(StrEnum):
+    """Whose rules judge answers."""
+
+    strict = "strict"
+    official = "official"
+
+
+EvalLimit = Annotated[int | None, typer.Option(min=1, help="At most so many questions of it.")]
+ScoringOption = Annotated[
+    Scoring,
+    typer.Option(help="strict: the right option and no other; official: the rules of the set's authors."),
+]
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"scale-export {__version__}")
@@ -78,10 +92,11 @@ def fold(
     evaluation: Annotated[
         str,
         typer.Option(
-            "--eval", help="Question set of the task leg: auto (the one trained on), none, or NAME."
+            "--eval", help="Question set of the task leg: auto (the one trained on), none, NAME or NAME:DIR."
         ),
     ] = "auto",
-    eval_limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions of it.")] = None,
+    eval_limit: EvalLimit = None,
+    scoring: ScoringOption = Scoring.strict,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")
     ] = False,
@@ -106,6 +121,7 @@ def fold(
             block_size=block_size,
             evaluation=evaluation,
             eval_limit=eval_limit,
+            scoring=scoring.value,
             dry_run=dry_run,
             force=force,
             as_json=as_json,
@@ -123,9 +139,20 @@ def verify(
         str | None, typer.Option(help="The target's TOML file, where it is not one of `targets`.")
     ] = None,
     evaluation: Annotated[
-        str, typer.Option("--eval", help="Question set of the task leg: auto, none, or NAME.")
+        str, typer.Option("--eval", help="Question set of the task leg: auto, none, NAME or NAME:DIR.")
     ] = "auto",
-    eval_limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions of it.")] = None,
+    eval_limit: EvalLimit = None,
+    scoring: ScoringOption = Scoring.strict,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(help="What must hold beside the limits, such as int4.retention>=0.9; repeatable."),
+    ] = None,
+    public_key: Annotated[
+        Path | None, typer.Option(help="Check the package's signature with this key first.")
+    ] = None,
+    signature: Annotated[
+        Path | None, typer.Option(help="The signature file; by default PKG.sig, beside the package.")
+    ] = None,
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Only hashes and golden cases: no base model, no torch.")
     ] = False,
@@ -146,6 +173,10 @@ def verify(
             target=target,
             evaluation=evaluation,
             eval_limit=eval_limit,
+            scoring=scoring.value,
+            require=require or [],
+            signature=signature,
+            public_key=public_key,
             selftest_only=selftest,
             as_json=as_json,
         )
@@ -173,6 +204,26 @@ def doctor(
 
     _need_export()
     raise typer.Exit(run_doctor(package=package, model=model, target=target, as_json=as_json))
+
+
+@app.command()
+def sign(
+    package: PackageArg,
+    key: Annotated[Path, typer.Option(help="An elliptic-curve private key, a PEM file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Signature file; by default PKG.sig, beside the package."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing signature.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Sign a package in the format of OpenSSF Model Signing, with a key of your own, offline.
+
+    Example: scale-export sign spatial-cpu --key signer.pem
+    """
+    from .commands import run_sign
+
+    raise typer.Exit(run_sign(package=package, key=key, out=out, force=force, as_json=as_json))
 
 
 @app.command()

@@ -8,13 +8,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from .display import console, figure, say, show_parity, verdict
 from .errors import EXIT_OK, EXIT_PARITY_FAILED, UserError
 from .progress import WorkLog
+
+if TYPE_CHECKING:
+    from .scoring import Scoring
 
 COEFFICIENT_SUFFIXES = (".pt", ".safetensors")
 
@@ -30,6 +33,7 @@ def run_fold(
     block_size: int | None,
     evaluation: str,
     eval_limit: int | None,
+    scoring: Scoring,
     dry_run: bool,
     force: bool,
     as_json: bool,
@@ -48,6 +52,7 @@ def run_fold(
         options=ExportOptions(precision=precision, fold=fold, block_size=block_size),
         evaluation=evaluation,
         eval_limit=eval_limit,
+        scoring=scoring,
         force=force,
     )
     if dry_run:
@@ -74,6 +79,10 @@ def run_verify(
     target: str | None,
     evaluation: str,
     eval_limit: int | None,
+    scoring: Scoring,
+    require: Sequence[str],
+    signature: Path | None,
+    public_key: Path | None,
     selftest_only: bool,
     as_json: bool,
 ) -> int:
@@ -87,13 +96,25 @@ def run_verify(
         target=target,
         evaluation=evaluation,
         eval_limit=eval_limit,
+        scoring=scoring,
+        require=require,
+        signature=signature,
+        public_key=public_key,
         selftest_only=selftest_only,
         log=WorkLog(),
     )
-    selftest, parity, passed = found.selftest, found.parity, found.passed
+    selftest, parity, passed, signed = found.selftest, found.parity, found.passed, found.signature
     if as_json:
-        print(json.dumps({"passed": passed, "selftest": selftest, "parity": parity}))
+        record = {"passed": passed, "selftest": selftest, "parity": parity}
+        record["requirements"] = [asdict(checked) for checked in found.requirements]
+        record["signature"] = signed and {
+            "path": str(signed.path),
+            "public_key_sha256": signed.public_key_sha256,
+        }
+        print(json.dumps(record))
     else:
+        if signed:
+            say(f"Signature: {verdict(True)}, by the key with SHA-256 {signed.public_key_sha256}")
         say(
             f"Self-test: {verdict(selftest['passed'])}, error {figure(selftest['value'])} of {selftest['limit']:g}"
         )
@@ -101,6 +122,10 @@ def run_verify(
             say("Parity legs: not checked (they need the base model; leave out --selftest)")
         else:
             show_parity(parity)
+        for checked in found.requirements:
+            say(
+                f"Required {checked.requirement}: {verdict(checked.passed)}, measured {figure(checked.value)}"
+            )
     return EXIT_OK if passed else EXIT_PARITY_FAILED
 
 
@@ -128,6 +153,14 @@ def run_doctor(*, package: Path, model: str | None, target: str | None, as_json:
         return EXIT_OK
     say(f"First fault: {found.fault.name}, at {found.fault.place or 'no single place'}: {found.fault.words}.")
     return EXIT_PARITY_FAILED
+
+
+def run_sign(*, package: Path, key: Path, out: Path | None, force: bool, as_json: bool) -> int:
+    """``scale-export sign``."""
+    from .signing import sign_package
+
+    signature = sign_package(package, key, out, force=force)
+    return show({"signature": str(signature)}, [f"Signature: {signature}"], as_json)
 
 
 def run_prompt(

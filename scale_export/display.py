@@ -28,6 +28,10 @@ def show_parity(parity: Mapping[str, Any]) -> None:
         say(
             f"Answers as PyTorch ScAle's on {agreement['cases']} parity prompts: {agreement['agreement']:.1%}"
         )
+    attribution = parity["attribution"]
+    if attribution:
+        parts = ", ".join(f"{step} {figure(part['kl'])}" for step, part in attribution["parts"].items())
+        say(f"KL from PyTorch ScAle {figure(attribution['whole']['kl'])}: {parts}")
     say(f"Executed by {parity['executed_by']}")
     for line in parity["not_checked"]:
         say(f"Not checked: {line}")
@@ -45,10 +49,14 @@ def _leg_figures(leg: Mapping[str, Any]) -> tuple[str, str]:
         shares = {who: kinds["spatial"] for who, kinds in leg["accuracy"].items()}
         words = ", ".join(f"{who} {share['value']:.1%}" for who, share in shares.items() if share)
         kept = leg["gain_retention"]
+        shown = leg["equivalence"]["all"]
+        within = f"; equally accurate within ±{shown['within']:.1%}" if shown else ""
         limits = leg["limits"]
         return (
-            f"spatial: {words}; agreement {leg['agreement']:.1%}; gain kept {'—' if kept is None else f'{kept:.1%}'}",
-            f"gain kept {figure(limits['gain_retention'])}, agreement {figure(limits['agreement_outside_near_ties'])}",
+            f"spatial: {words}; agreement {leg['agreement']:.1%}; gain kept {'—' if kept is None else f'{kept:.1%}'}"
+            f"{within}",
+            f"gain kept {figure(limits['gain_retention'])}, agreement {figure(limits['agreement_outside_near_ties'])}"
+            f", margin {figure(limits['equivalence_margin'])}",
         )
     return figure(leg["value"]), figure(leg["limit"])
 

@@ -11,17 +11,20 @@ from typing import Any, Protocol
 
 from .backends import Engine, Scalars, Tap
 from .backends.reference import ReferenceEngine
-from .datasets import Question, dataset_names, load_questions
+from .datasets import Question, dataset_names, digest, load_questions, public_name
+from .errors import UserError
 from .folding import FoldedDecoder, fold
-from .generation import Generator
+from .generation import Generator, Inputs
 from .parity import (
     ParityReport,
+    attribution,
     fold_leg,
     lowering_leg,
     path_logits,
     preprocessing_leg,
     quantization_leg,
     runtime_leg,
+    same_inputs,
 )
 from .plan import Plan
 from .progress import WorkLog
@@ -30,6 +33,7 @@ from .quantize import QuantizedWeights, load_quantizer
 from .records import Coefficients, Float32, Precision
 from .reference import Case, parity_prompts, reference_cases
 from .runtime import Responder
+from .scoring import Scoring
 from .task import MAX_NEW_TOKENS, Answered, agreement, ask_all, task_leg
 from .vision import VisionTower
 
@@ -91,7 +95,8 @@ class Measured:
 class Measurement:
     """One measurement of ``graphs`` (role → file) beside the processor files in ``directory``.
 
-    ``scratch`` is a folder for graphs that are emitted to compare with, the system's own where None.
+    ``scratch`` is a folder for graphs that are emitted to compare with, the system's own where None. ``scoring`` judges
+    the task leg's answers.
     """
 
     plan: Plan
@@ -99,6 +104,7 @@ class Measurement:
     graphs: Mapping[str, Path]
     log: WorkLog
     scratch: Path | None = None
+    scoring: Scoring = "strict"
 
     def run(self, eval_spec: str | None, limit: int | None) -> Measured:
         """Every leg that applies to the plan; those that don't are named in the report."""
@@ -113,7 +119,8 @@ class Measurement:
             portable = path_logits(self._generator(reference_engine(plan, folded)), cases)
             report.legs["fold"] = fold_leg(cases, portable)
         with tempfile.TemporaryDirectory(dir=self.scratch, prefix=".parity-") as scratch:
-            shipped = self._graph_legs(report, folded, cases, portable, Path(scratch))
+            stages = self._graph_legs(report, folded, cases, portable, Path(scratch))
+        shipped = stages[-1][1]
         with self.log.stage("preprocessing leg"):
             processor = base.family.load_processor(self.directory)
             inputs = [
@@ -121,6 +128,9 @@ class Measurement:
             ]
             levels = levels_per_unit(base.processor)
             report.legs["preprocessing"] = preprocessing_leg([c.inputs for c in cases], inputs, levels)
+            packaged = self._prepared_logits(engine, cases, inputs, shipped)
+        chain = [("fold", portable), *stages, ("preprocessing", packaged)]
+        report.attribution = attribution([case.logits for case in cases], chain)
         responder = Responder(
             processor=processor,
             generator=self._generator(engine),
@@ -148,8 +158,8 @@ class Measurement:
         cases: Sequence[Case],
         portable: Sequence[Float32],
         scratch: Path,
-    ) -> list[Float32]:
-        """The lowering, quantization and runtime legs; returns the logits of the package as it runs."""
+    ) -> list[tuple[str, list[Float32]]]:
+        """The lowering, quantization and runtime legs; returns the logits after each step, the package's own last."""
         plan = self.plan
         shipped = self._logits(self.graphs, cases, "shipped graphs")
         if not plan.quantized:
@@ -158,7 +168,7 @@ class Measurement:
             report.skip(
                 "runtime", f"{plan.precision} graphs have no faster, looser kernels here to compare with"
             )
-            return shipped
+            return [("lowering", shipped)]
         backend = load_backend(plan.target.backend)
         with self.log.stage("unquantized graphs"):
             names = backend.emit(
@@ -177,7 +187,17 @@ class Measurement:
         codes = self._codes_kept(folded)
         report.legs["quantization"] = quantization_leg(plain, strict, limits, codes)
         report.legs["runtime"] = runtime_leg(strict, shipped, limits)
-        return shipped
+        return [("lowering", plain), ("quantization", strict), ("runtime", shipped)]
+
+    def _prepared_logits(
+        self, engine: Engine, cases: Sequence[Case], prepared: Sequence[Inputs], shipped: Sequence[Float32]
+    ) -> list[Float32]:
+        """The package's logits on what its own processor prepares; ``shipped`` where that is the reference's input."""
+        generator = self._generator(engine)
+        return [
+            logits if same_inputs(case.inputs, inputs) else generator.forced_logits(inputs, case.tokens)
+            for case, inputs, logits in zip(cases, prepared, shipped, strict=True)
+        ]
 
     def _logits(
         self, graphs: Mapping[str, Path], cases: Sequence[Case], stage: str, *, strict: bool = False
@@ -208,7 +228,7 @@ class Measurement:
             Question(
                 id=c.prompt.name,
                 instance=c.prompt.name,
-                image=c.prompt.images[0] if c.prompt.images else None,
+                picture=c.prompt.images[0] if c.prompt.images else None,
                 prompt=c.prompt.text,
                 answer="",
                 kind="other",
@@ -227,17 +247,27 @@ class Measurement:
             report.skip("task", "no evaluation set was named (--eval gridworld, for one)")
             return ()
         questions = load_questions(eval_spec, "test", limit=limit)
+        if not questions:
+            report.skip("task", f"question set {public_name(eval_spec)} has no test questions")
+            return ()
         answered = self._ask(responder, questions, "task leg")
         limits = self.plan.target.parity.of(self.plan.precision)
-        report.legs["task"] = task_leg(eval_spec, answered, limits)
+        leg = task_leg(
+            public_name(eval_spec), answered, limits, scoring=self.scoring, questions_sha256=digest(questions)
+        )
+        report.legs["task"] = leg
+        if leg["unscored"]:
+            reason = (
+                f"{leg['unscored']} questions have no {self.scoring} rule; their answers are compared only"
+            )
+            report.skip("accuracy", reason)
         return tuple(answered)
 
     def _ask(self, responder: Responder, questions: Sequence[Question], stage: str) -> list[Answered]:
         base = self.plan.base
 
         def ask(question: Question) -> str:
-            images = [] if question.image is None else [question.image]
-            return responder.answer(images, question.prompt, max_new_tokens=MAX_NEW_TOKENS)
+            return responder.answer(question.images, question.prompt, max_new_tokens=MAX_NEW_TOKENS)
 
         with self.log.stage(stage):
             return ask_all(
@@ -274,7 +304,7 @@ def reference_engine(plan: Plan, folded: FoldedDecoder, tap: Tap | None = None) 
 def evaluation_set(asked: str, coefficients: Coefficients) -> str | None:
     """The question set of the task leg, or None.
 
-    ``auto`` is the set that the coefficients were trained on, if it is one of ours; ``none`` is no set.
+    ``auto`` is the set that the coefficients were trained on, if it is one of ours and lies here; ``none`` is no set.
 
     Raises:
         UserError: a set that can't be loaded.
@@ -283,9 +313,18 @@ def evaluation_set(asked: str, coefficients: Coefficients) -> str | None:
         return None
     if asked == "auto":
         trained_on = str(coefficients.training.get("data", ""))
-        return trained_on if trained_on.partition(":")[0] in dataset_names() else None
+        return (
+            trained_on if trained_on.partition(":")[0] in dataset_names() and _is_here(trained_on) else None
+        )
     load_questions(asked, "test", limit=1)
     return asked
+
+
+def _is_here(spec: str) -> bool:
+    try:
+        return bool(load_questions(spec, "test", limit=1))
+    except UserError:
+        return False
 
 
 def levels_per_unit(processor: Any) -> float:

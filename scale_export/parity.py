@@ -36,6 +36,7 @@ class ParityReport:
     legs: dict[str, Leg | None] = field(default_factory=lambda: dict.fromkeys(LEGS))
     not_checked: list[str] = field(default_factory=list)
     answer_agreement: Leg | None = None
+    attribution: Leg | None = None
 
     def skip(self, leg: str, reason: str) -> None:
         """Say that a leg did not run, and why."""
@@ -49,7 +50,8 @@ class ParityReport:
     @property
     def passed(self) -> bool:
         """Whether something was measured and nothing failed."""
-        return not self.failed and any(self.legs.values())
+        adds_up = self.attribution is None or self.attribution["passed"] is not False
+        return not self.failed and adds_up and any(self.legs.values())
 
     def to_json(self) -> dict[str, Any]:
         """The object of contract C7."""
@@ -59,6 +61,7 @@ class ParityReport:
             "executed_by": self.executed_by,
             "legs": self.legs,
             "answer_agreement": self.answer_agreement,
+            "attribution": self.attribution,
             "not_checked": self.not_checked,
         }
 
@@ -132,6 +135,53 @@ def runtime_leg(strict: Sequence[Float32], shipped: Sequence[Float32], limits: P
     return distribution_leg(strict, shipped, limits.runtime_max_kl, limits.runtime_min_top1_agreement)
 
 
+def attribution(reference: Sequence[Float32], stages: Sequence[tuple[str, Sequence[Float32]]]) -> Leg:
+    """How much of the whole loss each step brought: the divergence from the reference after it, minus before it.
+
+    Args:
+        reference: PyTorch ScAle's logits along every case's path.
+        stages: step → the same after it, in the order of the chain; the last one is the package as it runs.
+
+    A part may be negative, where a step happens to undo what an earlier one did. The parts add up to the whole, which
+    is measured on its own, between the two ends. Parts are None where a divergence isn't finite.
+    """
+    first, last = np.concatenate(list(reference)), np.concatenate(list(stages[-1][1]))
+    reached = [_loss(first, first), *(_loss(first, np.concatenate(list(logits))) for _, logits in stages)]
+    parts = {
+        step: {name: _minus(after[name], before[name]) for name in after}
+        for (step, _), before, after in zip(stages, reached, reached[1:], strict=False)
+    }
+    found: Leg = {
+        "metric": "mean KL in nats from PyTorch ScAle, and share of positions with another best token",
+        "whole": _loss(first, last),
+        "parts": parts,
+        "cases": len(reference),
+        "steps": len(first),
+    }
+    return {**found, "passed": adds_up(found)}
+
+
+def adds_up(found: Leg) -> bool | None:
+    """Whether an attribution's parts add up to its whole, rounding aside; None where some of them is None."""
+    for name, whole in found["whole"].items():
+        parts = [part[name] for part in found["parts"].values()]
+        if whole is None or None in parts:
+            return None
+        if abs(sum(parts) - whole) > tolerances.ROUNDING * max(1.0, *map(abs, parts)):
+            return False
+    return True
+
+
+def _loss(reference: Float32, other: Float32) -> dict[str, float | None]:
+    kl, top1 = mean_kl(reference, other), top1_agreement(reference, other)
+    assert kl is not None and top1 is not None, "there is at least one case"
+    return {"kl": kl if np.isfinite(kl) else None, "top1_changed": 1 - top1}
+
+
+def _minus(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before
+
+
 def preprocessing_leg(reference: Sequence[Inputs], packaged: Sequence[Inputs], levels_per_unit: float) -> Leg:
     """The package's own image and prompt path against Hugging Face's processor.
 
@@ -156,6 +206,11 @@ def preprocessing_leg(reference: Sequence[Inputs], packaged: Sequence[Inputs], l
         "cases": len(reference),
         "passed": bool(ids and worst <= tolerances.PIXEL_LEVELS),
     }
+
+
+def same_inputs(left: Inputs, right: Inputs) -> bool:
+    """Whether two processors prepared the very same."""
+    return left.keys() == right.keys() and all(_same(left[name], right[name]) for name in left)
 
 
 def _same(left: NDArray[Any], right: NDArray[Any]) -> bool:

@@ -23,6 +23,7 @@ from .records import Coefficients
 from .report import render_report
 from .report_data import library_versions, report_data
 from .runtime import PROCESSOR_FILES
+from .scoring import Scoring
 from .selftest import write_selftest
 from .staging import StagedPackage, check_destination
 from .targets import load_target
@@ -39,6 +40,7 @@ class FoldRequest:
         evaluation: question set of the task leg; ``auto`` takes the one that the coefficients were trained
             on, ``none`` leaves the leg out.
         eval_limit: how many of its test questions, None for all.
+        scoring: ``strict``, or ``official`` for the rules of the set's authors.
     """
 
     coeffs: Path
@@ -48,6 +50,7 @@ class FoldRequest:
     options: ExportOptions = field(default_factory=ExportOptions)
     evaluation: str = "auto"
     eval_limit: int | None = None
+    scoring: Scoring = "strict"
     force: bool = False
 
 
@@ -84,7 +87,9 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
         copy_processor(plan.base, directory)
         save_coefficients(portable_coefficients(plan), directory / COEFFICIENTS)
         paths = {role: directory / name for role, name in graphs.items()}
-        measurement = Measurement(plan=plan, directory=directory, graphs=paths, log=log, scratch=directory)
+        measurement = Measurement(
+            plan=plan, directory=directory, graphs=paths, log=log, scratch=directory, scoring=request.scoring
+        )
         measured = measurement.run(evaluation, request.eval_limit)
         with log.stage("report and self-test"):
             write_proof(plan, measured, directory, request.out.name)

@@ -128,6 +128,8 @@ def render_report(data: ReportData) -> str:
         agreement=data.parity.get("answer_agreement"),
         accuracy=_accuracy_table(task),
         task_facts=list(_task_facts(task)),
+        attribution=_attribution_rows(data.parity.get("attribution")),
+        listed=_listed(data),
         strongest=_strongest(data),
         total_bytes=sum(size for _, size in data.sizes),
         charts={name: Markup(svg) for name, svg in _charts(data, views, task)},
@@ -198,6 +200,9 @@ def _metrics(name: str, leg: Json) -> Iterator[Metric]:
         yield _at_least(leg, key, name=name, label=label, lost="answers changed")
     if "gain_retention" in leg:
         yield _at_least(leg, "gain_retention", name=name, label="gain retention", lost="gain lost")
+    if limits.get("equivalence_margin") is not None:
+        for kind in ("all", "spatial"):
+            yield _within_margin(name, kind, leg["equivalence"][kind], limits["equivalence_margin"])
     if leg.get("near_ties") is not None and leg.get("cases"):
         yield _at_most(name, "share of near-ties", leg["near_ties"] / leg["cases"], limits.get("near_ties"))
 
@@ -208,6 +213,13 @@ def _at_most(name: str, label: str, value: float | None, limit: float | None) ->
         value=NOT_CHECKED if value is None else short_number(value),
         limit="no limit" if limit is None else f"≤ {short_number(limit)}",
         error=LegError(leg=name, metric=label, value=value, limit=limit),
+    )
+
+
+def _within_margin(name: str, kind: str, test: Json | None, margin: float) -> Metric:
+    """The margin that two one-sided tests show, against the stated one."""
+    return _at_most(
+        name, f"shown equally accurate within, {kind}", None if test is None else test["within"], margin
     )
 
 
@@ -272,14 +284,39 @@ def _task_facts(task: Json | None) -> Iterator[tuple[str, str]]:
         return
     if task.get("dataset"):
         yield "Question set", str(task["dataset"])
+    if task.get("scoring"):
+        unscored = f", {_number(task['unscored'])} questions without a rule" if task.get("unscored") else ""
+        yield "Scoring", f"{task['scoring']}{unscored}"
     yield "Same answer as PyTorch ScAle", _percent(task.get("agreement"))
     yield "The same, near-ties aside", _percent(task.get("agreement_outside_near_ties"))
     yield "Near-ties", f"{_number(task.get('near_ties'))} of {_number(task.get('cases'))}"
     difference = _points(task.get("difference"))
     yield "Accuracy lost by the export", difference + _interval(task.get("difference_95"), 2)
+    for kind, test in (task.get("equivalence") or {}).items():
+        if kind != "margin" and test is not None:
+            yield f"Shown equally accurate within, {kind}", f"± {_points(test['within'])}"
     yield "McNemar's exact p", _number(task.get("mcnemar_p"))
     retention = _percent(task.get("gain_retention"))
     yield "Gain retention", retention + _interval(task.get("gain_retention_95"), 1)
+
+
+def _attribution_rows(found: Json | None) -> list[tuple[str, str, str]]:
+    """Step, KL and share of changed best tokens, the whole last; empty where nothing was attributed."""
+    if found is None:
+        return []
+    steps = [*found["parts"].items(), ("whole", found["whole"])]
+    return [(step, _signed(part["kl"]), _percent(part["top1_changed"])) for step, part in steps]
+
+
+def _signed(value: float | None) -> str:
+    """A number that may be negative, with a minus sign."""
+    return f"−{_number(-value)}" if value is not None and value < 0 else _number(value)
+
+
+def _listed(data: ReportData) -> list[Json]:
+    """The differing answers that parity.json lists and the gallery has no room for."""
+    leg = data.parity["legs"].get("task") or data.parity.get("answer_agreement") or {}
+    return list((leg.get("differences") or {}).get("listed", ()))[len(data.differing) :]
 
 
 def _strongest(data: ReportData) -> str:

@@ -6,9 +6,12 @@ independent: where several share a picture, the intervals are a little too narro
 Sources:
     1. Wilson, J. Am. Stat. Assoc. 22 (1927) 209: score interval of one proportion.
     2. Tango, Stat. Med. 17 (1998) 891: score interval of the difference of paired proportions. Unlike Wald's
-       it keeps its coverage where few answers differ, and it doesn't collapse to a point where none does.
+       it keeps its coverage where few answers differ, and it doesn't collapse to a point where none does. The same
+       score statistic tests equivalence.
     3. McNemar, Psychometrika 12 (1947) 153, with the exact binomial distribution of the discordant pairs.
     4. Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13: percentile interval.
+    5. Schuirmann, J. Pharmacokinet. Biopharm. 15 (1987) 657: equivalence by two one-sided tests, which is the same as
+       the 90 % interval lying within the margin.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ Bools = NDArray[np.bool_]
 
 Z_95 = NormalDist().inv_cdf(0.975)
 """The two-sided 95 % point of the normal distribution."""
+Z_90 = NormalDist().inv_cdf(0.95)
+"""The one-sided 95 % point, and so the two-sided 90 % point."""
 
 BOOTSTRAP_RESAMPLES = 10_000
 BOOTSTRAP_SEED = 20_261_107
@@ -99,12 +104,8 @@ def _tango_bound(only_a: int, only_b: int, n: int, z: float) -> float:
     from scipy.optimize import brentq
 
     def excess(difference: float) -> float:
-        linear = (2 * n - only_a + only_b) * difference - only_a - only_b
-        root = math.sqrt(linear**2 + 8 * n * only_b * difference * (1 - difference))
-        # The constrained maximum-likelihood estimate of P(b right, a wrong).
-        p_b = (root - linear) / (4 * n)
-        variance = n * (2 * p_b + difference * (1 - difference))
-        return only_a - only_b - n * difference - z * math.sqrt(max(variance, 0.0))
+        distance, deviation = _tango_score(only_a, only_b, n, difference)
+        return distance - z * deviation
 
     if z > 0 and only_b == n:
         return -1.0
@@ -112,6 +113,64 @@ def _tango_bound(only_a: int, only_b: int, n: int, z: float) -> float:
         return 1.0
     edge = 1 - 1e-12
     return float(brentq(excess, -edge, edge, xtol=1e-13))
+
+
+def _tango_score(only_a: int, only_b: int, n: int, difference: float) -> tuple[float, float]:
+    """How far the data lie above a difference, and the standard deviation of that where the difference is true."""
+    linear = (2 * n - only_a + only_b) * difference - only_a - only_b
+    root = math.sqrt(linear**2 + 8 * n * only_b * difference * (1 - difference))
+    # The constrained maximum-likelihood estimate of P(b right, a wrong).
+    p_b = (root - linear) / (4 * n)
+    variance = n * (2 * p_b + difference * (1 - difference))
+    return only_a - only_b - n * difference, math.sqrt(max(variance, 0.0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Equivalence:
+    """Two one-sided tests of |mean(a) − mean(b)| < margin, at 5 % each.
+
+    Attributes:
+        low: lower bound of the 90 % interval of the difference; ``high`` is the upper one.
+        within: the smallest margin for which equivalence is shown.
+        p: the larger of the two one-sided p's; None where no margin was stated.
+        shown: whether equivalence within the margin is shown; None where no margin was stated.
+    """
+
+    low: float
+    high: float
+    within: float
+    p: float | None
+    shown: bool | None
+
+
+def equivalence(a: Bools, b: Bools, margin: float | None) -> Equivalence | None:
+    """Whether two answerers are right equally often, up to a margin (sources 2 and 5), over the same questions.
+
+    That no difference was found shows nothing where there were few questions; this has to be shown by the data.
+    None where N is 0.
+
+    Raises:
+        ValueError: the lengths differ, or a margin outside (0, 1).
+    """
+    n = _same_length(a, b)
+    if margin is not None and not 0 < margin < 1:
+        raise ValueError(f"a margin of {margin} is no share between 0 and 1")
+    if n == 0:
+        return None
+    only_a, only_b = _discordant(a, b)
+    low, high = (_tango_bound(only_a, only_b, n, z) for z in (Z_90, -Z_90))
+    p = None if margin is None else max(_one_sided(only_a, only_b, n, side * margin) for side in (-1, 1))
+    within = max(abs(low), abs(high))
+    return Equivalence(low=low, high=high, within=within, p=p, shown=None if p is None else p <= 0.05)
+
+
+def _one_sided(only_a: int, only_b: int, n: int, bound: float) -> float:
+    """p of "the difference lies at ``bound`` or beyond it", seen from 0."""
+    distance, deviation = _tango_score(only_a, only_b, n, bound)
+    inwards = distance if bound < 0 else -distance
+    if deviation == 0:
+        return 0.0 if inwards > 0 else 1.0
+    return 1 - NormalDist().cdf(inwards / deviation)
 
 
 def mcnemar_exact(a: Bools, b: Bools) -> float | None:

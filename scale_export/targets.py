@@ -90,6 +90,8 @@ class ParityLimits(_Record):
         runtime_min_top1_agreement: runtime leg: share of positions with the same best token.
         min_gain_retention: task leg: (export - base) / (PyTorch ScAle - base); None for no limit.
         min_answer_agreement: task leg: share of answers equal to PyTorch ScAle's; None for no limit.
+        equivalence_margin: task leg: the export's accuracy must be shown to equal PyTorch ScAle's up to this share,
+            on spatial questions and on all, by two one-sided tests at 5 %; None for no limit.
         near_tie_budget: task leg: the largest share of cases that may be set aside as near-ties.
     """
 
@@ -99,6 +101,7 @@ class ParityLimits(_Record):
     runtime_min_top1_agreement: Fraction | None = None
     min_gain_retention: Annotated[float, Field(gt=0)] | None = None
     min_answer_agreement: Fraction | None = None
+    equivalence_margin: Annotated[float, Field(gt=0, lt=1)] | None = None
     near_tie_budget: Fraction
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import tolerances
 from .adapter import attach
@@ -15,10 +14,14 @@ from .answers import Answer, answer_questions
 from .datasets import Question
 from .metrics import Leg
 from .records import Coefficients
-from .statistics import gain_retention, mcnemar_exact, paired_difference, wilson
+from .scoring import Scoring, is_right, normalise
+from .statistics import Bools, equivalence, gain_retention, mcnemar_exact, paired_difference, wilson
 from .targets import ParityLimits
 
 MAX_NEW_TOKENS = 16
+MAX_LISTED = 100
+"""How many differing answers a report lists; their count is always the whole one."""
+WHO = ("base", "scale", "export")
 AskExport = Callable[[Question], str]
 Advance = Callable[[str, int, int], None]
 """Told what is being done, how many are done, and of how many."""
@@ -38,11 +41,6 @@ class Answered:
     def agrees(self) -> bool:
         """Whether the export says what PyTorch ScAle says."""
         return normalise(self.scale) == normalise(self.export)
-
-
-def normalise(text: str) -> str:
-    """How answers are compared: stripped, lower case, single spaces."""
-    return " ".join(text.lower().split())
 
 
 def ask_all(
@@ -83,39 +81,79 @@ def is_near_tie(reference: Answer) -> bool:
     return bool((reference.margins < tolerances.NEAR_TIE_MARGIN * reference.peaks).any())
 
 
-def agreement(answered: Sequence[Answered]) -> Leg:
-    """How often the export's answer is PyTorch ScAle's; measured on any model, with no right answers needed."""
+def agreement(answered: Sequence[Answered], scoring: Scoring = "strict") -> Leg:
+    """How often the export's answer is PyTorch ScAle's, and where not; any model has it, no right answers needed."""
     clear = [a for a in answered if not a.near_tie]
     return {
         "cases": len(answered),
         "agreement": _share([a.agrees for a in answered]),
         "agreement_outside_near_ties": _share([a.agrees for a in clear]),
         "near_ties": len(answered) - len(clear),
+        "differences": _differences(answered, scoring),
     }
 
 
-def task_leg(dataset: str, answered: Sequence[Answered], limits: ParityLimits) -> Leg:
-    """Accuracy of the three with intervals, their paired difference, gain retention and agreement."""
-    right = {name: _right(answered, name) for name in ("base", "scale", "export")}
-    spatial = np.array([a.question.kind == "spatial" for a in answered])
-    kinds = {"all": np.ones(len(answered), bool), "spatial": spatial, "other": ~spatial}
+def _differences(answered: Sequence[Answered], scoring: Scoring) -> Leg:
+    """The answers that differ: how many, and the first ``MAX_LISTED`` with the verdict on each."""
+    differing = [a for a in answered if not a.agrees]
+    return {"count": len(differing), "listed": [_difference(a, scoring) for a in differing[:MAX_LISTED]]}
+
+
+def _difference(answered: Answered, scoring: Scoring) -> Leg:
+    question = answered.question
+    known = question.answer != ""
+    return {
+        "id": question.id,
+        "prompt": question.prompt,
+        "truth": question.answer if known else None,
+        **{who: getattr(answered, who) for who in WHO},
+        "right": {who: is_right(getattr(answered, who), question, scoring) for who in WHO} if known else None,
+        "near_tie": answered.near_tie,
+    }
+
+
+def task_leg(
+    dataset: str,
+    answered: Sequence[Answered],
+    limits: ParityLimits,
+    *,
+    scoring: Scoring = "strict",
+    questions_sha256: str | None = None,
+) -> Leg:
+    """Accuracy of the three with intervals, their paired difference and equivalence, gain retention and agreement.
+
+    Questions that the scoring has no rule for are counted as ``unscored`` and judged by agreement only.
+    """
+    scored = [a for a in answered if is_right(a.scale, a.question, scoring) is not None]
+    right = {who: _right(scored, who, scoring) for who in WHO}
+    spatial = np.array([a.question.kind == "spatial" for a in scored], bool)
+    kinds = {"all": np.ones(len(scored), bool), "spatial": spatial, "other": ~spatial}
     difference = paired_difference(right["scale"], right["export"])
     retention = gain_retention(right["base"][spatial], right["scale"][spatial], right["export"][spatial])
     leg = {
         "dataset": dataset,
+        "questions_sha256": questions_sha256,
+        "scoring": scoring,
+        "unscored": len(answered) - len(scored),
         "accuracy": {
             name: {kind: _accuracy(values[rows]) for kind, rows in kinds.items()}
             for name, values in right.items()
         },
-        **agreement(answered),
+        **agreement(answered, scoring),
         "difference": difference.value if difference else None,
         "difference_95": [difference.low, difference.high] if difference else None,
         "mcnemar_p": mcnemar_exact(right["scale"], right["export"]),
+        "equivalence": {
+            "margin": limits.equivalence_margin,
+            "all": _equivalence(right, kinds["all"], limits),
+            "spatial": _equivalence(right, kinds["spatial"], limits),
+        },
         "gain_retention": retention.value if retention else None,
         "gain_retention_95": [retention.low, retention.high] if retention else None,
         "limits": {
             "gain_retention": limits.min_gain_retention,
             "agreement_outside_near_ties": limits.min_answer_agreement,
+            "equivalence_margin": limits.equivalence_margin,
             "near_ties": limits.near_tie_budget,
         },
     }
@@ -131,14 +169,22 @@ def _within(leg: Leg, limits: ParityLimits) -> bool:
         checks.append(clear is not None and clear >= limits.min_answer_agreement)
     if limits.min_gain_retention is not None and leg["gain_retention"] is not None:
         checks.append(leg["gain_retention"] >= limits.min_gain_retention)
+    if limits.equivalence_margin is not None:
+        tested = [leg["equivalence"][kind] for kind in ("all", "spatial")]
+        checks.append(tested[0] is not None and all(test["shown"] for test in tested if test is not None))
     return all(checks)
 
 
-def _right(answered: Sequence[Answered], who: str) -> NDArray[np.bool_]:
-    return np.array([normalise(getattr(a, who)) == normalise(a.question.answer) for a in answered], bool)
+def _equivalence(right: Mapping[str, Bools], rows: Bools, limits: ParityLimits) -> Leg | None:
+    found = equivalence(right["scale"][rows], right["export"][rows], limits.equivalence_margin)
+    return None if found is None else asdict(found)
 
 
-def _accuracy(right: NDArray[np.bool_]) -> Leg | None:
+def _right(answered: Sequence[Answered], who: str, scoring: Scoring) -> Bools:
+    return np.array([bool(is_right(getattr(a, who), a.question, scoring)) for a in answered], bool)
+
+
+def _accuracy(right: Bools) -> Leg | None:
     interval = wilson(int(right.sum()), len(right))
     if interval is None:
         return None

@@ -13,6 +13,9 @@ FOLD_RELATIVE = 1e-5
 LOWERING_RELATIVE: dict[Precision, float] = {"float32": 1e-4, "float16": 2e-3}
 """The same ratio between the portable decoder and the emitted graph in its runtime, before quantization."""
 
+ROUNDING = 1e-12
+"""How far float64 sums may lie from their whole, as a share of the largest summand or of 1."""
+
 PIXEL_LEVELS = 1.0
 """Largest difference of a preprocessed pixel from Hugging Face's, in 8-bit levels."""
 

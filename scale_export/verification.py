@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,11 @@ from .errors import UserError
 from .package import PackageFiles
 from .progress import WorkLog
 from .records import Coefficients
+from .requirements import Checked, check_requirements, read_requirements
 from .runtime import open_package
+from .scoring import Scoring
 from .selftest import run_selftest
+from .signing import Signature, check_signature
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -25,6 +28,8 @@ class Verification:
     passed: bool
     selftest: Mapping[str, Any]
     parity: Mapping[str, Any] | None
+    requirements: tuple[Checked, ...] = ()
+    signature: Signature | None = None
 
 
 def verify_package(
@@ -34,30 +39,51 @@ def verify_package(
     target: str | None,
     evaluation: str,
     eval_limit: int | None,
+    scoring: Scoring = "strict",
+    require: Sequence[str] = (),
+    signature: Path | None = None,
+    public_key: Path | None = None,
     selftest_only: bool,
     log: WorkLog,
 ) -> Verification:
     """Check hashes and self-test, then measure every parity leg again from the package and the base model.
 
     ``selftest_only`` needs neither the base model nor torch. ``target`` is the TOML file of a target that is
-    not one of ours; None takes ours of the name that the package records.
+    not one of ours; None takes ours of the name that the package records. ``require`` is what the measurement must
+    fulfil beside its own limits (``requirements``). With a ``public_key`` the signature (``<package>.sig``, or another
+    file) is checked before anything of the package is used.
 
     Raises:
-        UserError: not a package, a changed one, or a base model that is not to be found.
+        UserError: not a package, a changed one, a base model that is not to be found, a requirement that is none or is
+            meant for another precision, or a signature that doesn't hold.
     """
+    if signature is not None and public_key is None:
+        raise UserError("a signature is checked with its signer's key: give --public-key too")
+    signed = None if public_key is None else check_signature(path, public_key, signature)
     package = open_package(path)
+    requirements = read_requirements(require, package.files.manifest.precision)
+    size = sum(entry.size for entry in package.files.manifest.files.values())
     with log.stage("self-test"):
         selftest = run_selftest(package)
     if selftest_only:
-        return Verification(passed=bool(selftest["passed"]), selftest=selftest, parity=None)
+        checked = check_requirements(requirements, parity=None, selftest=selftest, size=size)
+        passed = bool(selftest["passed"]) and all(c.passed for c in checked)
+        return Verification(
+            passed=passed, selftest=selftest, parity=None, requirements=checked, signature=signed
+        )
     from .measure import Measurement, evaluation_set
 
     plan = plan_again(package.files, package.coefficients, model, target)
     graphs = {str(role): package.files.path(name) for role, name in package.files.manifest.graphs.items()}
-    measurement = Measurement(plan=plan, directory=package.files.directory, graphs=graphs, log=log)
+    directory = package.files.directory
+    measurement = Measurement(plan=plan, directory=directory, graphs=graphs, log=log, scoring=scoring)
     report = measurement.run(evaluation_set(evaluation, package.coefficients), eval_limit).report
-    passed = bool(selftest["passed"]) and report.passed
-    return Verification(passed=passed, selftest=selftest, parity=report.to_json())
+    parity = report.to_json()
+    checked = check_requirements(requirements, parity=parity, selftest=selftest, size=size)
+    passed = bool(selftest["passed"]) and report.passed and all(c.passed for c in checked)
+    return Verification(
+        passed=passed, selftest=selftest, parity=parity, requirements=checked, signature=signed
+    )
 
 
 def plan_again(

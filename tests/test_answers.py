@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from scale_export.answers import answer_questions, encode_prompts, end_tokens, is_correct
+from scale_export.answers import answer_questions, encode_prompts, end_tokens
 from scale_export.datasets import Question, load_questions
 from scale_export.errors import UserError
+from scale_export.scoring import is_right
 from tests.models import tiny_llava
 
 STEPS = 6
@@ -30,7 +31,7 @@ def model_and_processor(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, 
 def questions() -> list[Question]:
     """Seven questions of different lengths, one of them without a picture."""
     found = load_questions("gridworld", "calibration", limit=7)
-    return [*found[:3], replace(found[3], image=None), *found[4:]]
+    return [*found[:3], replace(found[3], picture=None), *found[4:]]
 
 
 def test_batches_answer_as_single_questions_do(model_and_processor: Any, questions: list[Question]) -> None:
@@ -88,9 +89,9 @@ def test_an_answer_ends_with_its_end_token(model_and_processor: Any, questions: 
 
 def test_correct_means_equal_but_for_case_and_spaces(questions: list[Question]) -> None:
     question = replace(questions[0], answer="Top Left")
-    assert is_correct(" top left ", question)
-    assert not is_correct("top left corner", question)
-    assert not is_correct("", question)
+    assert is_right(" top left ", question)
+    assert not is_right("top left corner", question)
+    assert not is_right("", question)
 
 
 def test_processors_that_cannot_ask_are_refused(model_and_processor: Any, questions: list[Question]) -> None:

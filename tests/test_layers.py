@@ -13,15 +13,15 @@ PACKAGE = Path(__file__).parents[1] / "scale_export"
 
 LAYERS: list[set[str]] = [
     {"errors", "records", "resources", "tolerances", "blocks", "statistics", "metrics"},
-    {"checkpoint", "coefficient_rules", "targets", "datasets", "draw", "progress", "mil"},
+    {"checkpoint", "coefficient_rules", "targets", "datasets", "scoring", "draw", "progress", "mil"},
     {"sites", "coefficient_file", "coefficients", "weights", "package", "prompts"},
-    {"adapter", "answers", "families", "folding", "decoder", "vision", "staging"},
+    {"adapter", "answers", "families", "folding", "decoder", "vision", "staging", "signing"},
     {"base", "quantize", "training"},
     {"plan", "train"},
     {"backends"},
     {"generation"},
     {"runtime", "reference"},
-    {"departure", "parity", "report"},
+    {"departure", "parity", "report", "requirements"},
     {"task", "selftest", "bench"},
     {"measure"},
     {"report_data"},

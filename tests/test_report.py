@@ -319,6 +319,49 @@ def test_gallery_shows_pictures_and_marks_true_answers():
     assert "differ on 1 question." in Page(render_report(data())).text
 
 
+def differing_answer(number: int) -> dict:
+    return {
+        "id": f"q{number}", "prompt": HOSTILE, "truth": "left", "base": "right", "scale": "left",
+        "export": "" if number == 2 else HOSTILE, "right": {}, "near_tie": number == 3,
+    }  # fmt: skip
+
+
+def test_answers_beyond_the_gallery_are_listed():
+    task = parity()["legs"]["task"]
+    task["differences"] = {"count": 130, "listed": [differing_answer(i) for i in range(4)]}
+    html = render_report(data(parity=parity(task=task), differing=(question(),) * 2, differing_total=130))
+    page = Page(html)
+    assert page.wrong == [] and not [tag for tag, _ in page.elements if tag == "script"]
+    assert "q1" not in page.text and "q2 left left (empty) no" in page.text
+    assert f"q3 left left {HOSTILE} yes" in page.text
+
+
+def test_the_loss_is_shown_by_step_with_its_whole():
+    parts = {
+        "fold": {"kl": 2.5e-14, "top1_changed": 0.0},
+        "quantization": {"kl": -0.00619, "top1_changed": 0.125},
+    }
+    whole = {"kl": None, "top1_changed": 0.125}
+    found = parity() | {"attribution": {"parts": parts, "whole": whole, "passed": True}}
+    page = Page(render_report(data(parity=found)))
+    assert page.wrong == []
+    assert "fold 2.5e-14 0 % quantization −0.00619 12.5 % whole not measured 12.5 %" in page.text
+    assert "Where the loss comes from" not in Page(render_report(data())).text
+
+
+def test_equivalence_is_a_fact_and_with_a_margin_a_limit():
+    tests = {"margin": None, "all": {"within": 0.0081}, "spatial": {"within": 0.0143}}
+    free = parity()["legs"]["task"] | {"equivalence": tests, "scoring": "official", "unscored": 135}
+    text = Page(render_report(data(parity=parity(task=free)))).text
+    assert "Shown equally accurate within, spatial ± 1.43 points" in text
+    assert "Scoring official, 135 questions without a rule" in text
+    held = copy.deepcopy(free) | {"passed": False}
+    held["limits"]["equivalence_margin"] = 0.01
+    html = render_report(data(parity=parity(task=held)))
+    assert "shown equally accurate within, all 0.0081 ≤ 0.01" in Page(html).text
+    assert re.findall(r'class="right beyond"[^>]*>([^<]*)<', html) == ["0.0143"]
+
+
 def test_hostile_text_stays_text():
     found = parity(task=None, not_checked=[f"task: {HOSTILE}"])
     found["legs"]["fold"] |= {"metric": HOSTILE}

@@ -54,8 +54,14 @@ def measurement(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Emit:
     return build
 
 
-def failed_legs(healthy: Measurement) -> list[str]:
-    return healthy.run(None, None).report.failed
+def failed_legs(broken: Measurement, step: str | None = None) -> list[str]:
+    """The legs that fail; ``step`` is the one that the attribution must blame for nearly all of the loss."""
+    report = broken.run(None, None).report
+    if step is not None:
+        assert report.attribution is not None and report.attribution["passed"] is True
+        parts = {name: part["kl"] for name, part in report.attribution["parts"].items()}
+        assert parts[step] > 0.9 * sum(map(abs, parts.values())), parts
+    return report.failed
 
 
 @pytest.mark.parametrize(
@@ -80,7 +86,12 @@ def test_a_healthy_export_passes(measurement: Emit, mode: str, scope: str, preci
 def test_naive_folding_of_last_token_scalars(measurement: Emit):
     healthy = measurement()
     naive = replace(healthy, plan=replace(healthy.plan, fold="weights"))
-    assert "fold" in failed_legs(naive)
+    report = naive.run(None, None).report
+    assert "fold" in report.failed
+    # The graphs are the healthy ones: what the fold lost, the lowering seems to bring back, and the whole is nothing.
+    assert report.attribution is not None and report.attribution["passed"] is True
+    fold_part, lowering_part = (report.attribution["parts"][name]["kl"] for name in ("fold", "lowering"))
+    assert fold_part > 1e-3 and fold_part == pytest.approx(-lowering_part)
 
 
 def copy_decoder(healthy: Measurement, directory: Path) -> None:
@@ -117,7 +128,7 @@ def test_wrong_scalars_in_the_emitted_graph(measurement: Emit, tmp_path: Path, b
     for name, array in zip(("attn_scale", "mlp_scale"), pair, strict=True):
         values[name].const_value = ir.tensor(array, name=name)
     ir.save(model, path)
-    assert "lowering" in failed_legs(replace(healthy, graphs={**healthy.graphs, "decoder": path}))
+    assert "lowering" in failed_legs(replace(healthy, graphs={**healthy.graphs, "decoder": path}), "lowering")
 
 
 def test_scalars_on_the_prefix_only(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
@@ -184,7 +195,7 @@ def test_an_image_flipped_by_the_packages_processor(measurement: Emit, monkeypat
         return inputs
 
     monkeypatch.setattr(measure, "encode_messages", flipped)
-    assert failed_legs(healthy) == ["preprocessing"]
+    assert failed_legs(healthy, "preprocessing") == ["preprocessing"]
 
 
 def test_a_prompt_template_that_was_changed(measurement: Emit, tmp_path: Path):
@@ -208,7 +219,20 @@ def test_a_head_whose_block_scales_were_lost(measurement: Emit, tmp_path: Path):
     array[:, 0] = 0
     scales.const_value = ir.tensor(array, name=scales.name)
     ir.save(model, path)
-    assert "quantization" in failed_legs(replace(healthy, graphs={**healthy.graphs, "decoder": path}))
+    broken = replace(healthy, graphs={**healthy.graphs, "decoder": path})
+    assert "quantization" in failed_legs(broken, "quantization")
+
+
+def test_kernels_that_compute_something_else(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
+    healthy = measurement("gate", "last", "int8")
+    logits = Measurement._logits
+
+    def skewed(self: Any, graphs: Any, cases: Any, stage: str, *, strict: bool = False) -> Any:
+        found = logits(self, graphs, cases, stage, strict=strict)
+        return found if strict else [np.ascontiguousarray(rows[:, ::-1]) for rows in found]
+
+    monkeypatch.setattr(Measurement, "_logits", skewed)
+    assert failed_legs(healthy, "runtime") == ["runtime"]
 
 
 def test_integer_codes_that_moved(measurement: Emit, monkeypatch: pytest.MonkeyPatch):

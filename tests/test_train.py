@@ -16,10 +16,11 @@ from rich.console import Console
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from scale_export.adapter import attach
-from scale_export.answers import answer_questions, is_correct
+from scale_export.answers import answer_questions
 from scale_export.coefficients import load_coefficients
 from scale_export.datasets import load_questions
 from scale_export.errors import UserError
+from scale_export.scoring import is_right
 from scale_export.train import TrainOptions, TrainReport, run_training, training_table
 from tests.models import tiny_llava
 
@@ -92,7 +93,7 @@ def test_the_table_tells_what_the_written_file_does(place: Path, report: TrainRe
         for kind, accuracy in row.accuracy.items():
             asked = [(a, q) for a, q in zip(answers, questions, strict=True) if q.kind == kind]
             assert accuracy.total == len(asked)
-            assert accuracy.correct == sum(is_correct(a.text, q) for a, q in asked)
+            assert accuracy.correct == sum(bool(is_right(a.text, q)) for a, q in asked)
 
 
 def test_the_terminal_table_names_every_row(report: TrainReport) -> None:

@@ -293,7 +293,7 @@ def _pairs(split: Split, seed: int) -> Iterator[Question]:
             yield Question(
                 id=f"{instance}-{topic}",
                 instance=instance,
-                image=image,
+                picture=image,
                 prompt=asked.prompt,
                 answer=asked.answer,
                 kind=TOPICS[topic].kind,
@@ -332,13 +332,3 @@ def load(argument: str, split: Split, limit: int | None) -> list[Question]:
     size = options.get("size", SIZES[split])
     wanted = size if limit is None else min(limit, size)
     return [question for _, question in zip(range(wanted), _pairs(split, options["seed"]), strict=False)]
-
-
-def digest(questions: Iterable[Question]) -> str:
-    """SHA-256 over ids, prompts, answers and pixels, in order; what ``calib/gridworld/set.toml`` records."""
-    sha = hashlib.sha256()
-    for q in questions:
-        sha.update("\0".join((q.id, q.instance, q.prompt, q.answer, q.kind, q.topic)).encode())
-        if q.image is not None:
-            sha.update(q.image.convert("RGB").tobytes())
-    return sha.hexdigest()

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..answers import answer_questions, is_correct
+from ..answers import answer_questions
 from ..datasets import Kind, Question
+from ..scoring import is_right
 from ..statistics import wilson
 from .loop import KINDS
 from .options import ProgressCallback
@@ -57,7 +58,7 @@ class Row:
 def measure_accuracy(
     model: Any, processor: Any, questions: Sequence[Question], *, progress: ProgressCallback, stage: str
 ) -> dict[Kind, Accuracy]:
-    """Exact matches of greedy answers, for each kind that occurs."""
+    """Right greedy answers by strict scoring, for each kind that occurs."""
     longest = max(len(processor.tokenizer(q.answer, add_special_tokens=False).input_ids) for q in questions)
     answers = answer_questions(
         model,
@@ -68,7 +69,7 @@ def measure_accuracy(
     )
     table: dict[Kind, Accuracy] = {}
     for kind in KINDS:
-        right = [is_correct(a.text, q) for a, q in zip(answers, questions, strict=True) if q.kind == kind]
+        right = [is_right(a.text, q) for a, q in zip(answers, questions, strict=True) if q.kind == kind]
         if right:
-            table[kind] = Accuracy(correct=sum(right), total=len(right))
+            table[kind] = Accuracy(correct=right.count(True), total=len(right))
     return table

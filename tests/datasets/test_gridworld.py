@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from scale_export.datasets import Question, Split, gridworld, load_questions
+from scale_export.datasets import Question, Split, digest, gridworld, load_questions
 from scale_export.errors import UserError
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -94,7 +94,7 @@ def test_description_holds(split: Split) -> None:
     described = DESCRIPTION["splits"][split]
     spatial = sum(q.kind == "spatial" for q in questions(split))
     assert (len(questions(split)), spatial) == (described["questions"], described["spatial"])
-    assert gridworld.digest(questions(split)) == described["sha256"]
+    assert digest(questions(split)) == described["sha256"]
 
 
 def test_description_names_everything() -> None:
@@ -116,9 +116,9 @@ def test_answers_follow_from_the_pixels(split: Split) -> None:
 
 
 def test_two_loads_are_equal_and_another_seed_differs() -> None:
-    first = gridworld.digest(gridworld.load("seed=3", "validation", 64))
-    assert first == gridworld.digest(gridworld.load("seed=3", "validation", 64))
-    assert first != gridworld.digest(gridworld.load("seed=4", "validation", 64))
+    first = digest(gridworld.load("seed=3", "validation", 64))
+    assert first == digest(gridworld.load("seed=3", "validation", 64))
+    assert first != digest(gridworld.load("seed=4", "validation", 64))
 
 
 def test_limit_takes_the_first_questions() -> None:
