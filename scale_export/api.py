@@ -26,6 +26,7 @@ def fold(
     block_size: int | None = None,
     evaluation: str = "auto",
     eval_limit: int | None = None,
+    parity: str = "auto",
     force: bool = False,
     quiet: bool = True,
 ) -> Outcome:
@@ -47,6 +48,7 @@ def fold(
         options=ExportOptions(precision=precision, fold=fold, block_size=block_size),
         evaluation=evaluation,
         eval_limit=eval_limit,
+        parity=parity,
         force=force,
     )
     return fold_package(request, WorkLog(quiet=quiet))
@@ -59,6 +61,7 @@ def verify(
     target: str | None = None,
     evaluation: str = "auto",
     eval_limit: int | None = None,
+    parity: str = "auto",
     selftest_only: bool = False,
     quiet: bool = True,
 ) -> Verification:
@@ -70,5 +73,6 @@ def verify(
         evaluation=evaluation,
         eval_limit=eval_limit,
         selftest_only=selftest_only,
+        parity=parity,
         log=WorkLog(quiet=quiet),
     )

@@ -82,6 +82,12 @@ def fold(
         ),
     ] = "auto",
     eval_limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions of it.")] = None,
+    parity: Annotated[
+        str,
+        typer.Option(
+            help="How the float32 reference runs: full (loaded), streamed (read from disk, few prompts), or auto."
+        ),
+    ] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")
     ] = False,
@@ -106,6 +112,7 @@ def fold(
             block_size=block_size,
             evaluation=evaluation,
             eval_limit=eval_limit,
+            parity=parity,
             dry_run=dry_run,
             force=force,
             as_json=as_json,
@@ -126,6 +133,12 @@ def verify(
         str, typer.Option("--eval", help="Question set of the task leg: auto, none, or NAME.")
     ] = "auto",
     eval_limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions of it.")] = None,
+    parity: Annotated[
+        str,
+        typer.Option(
+            help="How the float32 reference runs: full (loaded), streamed (read from disk, few prompts), or auto."
+        ),
+    ] = "auto",
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Only hashes and golden cases: no base model, no torch.")
     ] = False,
@@ -146,6 +159,7 @@ def verify(
             target=target,
             evaluation=evaluation,
             eval_limit=eval_limit,
+            parity=parity,
             selftest_only=selftest,
             as_json=as_json,
         )

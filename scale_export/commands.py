@@ -29,6 +29,7 @@ def run_fold(
     block_size: int | None,
     evaluation: str,
     eval_limit: int | None,
+    parity: str,
     dry_run: bool,
     force: bool,
     as_json: bool,
@@ -47,6 +48,7 @@ def run_fold(
         options=ExportOptions(precision=precision, fold=fold, block_size=block_size),
         evaluation=evaluation,
         eval_limit=eval_limit,
+        parity=parity,
         force=force,
     )
     if dry_run:
@@ -73,6 +75,7 @@ def run_verify(
     target: str | None,
     evaluation: str,
     eval_limit: int | None,
+    parity: str,
     selftest_only: bool,
     as_json: bool,
 ) -> int:
@@ -87,19 +90,23 @@ def run_verify(
         evaluation=evaluation,
         eval_limit=eval_limit,
         selftest_only=selftest_only,
+        parity=parity,
         log=WorkLog(),
     )
-    selftest, parity, passed = found.selftest, found.parity, found.passed
+    selftest, passed = found.selftest, found.passed
     if as_json:
-        print(json.dumps({"passed": passed, "selftest": selftest, "parity": parity}))
+        print(json.dumps({"passed": passed, "selftest": selftest, "parity": found.parity}))
+        return EXIT_OK if passed else EXIT_PARITY_FAILED
+    if selftest is None:
+        say("Hashes: right. Self-test: not checked (a checkpoint holds no graphs that this tool runs)")
     else:
         say(
             f"Self-test: {verdict(selftest['passed'])}, error {figure(selftest['value'])} of {selftest['limit']:g}"
         )
-        if parity is None:
-            say("Parity legs: not checked (they need the base model; leave out --selftest)")
-        else:
-            show_parity(parity)
+    if found.parity is None:
+        say("Parity legs: not checked (they need the base model; leave out --selftest)")
+    else:
+        show_parity(found.parity)
     return EXIT_OK if passed else EXIT_PARITY_FAILED
 
 
@@ -338,7 +345,12 @@ def run_targets(*, as_json: bool) -> int:
         precisions = ", ".join(f"{p}*" if p == target.default_precision else p for p in target.precisions)
         modes = ", ".join(target.fold_modes)
         table.add_row(
-            target.name, target.title, target.backend, precisions, modes, str(target.context_length)
+            target.name,
+            target.title,
+            target.backend,
+            precisions,
+            modes,
+            str(target.context_length or "the model's"),
         )
     console.print(table)
     say("* the default precision")

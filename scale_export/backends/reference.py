@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ class ReferenceEngine:
         weights: of phase ``base``.
         scaled: of phase ``scaled``; the same as ``weights`` where there is one set.
         gate: the scalars of a gated decoder, with their scope, or None.
+        kernels: what holds the weights; see ``streaming`` for one that doesn't.
     """
 
     def __init__(
@@ -40,13 +42,12 @@ class ReferenceEngine:
         vision: nn.Module,
         image_token_id: int,
         gate: tuple[Scope, Scalars] | None,
+        kernels: Callable[[DecoderWeights], TorchKernels] = TorchKernels,
     ) -> None:
         self.spec = weights.spec
-        base = PortableDecoder(self.spec, TorchKernels(weights), last_logits_only=True)
+        base = PortableDecoder(self.spec, kernels(weights), last_logits_only=True)
         folded = (
-            base
-            if scaled is None
-            else PortableDecoder(self.spec, TorchKernels(scaled), last_logits_only=True)
+            base if scaled is None else PortableDecoder(self.spec, kernels(scaled), last_logits_only=True)
         )
         self._decoders: dict[Phase, PortableDecoder] = {"base": base, "scaled": folded}
         self._vision = vision.eval()
