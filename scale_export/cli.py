@@ -85,7 +85,7 @@ def fold(
     parity: Annotated[
         str,
         typer.Option(
-            help="How the float32 reference runs: full (loaded), streamed (read from disk, few prompts), or auto."
+            help="The float32 reference: full (loaded), streamed (from disk, few prompts), auto; files runs no model."
         ),
     ] = "auto",
     dry_run: Annotated[
@@ -136,7 +136,7 @@ def verify(
     parity: Annotated[
         str,
         typer.Option(
-            help="How the float32 reference runs: full (loaded), streamed (read from disk, few prompts), or auto."
+            help="The float32 reference: full (loaded), streamed (from disk, few prompts), auto; files runs no model."
         ),
     ] = "auto",
     selftest: Annotated[

@@ -16,7 +16,7 @@ from .blocks import Bits
 from .datasets import Question, dataset_names, load_questions
 from .decoder import TorchKernels
 from .folding import FoldedDecoder, fold
-from .generation import Generator
+from .generation import Generator, Inputs
 from .parity import (
     ParityReport,
     fold_leg,
@@ -31,7 +31,7 @@ from .progress import WorkLog
 from .prompts import encode_messages, end_token_ids, user_message
 from .quantize import QuantizedWeights, load_quantizer, quantize
 from .records import Coefficients, Float32, Precision
-from .reference import Case, few_prompts, parity_prompts, reference_cases
+from .reference import Case, Prompt, few_prompts, parity_prompts, reference_cases
 from .runtime import Responder
 from .streaming import ParityMode, StreamedKernels, must_stream
 from .task import MAX_NEW_TOKENS, Answered, agreement, ask_all, task_leg
@@ -163,13 +163,7 @@ class Measurement:
         with self.log.stage("shipped files"):
             shipped = candidate.logits(cases)
         self._own_legs(report, folded, cases, portable, shipped)
-        with self.log.stage("preprocessing leg"):
-            processor = base.family.load_processor(self.directory)
-            inputs = [
-                encode_messages(processor, [user_message(c.prompt.images, c.prompt.text)]) for c in cases
-            ]
-            levels = levels_per_unit(base.processor)
-            report.legs["preprocessing"] = preprocessing_leg([c.inputs for c in cases], inputs, levels)
+        self._preprocessing(report, [(c.prompt, c.inputs) for c in cases])
         if plan.target.max_memory_bytes is not None:
             report.skip("memory", "a running package's memory is measured by bench, on the device")
         scale_answers = self._agreement(report, candidate, cases)
@@ -193,6 +187,18 @@ class Measurement:
         if self._streamed is None:
             return reference_cases(base.model, base.processor, coefficients, parity_prompts())
         return reference_cases(base.streamed_model, base.processor, coefficients, few_prompts(), steps=1)
+
+    def _preprocessing(self, report: ParityReport, encoded: Sequence[tuple[Prompt, Inputs]]) -> None:
+        """Prompts with the base processor's inputs, against those of the package's own files."""
+        base = self.plan.base
+        with self.log.stage("preprocessing leg"):
+            processor = base.family.load_processor(self.directory)
+            inputs = [self._encoded(processor, prompt)[1] for prompt, _ in encoded]
+            levels = levels_per_unit(base.processor)
+            report.legs["preprocessing"] = preprocessing_leg([i for _, i in encoded], inputs, levels)
+
+    def _encoded(self, processor: Any, prompt: Prompt) -> tuple[Prompt, Inputs]:
+        return prompt, encode_messages(processor, [user_message(prompt.images, prompt.text)])
 
     def _candidate(self) -> Candidate:
         processor = self.plan.base.family.load_processor(self.directory)

@@ -14,11 +14,11 @@ from .answers import answer_questions
 from .backends.checkpoint.check import exact_folds, tensors_leg
 from .base import BaseModel, open_base
 from .datasets import Question
-from .folding import FoldedDecoder
-from .measure import Candidate, Measurement
+from .folding import FoldedDecoder, fold
+from .measure import Candidate, Measured, Measurement, backend_of
 from .parity import ParityReport, error_leg
 from .records import Float32
-from .reference import Case, model_logits
+from .reference import Case, model_logits, parity_prompts
 from .task import MAX_NEW_TOKENS
 
 
@@ -51,6 +51,20 @@ class StoredModel:
 class CheckpointMeasurement(Measurement):
     """The legs of a folded checkpoint in ``directory``."""
 
+    def run(self, eval_spec: str | None, limit: int | None) -> Measured:
+        """As for graphs; with ``--parity files`` no model runs, and only what the files show is checked."""
+        if self.parity != "files":
+            return super().run(eval_spec, limit)
+        base, coefficients = self.plan.base, self.plan.coefficients
+        unchecked = backend_of(self.plan).not_checked()
+        report = ParityReport(executed_by="no model ran; files were compared", not_checked=[*unchecked])
+        self._tensors(report, fold(base.weights, coefficients, self.plan.fold))
+        self._preprocessing(report, [self._encoded(base.processor, prompt) for prompt in parity_prompts()])
+        report.legs["storage"] = None
+        for name in ("fold", "storage", "task", "answer agreement"):
+            report.skip(name, f"no model ran ({self._streamed})")
+        return Measured(report=report, cases=(), shipped_logits=(), scale_answers=None, answered=())
+
     def _candidate(self) -> Candidate:
         return StoredModel(stored=open_base(str(self.directory)), streamed=self._streamed is not None)
 
@@ -63,12 +77,15 @@ class CheckpointMeasurement(Measurement):
         shipped: Sequence[Float32],
     ) -> None:
         """Every tensor against the base's, and what storage's rounding does to logits."""
+        self._tensors(report, folded)
         weights = self.plan.base.weights
-        with self.log.stage("tensors leg"):
-            report.legs["tensors"] = tensors_leg(folded, weights, self.directory)
         dtypes = {weights.checkpoint.stored(name).dtype for name in exact_folds(folded, weights)}
         limit = tolerances.storage_relative(dtypes)
         leg = error_leg([case.logits for case in cases], shipped, limit)
         report.legs["storage"] = {**leg, "dtypes": sorted(dtypes)}
+
+    def _tensors(self, report: ParityReport, folded: FoldedDecoder) -> None:
+        with self.log.stage("tensors leg"):
+            report.legs["tensors"] = tensors_leg(folded, self.plan.base.weights, self.directory)
         for name in ("lowering", "quantization", "runtime"):
             report.skip(name, "a checkpoint holds no graph, and whoever takes it quantizes it")

@@ -43,7 +43,7 @@ class FoldRequest:
             on, ``none`` leaves the leg out.
         eval_limit: how many of its test questions, None for all.
         parity: ``full`` loads the float32 reference, ``streamed`` reads it from disk layer by layer, ``auto``
-            decides by memory; see ``streaming.must_stream``.
+            decides by memory (see ``streaming.must_stream``), ``files`` checks a checkpoint without running it.
     """
 
     coeffs: Path
@@ -74,8 +74,12 @@ def plan_fold(request: FoldRequest) -> Plan:
     check_destination(request.out, force=request.force)
     base = open_base(request.model or coefficients.base.base_model, relative_to=request.coeffs.parent)
     evaluation_set(request.evaluation, coefficients)
-    parity_mode(request.parity)
     plan = make_plan(coefficients, base, target, request.options)
+    if parity_mode(request.parity) == "files" and plan.precision != "stored":
+        raise UserError(
+            f"--parity files checks a checkpoint's tensors, and graphs for {target.name} are proved by running "
+            f"them: use --parity streamed"
+        )
     backend_of(plan).check(plan)
     return plan
 
