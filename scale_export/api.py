@@ -29,6 +29,7 @@ def fold(
     evaluation: str = "auto",
     eval_limit: int | None = None,
     scoring: Scoring = "strict",
+    parity: str = "auto",
     force: bool = False,
     quiet: bool = True,
 ) -> Outcome:
@@ -51,6 +52,7 @@ def fold(
         evaluation=evaluation,
         eval_limit=eval_limit,
         scoring=scoring,
+        parity=parity,
         force=force,
     )
     return fold_package(request, WorkLog(quiet=quiet))
@@ -67,6 +69,7 @@ def verify(
     require: Sequence[str] = (),
     signature: str | Path | None = None,
     public_key: str | Path | None = None,
+    parity: str = "auto",
     selftest_only: bool = False,
     quiet: bool = True,
 ) -> Verification:
@@ -86,5 +89,6 @@ def verify(
         signature=None if signature is None else Path(signature),
         public_key=None if public_key is None else Path(public_key),
         selftest_only=selftest_only,
+        parity=parity,
         log=WorkLog(quiet=quiet),
     )

@@ -11,6 +11,8 @@ from .checkpoint import Checkpoint
 from .errors import UserError
 from .families import Family, load_family
 from .records import DecoderSpec
+from .streaming import streamed_model
+from .vision import VisionTower
 from .weights import CheckpointWeights
 
 
@@ -55,6 +57,16 @@ class BaseModel:
             self.directory, dtype=torch.float32, trust_remote_code=False
         )
         return model.eval().requires_grad_(False)
+
+    @functools.cached_property
+    def streamed_model(self) -> Any:
+        """The same model with its language decoder's weights left on disk; see ``streaming``."""
+        return streamed_model(self.checkpoint, self.config)
+
+    @functools.cached_property
+    def vision(self) -> VisionTower:
+        """The vision tower with its projector in float32; loads nothing else."""
+        return self.family.vision_module(self.streamed_model)
 
 
 def open_base(name: str, *, relative_to: Path | None = None) -> BaseModel:

@@ -46,7 +46,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Entry:
+class StoredTensor:
     """Where one tensor lies: ``size`` bytes at ``start`` of ``file``; ``dtype`` as safetensors spells it."""
 
     file: Path
@@ -124,6 +124,14 @@ class Checkpoint:
                 f"cannot read {stored} ({entry.dtype}) from {entry.file}: {error}; download that file again"
             ) from error
 
+    def stored(self, module_name: str) -> StoredTensor:
+        """Where the weight lies; raises as ``resolve``."""
+        return self._entries[self.resolve(module_name)]
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """The safetensors files, sorted."""
+        return tuple(sorted({entry.file for entry in self._entries.values()}))
+
     def shape(self, module_name: str) -> tuple[int, ...]:
         """The weight's shape; raises as ``resolve``."""
         return self._entries[self.resolve(module_name)].shape
@@ -181,10 +189,10 @@ def _without_volatile(value: Any) -> Any:
     return value
 
 
-def _read_entries(directory: Path) -> Mapping[str, _Entry]:
+def _read_entries(directory: Path) -> Mapping[str, StoredTensor]:
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
     if single.is_file():
-        return _read_header(single)
+        return read_header(single)
     if index.is_file():
         return _read_shards(index)
     if list(directory.glob("*.bin")) or list(directory.glob("*.pt*")):
@@ -195,11 +203,11 @@ def _read_entries(directory: Path) -> Mapping[str, _Entry]:
     raise UserError(f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}: download the model's weights")
 
 
-def _read_shards(index: Path) -> Mapping[str, _Entry]:
+def _read_shards(index: Path) -> Mapping[str, StoredTensor]:
     weight_map = _read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map: download that file again")
-    shards: dict[str, Mapping[str, _Entry]] = {}
+    shards: dict[str, Mapping[str, StoredTensor]] = {}
     entries = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard or "\0" in shard:
@@ -210,7 +218,7 @@ def _read_shards(index: Path) -> Mapping[str, _Entry]:
         if shard not in shards:
             if not (index.parent / shard).is_file():
                 raise UserError(f"{index.parent} lacks the shard {shard} that its index names: download it")
-            shards[shard] = _read_header(index.parent / shard)
+            shards[shard] = read_header(index.parent / shard)
         if name not in shards[shard]:
             raise UserError(
                 f"{index} places {name} in {shard}, which does not hold it: download the model again"
@@ -219,7 +227,7 @@ def _read_shards(index: Path) -> Mapping[str, _Entry]:
     return entries
 
 
-def _read_header(file: Path) -> Mapping[str, _Entry]:
+def read_header(file: Path) -> Mapping[str, StoredTensor]:
     """Every tensor of one safetensors file; the header and the file's length are checked."""
     try:
         size = file.stat().st_size
@@ -240,12 +248,12 @@ def _read_header(file: Path) -> Mapping[str, _Entry]:
     return entries
 
 
-def _entry(file: Path, data_start: int, value: Mapping[str, Any]) -> _Entry:
+def _entry(file: Path, data_start: int, value: Mapping[str, Any]) -> StoredTensor:
     shape = _lengths(value["shape"])
     begin, end = _lengths(value["data_offsets"])
     if begin > end or (end == begin) != (math.prod(shape) == 0):
         raise ValueError("a tensor's offsets contradict its shape")
-    return _Entry(
+    return StoredTensor(
         file=file, dtype=str(value["dtype"]), shape=shape, start=data_start + begin, size=end - begin
     )
 

@@ -97,6 +97,12 @@ def fold(
     ] = "auto",
     eval_limit: EvalLimit = None,
     scoring: ScoringOption = Scoring.strict,
+    parity: Annotated[
+        str,
+        typer.Option(
+            help="The float32 reference: full (loaded), streamed (from disk, few prompts), auto; files runs no model."
+        ),
+    ] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")
     ] = False,
@@ -122,6 +128,7 @@ def fold(
             evaluation=evaluation,
             eval_limit=eval_limit,
             scoring=scoring.value,
+            parity=parity,
             dry_run=dry_run,
             force=force,
             as_json=as_json,
@@ -153,6 +160,12 @@ def verify(
     signature: Annotated[
         Path | None, typer.Option(help="The signature file; by default PKG.sig, beside the package.")
     ] = None,
+    parity: Annotated[
+        str,
+        typer.Option(
+            help="The float32 reference: full (loaded), streamed (from disk, few prompts), auto; files runs no model."
+        ),
+    ] = "auto",
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Only hashes and golden cases: no base model, no torch.")
     ] = False,
@@ -177,6 +190,7 @@ def verify(
             require=require or [],
             signature=signature,
             public_key=public_key,
+            parity=parity,
             selftest_only=selftest,
             as_json=as_json,
         )

@@ -34,6 +34,7 @@ def run_fold(
     evaluation: str,
     eval_limit: int | None,
     scoring: Scoring,
+    parity: str,
     dry_run: bool,
     force: bool,
     as_json: bool,
@@ -53,6 +54,7 @@ def run_fold(
         evaluation=evaluation,
         eval_limit=eval_limit,
         scoring=scoring,
+        parity=parity,
         force=force,
     )
     if dry_run:
@@ -83,6 +85,7 @@ def run_verify(
     require: Sequence[str],
     signature: Path | None,
     public_key: Path | None,
+    parity: str,
     selftest_only: bool,
     as_json: bool,
 ) -> int:
@@ -101,31 +104,33 @@ def run_verify(
         signature=signature,
         public_key=public_key,
         selftest_only=selftest_only,
+        parity=parity,
         log=WorkLog(),
     )
-    selftest, parity, passed, signed = found.selftest, found.parity, found.passed, found.signature
+    selftest, passed, signed = found.selftest, found.passed, found.signature
     if as_json:
-        record = {"passed": passed, "selftest": selftest, "parity": parity}
+        record: dict[str, Any] = {"passed": passed, "selftest": selftest, "parity": found.parity}
         record["requirements"] = [asdict(checked) for checked in found.requirements]
         record["signature"] = signed and {
             "path": str(signed.path),
             "public_key_sha256": signed.public_key_sha256,
         }
         print(json.dumps(record))
+        return EXIT_OK if passed else EXIT_PARITY_FAILED
+    if signed:
+        say(f"Signature: {verdict(True)}, by the key with SHA-256 {signed.public_key_sha256}")
+    if selftest is None:
+        say("Hashes: right. Self-test: not checked (a checkpoint holds no graphs that this tool runs)")
     else:
-        if signed:
-            say(f"Signature: {verdict(True)}, by the key with SHA-256 {signed.public_key_sha256}")
         say(
             f"Self-test: {verdict(selftest['passed'])}, error {figure(selftest['value'])} of {selftest['limit']:g}"
         )
-        if parity is None:
-            say("Parity legs: not checked (they need the base model; leave out --selftest)")
-        else:
-            show_parity(parity)
-        for checked in found.requirements:
-            say(
-                f"Required {checked.requirement}: {verdict(checked.passed)}, measured {figure(checked.value)}"
-            )
+    if found.parity is None:
+        say("Parity legs: not checked (they need the base model; leave out --selftest)")
+    else:
+        show_parity(found.parity)
+    for checked in found.requirements:
+        say(f"Required {checked.requirement}: {verdict(checked.passed)}, measured {figure(checked.value)}")
     return EXIT_OK if passed else EXIT_PARITY_FAILED
 
 
@@ -398,7 +403,12 @@ def run_targets(*, as_json: bool) -> int:
         precisions = ", ".join(f"{p}*" if p == target.default_precision else p for p in target.precisions)
         modes = ", ".join(target.fold_modes)
         table.add_row(
-            target.name, target.title, target.backend, precisions, modes, str(target.context_length)
+            target.name,
+            target.title,
+            target.backend,
+            precisions,
+            modes,
+            str(target.context_length or "the model's"),
         )
     console.print(table)
     say("* the default precision")

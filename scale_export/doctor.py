@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,15 +23,15 @@ import torch.nn.functional as F
 
 from . import tolerances
 from .backends import Engine
+from .backends.reference import TappedKernels
 from .coefficients import load_coefficients
 from .departure import Product, Recorder, explain, first_departure, largest_error
 from .folding import fold
 from .generation import EmbeddedPrompt, Generator
-from .measure import generator_of, levels_per_unit, load_backend, reference_engine
+from .measure import generator_of, levels_per_unit, load_backend, quantized, reference_engine
 from .metrics import relative_error
 from .package import PackageFiles, open_package_files
 from .parity import preprocessing_leg
-from .pipeline import quantized
 from .plan import Plan
 from .progress import WorkLog
 from .prompts import encode_messages, user_message
@@ -181,7 +182,9 @@ class Examination:
         backend, plan = load_backend(self.plan.target.backend), self.plan
         recorders = [Recorder() for _ in range(3)]
         with self.log.stage("decoder, matrix by matrix"):
-            oracle = generator_of(plan, reference_engine(plan, self.folded, tap=recorders[0]))
+            oracle = generator_of(
+                plan, reference_engine(plan, self.folded, functools.partial(TappedKernels, tap=recorders[0]))
+            )
             prompt = oracle.embed_prompt(self.case.inputs)
             engines: list[Engine] = [oracle.engine]
             for strict, recorder in zip((True, False), recorders[1:], strict=True):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from .backends import Engine, Scalars, Tap
 from .backends.reference import ReferenceEngine
+from .blocks import Bits
 from .datasets import Question, dataset_names, digest, load_questions, public_name
+from .decoder import TorchKernels
 from .errors import UserError
 from .folding import FoldedDecoder, fold
 from .generation import Generator, Inputs
@@ -29,21 +32,36 @@ from .parity import (
 from .plan import Plan
 from .progress import WorkLog
 from .prompts import encode_messages, end_token_ids, user_message
-from .quantize import QuantizedWeights, load_quantizer
+from .quantize import QuantizedWeights, load_quantizer, quantize
 from .records import Coefficients, Float32, Precision
-from .reference import Case, parity_prompts, reference_cases
+from .reference import Case, Prompt, few_prompts, parity_prompts, reference_cases
 from .runtime import Responder
 from .scoring import Scoring
+from .streaming import ParityMode, StreamedKernels, must_stream
 from .task import MAX_NEW_TOKENS, Answered, agreement, ask_all, task_leg
 from .vision import VisionTower
+from .weights import DecoderWeights
 
 
 class Backend(Protocol):
-    """What a backend's ``backend.py`` offers the pipeline."""
+    """What a backend's ``backend.py`` offers the pipeline, whatever it writes."""
 
     def check(self, plan: Plan) -> None:
         """Refuse what this runtime can't run faithfully; raises UserError."""
         ...
+
+    def not_checked(self) -> Sequence[str]:
+        """What running its files here can't prove of the device, a sentence each."""
+        ...
+
+    @property
+    def LIBRARIES(self) -> Sequence[str]:
+        """The distributions that shape its files."""
+        ...
+
+
+class GraphBackend(Backend, Protocol):
+    """A backend that writes graphs for a runtime."""
 
     def emit(
         self,
@@ -64,30 +82,60 @@ class Backend(Protocol):
 
     def code_hashes(self, graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]: ...
 
-    def not_checked(self) -> Sequence[str]:
-        """What running them here can't prove of the device, a sentence each."""
-        ...
+
+def load_backend(name: str) -> GraphBackend:
+    """The backend of that name, which has graphs."""
+    backend: GraphBackend = importlib.import_module(f"scale_export.backends.{name}.backend")
+    return backend
+
+
+def backend_of(plan: Plan) -> Backend:
+    """The plan's backend, of which every kind is known to refuse and to name its libraries."""
+    return load_backend(plan.target.backend)
+
+
+class Candidate(Protocol):
+    """What is shipped, as it runs on this machine."""
 
     @property
-    def LIBRARIES(self) -> Sequence[str]:
-        """The distributions that shape the graphs."""
+    def executed_by(self) -> str:
+        """What computes, in words."""
+        ...
+
+    def logits(self, cases: Sequence[Case]) -> list[Float32]:
+        """Its logits along every case's path, each ``[steps, V]``."""
+        ...
+
+    def answer(self, question: Question) -> str:
+        """Its greedy answer."""
         ...
 
 
-def load_backend(name: str) -> Backend:
-    """The backend of that name."""
-    backend: Backend = importlib.import_module(f"scale_export.backends.{name}.backend")
-    return backend
+@dataclass(frozen=True, kw_only=True)
+class GraphCandidate:
+    """A package's graphs behind an engine, with the package's own processor."""
+
+    responder: Responder
+
+    @property
+    def executed_by(self) -> str:
+        return self.responder.generator.engine.executed_by
+
+    def logits(self, cases: Sequence[Case]) -> list[Float32]:
+        return path_logits(self.responder.generator, cases)
+
+    def answer(self, question: Question) -> str:
+        return self.responder.answer(question.images, question.prompt, max_new_tokens=MAX_NEW_TOKENS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The report, and what the package and the report page are made of beside it."""
+    """The report, and what the package and the report page are made of beside it; no answers where none were asked."""
 
     report: ParityReport
     cases: tuple[Case, ...]
     shipped_logits: tuple[Float32, ...]
-    scale_answers: tuple[str, ...]
+    scale_answers: tuple[str, ...] | None
     answered: tuple[Answered, ...]
 
 
@@ -95,7 +143,8 @@ class Measured:
 class Measurement:
     """One measurement of ``graphs`` (role → file) beside the processor files in ``directory``.
 
-    ``scratch`` is a folder for graphs that are emitted to compare with, the system's own where None. ``scoring`` judges
+    ``scratch`` is a folder for graphs that are emitted to compare with, the system's own where None.
+    ``parity`` says whether models are loaded or streamed from disk; see ``streaming.must_stream``. ``scoring`` judges
     the task leg's answers.
     """
 
@@ -104,42 +153,35 @@ class Measurement:
     graphs: Mapping[str, Path]
     log: WorkLog
     scratch: Path | None = None
+    parity: ParityMode = "auto"
     scoring: Scoring = "strict"
 
     def run(self, eval_spec: str | None, limit: int | None) -> Measured:
         """Every leg that applies to the plan; those that don't are named in the report."""
         plan, base = self.plan, self.plan.base
-        backend = load_backend(plan.target.backend)
-        engine = backend.open_engine(self.graphs, plan)
-        report = ParityReport(executed_by=engine.executed_by, not_checked=[*backend.not_checked()])
+        candidate = self._candidate()
+        unchecked = backend_of(plan).not_checked()
+        report = ParityReport(executed_by=candidate.executed_by, not_checked=[*unchecked])
         with self.log.stage("PyTorch ScAle reference"):
-            cases = reference_cases(base.model, base.processor, plan.coefficients, parity_prompts())
+            cases = self._cases()
         folded = fold(base.weights, plan.coefficients, plan.fold)
         with self.log.stage("fold leg"):
-            portable = path_logits(self._generator(reference_engine(plan, folded)), cases)
+            portable = self._portable(folded, cases)
             report.legs["fold"] = fold_leg(cases, portable)
-        with tempfile.TemporaryDirectory(dir=self.scratch, prefix=".parity-") as scratch:
-            stages = self._graph_legs(report, folded, cases, portable, Path(scratch))
-        shipped = stages[-1][1]
-        with self.log.stage("preprocessing leg"):
-            processor = base.family.load_processor(self.directory)
-            inputs = [
-                encode_messages(processor, [user_message(c.prompt.images, c.prompt.text)]) for c in cases
-            ]
-            levels = levels_per_unit(base.processor)
-            report.legs["preprocessing"] = preprocessing_leg([c.inputs for c in cases], inputs, levels)
-            packaged = self._prepared_logits(engine, cases, inputs, shipped)
-        chain = [("fold", portable), *stages, ("preprocessing", packaged)]
+        with self.log.stage("shipped files"):
+            shipped = candidate.logits(cases)
+        steps = self._own_legs(report, folded, cases, portable, shipped)
+        prepared = self._preprocessing(report, [(c.prompt, c.inputs) for c in cases])
+        chain = [
+            ("fold", portable),
+            *steps,
+            ("preprocessing", _prepared(candidate, cases, prepared, shipped)),
+        ]
         report.attribution = attribution([case.logits for case in cases], chain)
-        responder = Responder(
-            processor=processor,
-            generator=self._generator(engine),
-            eos_token_ids=end_token_ids(processor, self.directory),
-        )
         if plan.target.max_memory_bytes is not None:
             report.skip("memory", "a running package's memory is measured by bench, on the device")
-        scale_answers = self._agreement(report, responder, cases)
-        answered = self._task(report, responder, eval_spec, limit)
+        scale_answers = self._agreement(report, candidate, cases)
+        answered = self._task(report, candidate, eval_spec, limit)
         return Measured(
             report=report,
             cases=tuple(cases),
@@ -148,20 +190,60 @@ class Measurement:
             answered=answered,
         )
 
+    @functools.cached_property
+    def _streamed(self) -> str | None:
+        """Why models are streamed from disk here; None where they are loaded."""
+        return must_stream(self.plan.base.checkpoint, self.parity)
+
+    def _cases(self) -> list[Case]:
+        """The reference's paths; few and short ones where every step reads the whole model from disk."""
+        base, coefficients = self.plan.base, self.plan.coefficients
+        if self._streamed is None:
+            return reference_cases(base.model, base.processor, coefficients, parity_prompts())
+        return reference_cases(base.streamed_model, base.processor, coefficients, few_prompts(), steps=1)
+
+    def _preprocessing(self, report: ParityReport, encoded: Sequence[tuple[Prompt, Inputs]]) -> list[Inputs]:
+        """Prompts with the base processor's inputs, against those of the package's own files, which are returned."""
+        base = self.plan.base
+        with self.log.stage("preprocessing leg"):
+            processor = base.family.load_processor(self.directory)
+            inputs = [self._encoded(processor, prompt)[1] for prompt, _ in encoded]
+            levels = levels_per_unit(base.processor)
+            report.legs["preprocessing"] = preprocessing_leg([i for _, i in encoded], inputs, levels)
+        return inputs
+
+    def _encoded(self, processor: Any, prompt: Prompt) -> tuple[Prompt, Inputs]:
+        return prompt, encode_messages(processor, [user_message(prompt.images, prompt.text)])
+
+    def _candidate(self) -> Candidate:
+        processor = self.plan.base.family.load_processor(self.directory)
+        responder = Responder(
+            processor=processor,
+            generator=self._generator(
+                load_backend(self.plan.target.backend).open_engine(self.graphs, self.plan)
+            ),
+            eos_token_ids=end_token_ids(processor, self.directory),
+        )
+        return GraphCandidate(responder=responder)
+
     def _generator(self, engine: Engine) -> Generator:
         return generator_of(self.plan, engine)
 
-    def _graph_legs(
+    def _portable(self, folded: FoldedDecoder, cases: Sequence[Case]) -> list[Float32]:
+        """The portable decoder's logits on ``folded``'s weights, float32."""
+        kernels = StreamedKernels if self._streamed else TorchKernels
+        return path_logits(self._generator(reference_engine(self.plan, folded, kernels)), cases)
+
+    def _own_legs(
         self,
         report: ParityReport,
         folded: FoldedDecoder,
         cases: Sequence[Case],
         portable: Sequence[Float32],
-        scratch: Path,
-    ) -> list[tuple[str, list[Float32]]]:
-        """The lowering, quantization and runtime legs; returns the logits after each step, the package's own last."""
+        shipped: list[Float32],
+    ) -> Steps:
+        """The legs of graphs: lowering, quantization and runtime."""
         plan = self.plan
-        shipped = self._logits(self.graphs, cases, "shipped graphs")
         if not plan.quantized:
             report.legs["lowering"] = lowering_leg(portable, shipped, plan.precision)
             report.skip("quantization", f"weights are {plan.precision}, nothing is quantized")
@@ -169,41 +251,48 @@ class Measurement:
                 "runtime", f"{plan.precision} graphs have no faster, looser kernels here to compare with"
             )
             return [("lowering", shipped)]
-        backend = load_backend(plan.target.backend)
-        with self.log.stage("unquantized graphs"):
-            names = backend.emit(
-                folded,
-                plan.base.family.vision_module(plan.base.model),
-                plan,
-                scratch,
-                precision="float32",
-                vision_precision="float32",
+        strict = self._logits(self.graphs, cases, "strict kernels")
+        if self._streamed is None:
+            plain = self._unquantized(folded, cases)
+            report.legs["lowering"] = lowering_leg(portable, plain, "float32")
+        else:
+            plain = list(portable)
+            with self.log.stage("lowering leg"):
+                dequantized = self._portable(quantized(folded, plan), cases)
+            report.legs["lowering"] = {
+                **lowering_leg(dequantized, strict, "float32"),
+                "weights": "dequantized",
+            }
+            report.not_checked.append(
+                f"an unquantized graph of this size ({self._streamed}): the lowering leg compares the quantized "
+                f"graph with the portable decoder on the same dequantized weights, and the quantization leg the "
+                f"quantized graph with the portable decoder in float32"
             )
-        plain_graphs = {role: scratch / name for role, name in names.items()}
-        plain = self._logits(plain_graphs, cases, "lowering leg", strict=True)
-        report.legs["lowering"] = lowering_leg(portable, plain, "float32")
-        strict = self._logits(self.graphs, cases, "quantization leg", strict=True)
         limits = plan.target.parity.of(plan.precision)
         codes = self._codes_kept(folded)
         report.legs["quantization"] = quantization_leg(plain, strict, limits, codes)
         report.legs["runtime"] = runtime_leg(strict, shipped, limits)
         return [("lowering", plain), ("quantization", strict), ("runtime", shipped)]
 
-    def _prepared_logits(
-        self, engine: Engine, cases: Sequence[Case], prepared: Sequence[Inputs], shipped: Sequence[Float32]
-    ) -> list[Float32]:
-        """The package's logits on what its own processor prepares; ``shipped`` where that is the reference's input."""
-        generator = self._generator(engine)
-        return [
-            logits if same_inputs(case.inputs, inputs) else generator.forced_logits(inputs, case.tokens)
-            for case, inputs, logits in zip(cases, prepared, shipped, strict=True)
-        ]
+    def _unquantized(self, folded: FoldedDecoder, cases: Sequence[Case]) -> list[Float32]:
+        """The logits of float32 graphs of the same decoder, which are emitted for this and dropped again."""
+        plan = self.plan
+        with tempfile.TemporaryDirectory(dir=self.scratch, prefix=".parity-") as scratch:
+            with self.log.stage("unquantized graphs"):
+                names = load_backend(plan.target.backend).emit(
+                    folded,
+                    plan.base.vision,
+                    plan,
+                    Path(scratch),
+                    precision="float32",
+                    vision_precision="float32",
+                )
+            graphs = {role: Path(scratch) / name for role, name in names.items()}
+            return self._logits(graphs, cases, "unquantized graphs, strict kernels")
 
-    def _logits(
-        self, graphs: Mapping[str, Path], cases: Sequence[Case], stage: str, *, strict: bool = False
-    ) -> list[Float32]:
+    def _logits(self, graphs: Mapping[str, Path], cases: Sequence[Case], stage: str) -> list[Float32]:
         with self.log.stage(stage):
-            engine = load_backend(self.plan.target.backend).open_engine(graphs, self.plan, strict=strict)
+            engine = load_backend(self.plan.target.backend).open_engine(graphs, self.plan, strict=True)
             return path_logits(self._generator(engine), cases)
 
     def _codes_kept(self, folded: FoldedDecoder) -> dict[str, bool | None]:
@@ -221,9 +310,14 @@ class Measurement:
         return {name: found[name] == base.block(name).codes_sha256 for name in names}
 
     def _agreement(
-        self, report: ParityReport, responder: Responder, cases: Sequence[Case]
-    ) -> tuple[str, ...]:
-        """Answers on the parity prompts: always measured, whatever the model."""
+        self, report: ParityReport, candidate: Candidate, cases: Sequence[Case]
+    ) -> tuple[str, ...] | None:
+        """Answers on the parity prompts, whatever the model, unless it is streamed."""
+        if self._streamed is not None:
+            report.skip(
+                "answer agreement", f"the reference would read the model for every token: {self._streamed}"
+            )
+            return None
         questions = [
             Question(
                 id=c.prompt.name,
@@ -236,21 +330,24 @@ class Measurement:
             )
             for c in cases
         ]
-        answered = self._ask(responder, questions, "answer agreement")
+        answered = self._ask(candidate, questions, "answer agreement")
         report.answer_agreement = agreement(answered)
         return tuple(a.scale for a in answered)
 
     def _task(
-        self, report: ParityReport, responder: Responder, eval_spec: str | None, limit: int | None
+        self, report: ParityReport, candidate: Candidate, eval_spec: str | None, limit: int | None
     ) -> tuple[Answered, ...]:
         if eval_spec is None:
             report.skip("task", "no evaluation set was named (--eval gridworld, for one)")
+            return ()
+        if self._streamed is not None:
+            report.skip("task", f"the reference would read the model for every token: {self._streamed}")
             return ()
         questions = load_questions(eval_spec, "test", limit=limit)
         if not questions:
             report.skip("task", f"question set {public_name(eval_spec)} has no test questions")
             return ()
-        answered = self._ask(responder, questions, "task leg")
+        answered = self._ask(candidate, questions, "task leg")
         limits = self.plan.target.parity.of(self.plan.precision)
         leg = task_leg(
             public_name(eval_spec), answered, limits, scoring=self.scoring, questions_sha256=digest(questions)
@@ -263,16 +360,31 @@ class Measurement:
             report.skip("accuracy", reason)
         return tuple(answered)
 
-    def _ask(self, responder: Responder, questions: Sequence[Question], stage: str) -> list[Answered]:
+    def _ask(self, candidate: Candidate, questions: Sequence[Question], stage: str) -> list[Answered]:
         base = self.plan.base
-
-        def ask(question: Question) -> str:
-            return responder.answer(question.images, question.prompt, max_new_tokens=MAX_NEW_TOKENS)
-
         with self.log.stage(stage):
             return ask_all(
-                base.model, base.processor, self.plan.coefficients, ask, questions, self.log.advance
+                base.model,
+                base.processor,
+                self.plan.coefficients,
+                candidate.answer,
+                questions,
+                self.log.advance,
             )
+
+
+Steps = list[tuple[str, list[Float32]]]
+"""The chain beyond the fold: what each step is called, and the logits after it, the shipped files' last."""
+
+
+def _prepared(
+    candidate: Candidate, cases: Sequence[Case], prepared: Sequence[Inputs], shipped: Sequence[Float32]
+) -> list[Float32]:
+    """The candidate's logits on what its own processor prepares; ``shipped`` where that is the reference's input."""
+    return [
+        logits if same_inputs(case.inputs, inputs) else candidate.logits([replace(case, inputs=inputs)])[0]
+        for case, inputs, logits in zip(cases, prepared, shipped, strict=True)
+    ]
 
 
 def generator_of(plan: Plan, engine: Engine) -> Generator:
@@ -287,18 +399,37 @@ def generator_of(plan: Plan, engine: Engine) -> Generator:
     )
 
 
-def reference_engine(plan: Plan, folded: FoldedDecoder, tap: Tap | None = None) -> ReferenceEngine:
+def reference_engine(
+    plan: Plan, folded: FoldedDecoder, kernels: Callable[[DecoderWeights], TorchKernels] = TorchKernels
+) -> ReferenceEngine:
     """The portable decoder in float32 on the weights of ``folded``."""
     base = plan.base
     attn, mlp = folded.dense()
     return ReferenceEngine(
         folded.weights,
         scaled=folded.scaled,
-        vision=base.family.vision_module(base.model),
+        vision=base.vision,
         image_token_id=base.family.image_token_id(base.config),
         gate=(folded.coefficients.scope, Scalars(attn=attn, mlp=mlp)) if folded.gate else None,
-        tap=tap,
+        kernels=kernels,
     )
+
+
+def measurement_of(plan: Plan) -> type[Measurement]:
+    """What measures that plan's files."""
+    if plan.precision == "stored":
+        from .measure_checkpoint import CheckpointMeasurement
+
+        return CheckpointMeasurement
+    return Measurement
+
+
+def quantized(folded: FoldedDecoder, plan: Plan) -> FoldedDecoder:
+    """The folded decoder at the plan's weight precision."""
+    if plan.precision not in ("int8", "int4"):
+        return folded
+    bits: Bits = 4 if plan.precision == "int4" else 8
+    return quantize(folded, load_quantizer("rtn"), bits=bits, block_size=plan.block_size)
 
 
 def evaluation_set(asked: str, coefficients: Coefficients) -> str | None:
@@ -313,9 +444,8 @@ def evaluation_set(asked: str, coefficients: Coefficients) -> str | None:
         return None
     if asked == "auto":
         trained_on = str(coefficients.training.get("data", ""))
-        return (
-            trained_on if trained_on.partition(":")[0] in dataset_names() and _is_here(trained_on) else None
-        )
+        known = trained_on.partition(":")[0] in dataset_names()
+        return trained_on if known and _is_here(trained_on) else None
     load_questions(asked, "test", limit=1)
     return asked
 

@@ -56,7 +56,10 @@ class Tool(_Record):
 
 
 class DecoderFacts(_Record):
-    """What a runtime must know of the decoder to allocate its inputs and its cache."""
+    """What a runtime must know of the decoder to allocate its inputs and its cache.
+
+    The dtypes are None in a checkpoint, whose runtime chooses them.
+    """
 
     num_layers: Count
     num_heads: Count
@@ -64,8 +67,8 @@ class DecoderFacts(_Record):
     head_dim: Count
     hidden_size: Count
     vocab_size: Count
-    activation_dtype: FloatType
-    kv_dtype: FloatType
+    activation_dtype: FloatType | None
+    kv_dtype: FloatType | None
 
 
 class Manifest(_Record):
@@ -78,7 +81,8 @@ class Manifest(_Record):
         execution_providers: of the backend, in order of preference.
         graphs: the file or folder of each graph by its role: ``decoder`` (``decoder_1``, ``decoder_2``, … of a
             split one), and where there are such ones ``vision``, ``embedding``, ``decoder_folded`` (the second
-            phase's), and what a backend's host needs beside them.
+            phase's), and what a backend's host needs beside them. Of a checkpoint, ``checkpoint``: its one
+            weight file, or the index of several.
         coefficients: the side file that holds the scalars.
         extras: the family's own facts, plain JSON.
         files: every file but the manifest, by its path inside the package with ``/`` between the parts;
@@ -116,8 +120,8 @@ class Manifest(_Record):
 
     def check_references(self) -> None:
         """Raise ValueError where a graph or the coefficients name a file that ``files`` does not list."""
-        if not {"decoder", "decoder_1"} & self.graphs.keys():
-            raise ValueError("graphs names no 'decoder'")
+        if not {"decoder", "decoder_1", "checkpoint"} & self.graphs.keys():
+            raise ValueError("graphs names no 'decoder' and no 'checkpoint'")
         for name in (*self.graphs.values(), self.coefficients):
             if not self.holds(name):
                 raise ValueError(f"it names the file {name!r} and does not list it among its files")

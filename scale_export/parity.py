@@ -25,6 +25,8 @@ from .statistics import mean_kl, top1_agreement
 from .targets import ParityLimits
 
 LEGS = ("fold", "lowering", "quantization", "runtime", "preprocessing", "task")
+CHECKPOINT_LEGS = ("tensors", "storage")
+"""What a folded checkpoint has beside them."""
 SCHEMA = 1
 
 

@@ -7,18 +7,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from . import __version__
+from .backends.checkpoint import backend as checkpoint
 from .base import BaseModel, open_base
 from .coefficients import load_coefficients, save_coefficients
 from .errors import UserError
 from .folding import FoldedDecoder, fold
-from .measure import Measured, Measurement, evaluation_set, load_backend
+from .measure import Measured, backend_of, evaluation_set, load_backend, measurement_of, quantized
 from .package import DecoderFacts, Manifest, Tool
 from .plan import ExportOptions, Plan, make_plan
 from .progress import WorkLog
-from .quantize import load_quantizer, quantize
 from .records import Coefficients
 from .report import render_report
 from .report_data import library_versions, report_data
@@ -26,9 +26,12 @@ from .runtime import PROCESSOR_FILES
 from .scoring import Scoring
 from .selftest import write_selftest
 from .staging import StagedPackage, check_destination
+from .streaming import parity_mode
 from .targets import load_target
 
-COEFFICIENTS = "scale.safetensors"
+COEFFICIENTS: Final = "scale.safetensors"
+CHECKPOINT_COEFFICIENTS: Final = "scale/scale.safetensors"
+"""In a folder, since loaders of checkpoints take every safetensors file beside the weights for weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,8 @@ class FoldRequest:
             on, ``none`` leaves the leg out.
         eval_limit: how many of its test questions, None for all.
         scoring: ``strict``, or ``official`` for the rules of the set's authors.
+        parity: ``full`` loads the float32 reference, ``streamed`` reads it from disk layer by layer, ``auto``
+            decides by memory (see ``streaming.must_stream``), ``files`` checks a checkpoint without running it.
     """
 
     coeffs: Path
@@ -51,6 +56,7 @@ class FoldRequest:
     evaluation: str = "auto"
     eval_limit: int | None = None
     scoring: Scoring = "strict"
+    parity: str = "auto"
     force: bool = False
 
 
@@ -72,23 +78,35 @@ def plan_fold(request: FoldRequest) -> Plan:
     base = open_base(request.model or coefficients.base.base_model, relative_to=request.coeffs.parent)
     evaluation_set(request.evaluation, coefficients)
     plan = make_plan(coefficients, base, target, request.options)
-    load_backend(target.backend).check(plan)
+    if parity_mode(request.parity) == "files" and plan.precision != "stored":
+        raise UserError(
+            f"--parity files checks a checkpoint's tensors, and graphs for {target.name} are proved by running "
+            f"them: use --parity streamed"
+        )
+    backend_of(plan).check(plan)
     return plan
 
 
 def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
-    """Plan, fold, quantize, emit, verify, and write the package whole or not at all."""
+    """Plan, fold, quantize, write graphs or a checkpoint, verify, and put the package in place whole or not at all."""
     plan = plan_fold(request)
     evaluation = evaluation_set(request.evaluation, plan.coefficients)
-    with StagedPackage(request.out, force=request.force) as staged:
+    with StagedPackage(request.out, force=request.force, needed_bytes=least_bytes(plan)) as staged:
         directory = staged.directory
         folded = fold(plan.base.weights, plan.coefficients, plan.fold)
-        graphs = emit(quantized(folded, plan), plan, directory, log)
-        copy_processor(plan.base, directory)
-        save_coefficients(portable_coefficients(plan), directory / COEFFICIENTS)
-        paths = {role: directory / name for role, name in graphs.items()}
-        measurement = Measurement(
-            plan=plan, directory=directory, graphs=paths, log=log, scratch=directory, scoring=request.scoring
+        write = write_checkpoint if plan.precision == "stored" else write_graphs
+        graphs = write(folded, plan, directory, log)
+        coefficients = directory / coefficients_name(plan)
+        coefficients.parent.mkdir(exist_ok=True)
+        save_coefficients(portable_coefficients(plan), coefficients)
+        measurement = measurement_of(plan)(
+            plan=plan,
+            directory=directory,
+            graphs={role: directory / name for role, name in graphs.items()},
+            log=log,
+            scratch=directory,
+            parity=parity_mode(request.parity),
+            scoring=request.scoring,
         )
         measured = measurement.run(evaluation, request.eval_limit)
         with log.stage("report and self-test"):
@@ -99,22 +117,20 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
     return Outcome(path=path, passed=passed, parity=measured.report.to_json(), plan=plan)
 
 
-def quantized(folded: FoldedDecoder, plan: Plan) -> FoldedDecoder:
-    """The folded decoder at the plan's weight precision."""
-    if plan.precision not in ("int8", "int4"):
-        return folded
-    bits: Any = 4 if plan.precision == "int4" else 8
-    return quantize(folded, load_quantizer("rtn"), bits=bits, block_size=plan.block_size)
+def write_checkpoint(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> dict[str, str]:
+    """Write the folded Hugging Face model directory; its role → file name."""
+    with log.stage("checkpoint"):
+        return checkpoint.write(folded, plan, directory)
 
 
-def emit(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> dict[str, str]:
-    """Write the target's graphs and side files; role → file name."""
+def write_graphs(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> dict[str, str]:
+    """Write the target's graphs, side files and the processor; role → file name."""
     backend = load_backend(plan.target.backend)
-    with log.stage("base model"):
-        vision = plan.base.family.vision_module(plan.base.model)
+    with log.stage("vision tower"):
+        vision = plan.base.vision
     with log.stage(f"{plan.precision} graphs"):
         graphs = backend.emit(
-            folded,
+            quantized(folded, plan),
             vision,
             plan,
             directory,
@@ -122,7 +138,18 @@ def emit(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> di
             vision_precision=plan.vision_precision,
         )
         backend.emit_side_files(folded, directory)
+    copy_processor(plan.base, directory)
     return graphs
+
+
+def coefficients_name(plan: Plan) -> str:
+    """Where the package keeps its coefficients."""
+    return CHECKPOINT_COEFFICIENTS if plan.precision == "stored" else COEFFICIENTS
+
+
+def least_bytes(plan: Plan) -> int | None:
+    """What the package will take at least, where that is known before it is written."""
+    return checkpoint.weight_bytes(plan.base.checkpoint) if plan.precision == "stored" else None
 
 
 def check_budget(plan: Plan, directory: Path) -> None:
@@ -154,8 +181,10 @@ def copy_processor(base: BaseModel, directory: Path) -> None:
 
 
 def write_proof(plan: Plan, measured: Measured, directory: Path, name: str) -> None:
-    """Write the self-test, ``parity.json`` and ``report.html``."""
-    write_selftest(directory, measured.cases, measured.shipped_logits, measured.scale_answers, plan.precision)
+    """Write the self-test (a checkpoint has none, since nothing here runs it), ``parity.json``, ``report.html``."""
+    if plan.precision != "stored":
+        answers = measured.scale_answers
+        write_selftest(directory, measured.cases, measured.shipped_logits, answers, plan.precision)
     text = json.dumps(
         measured.report.to_json(), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False
     )
@@ -167,7 +196,7 @@ def write_proof(plan: Plan, measured: Measured, directory: Path, name: str) -> N
 def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
     """The manifest but for its file table, which the package writer fills in."""
     base, spec = plan.base, plan.base.spec
-    computes, keeps = plan.float_types
+    computes, keeps = (None, None) if plan.precision == "stored" else plan.float_types
     return Manifest(
         tool=Tool(name="scale-export", version=__version__),
         libraries=library_versions(plan),
@@ -193,7 +222,7 @@ def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
             activation_dtype=computes,
             kv_dtype=keeps,
         ),
-        coefficients=COEFFICIENTS,
+        coefficients=coefficients_name(plan),
         image_token_id=base.family.image_token_id(base.config),
         extras=base.family.runtime_config(base.config),
     )

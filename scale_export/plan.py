@@ -30,6 +30,7 @@ class Plan:
 
     ``decisions`` says, sentence by sentence, what was chosen and why; the report and ``--dry-run`` show it.
     ``pixel_shape`` is (3, height, width) of one tile, as the model's own processor makes it.
+    ``block_size`` is 0 on a target that quantizes nothing.
     """
 
     base: BaseModel
@@ -55,6 +56,7 @@ class Plan:
             case "float32" | "float16" as own:
                 return own, own
             case _:
+                assert self.target.activations and self.target.kv_cache, "targets with graphs state them"
                 return self.target.activations, self.target.kv_cache
 
 
@@ -72,22 +74,20 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
             f"site at {base.spec.mlp_site!r}: train them again on this model"
         )
     precision = _precision(target, options.precision)
-    block_size = options.block_size or target.block_size
-    if block_size < 16 or block_size & (block_size - 1):
-        raise UserError(f"block size {block_size} is refused: it must be a power of two from 16")
+    block_size = _block_size(target, options.block_size)
     quantized = precision in ("int8", "int4")
     if quantized:
         _check_widths(base.spec, target, block_size)
     straddles = quantized and _straddles(coefficients, base.spec.head_dim, block_size)
     fold, why = _fold_mode(coefficients, base.spec.num_layers, target, options.fold, straddles, block_size)
-    context_length = min(target.context_length, base.spec.max_positions)
+    context_length = min(target.context_length or base.spec.max_positions, base.spec.max_positions)
     pixel_shape = _pixel_shape(base, target, context_length)
     return Plan(
         base=base,
         coefficients=coefficients,
         target=target,
         precision=precision,
-        vision_precision=target.vision_precision if quantized else precision,
+        vision_precision=(quantized and target.vision_precision) or precision,
         block_size=block_size,
         context_length=context_length,
         pixel_shape=pixel_shape,
@@ -95,10 +95,29 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         decisions=(
             why,
             _precision_reason(precision, options.precision, target, block_size),
-            f"The context holds {context_length} tokens: the smaller of the target's {target.context_length} "
-            f"and the model's {base.spec.max_positions}.",
+            _context_reason(context_length, target, base.spec.max_positions),
             *_placement(base.spec, target),
         ),
+    )
+
+
+def _block_size(target: Target, asked: int | None) -> int:
+    if target.block_size is None:
+        if asked is not None:
+            raise UserError(f"target {target.name} quantizes nothing: leave --block-size out")
+        return 0
+    block_size = asked or target.block_size
+    if block_size < 16 or block_size & (block_size - 1):
+        raise UserError(f"block size {block_size} is refused: it must be a power of two from 16")
+    return block_size
+
+
+def _context_reason(context_length: int, target: Target, positions: int) -> str:
+    if target.context_length is None:
+        return f"The context holds the model's own {positions} tokens."
+    return (
+        f"The context holds {context_length} tokens: the smaller of the target's {target.context_length} "
+        f"and the model's {positions}."
     )
 
 
@@ -113,6 +132,8 @@ def _precision(target: Target, asked: str | None) -> Precision:
 
 def _precision_reason(precision: Precision, asked: str | None, target: Target, block_size: int) -> str:
     who = "as asked" if asked else f"target {target.name}'s default"
+    if precision == "stored":
+        return "Every tensor keeps the dtype that the base model stores it in."
     if precision in ("int8", "int4"):
         return f"Weights are {precision} in symmetric blocks of {block_size}, {who}."
     return f"Weights are {precision}, {who}."
@@ -202,7 +223,8 @@ def _fold_mode(
     exact = [mode for mode in FOLD_MODES if mode not in refusals]
     if asked == "auto":
         if not exact:
-            raise UserError(f"no fold mode is exact here: {'; '.join(refusals.values())}")
+            reasons = "; ".join(dict.fromkeys(refusals.values()))
+            raise UserError(f"no fold mode is exact here: {reasons}; choose a target that gates, such as cpu")
         return _explain(exact[0], reason, refusals)
     if asked not in FOLD_MODES:
         raise UserError(
@@ -210,7 +232,7 @@ def _fold_mode(
         )
     mode = FOLD_MODES[FOLD_MODES.index(asked)]
     if mode in refusals:
-        ways = " or ".join(f"--fold {m}" for m in exact) or "another target"
+        ways = " or ".join(f"--fold {m}" for m in exact) or "a target that gates, such as cpu"
         raise UserError(f"--fold {mode} is refused: {refusals[mode]}; use {ways}{_working_block(straddles)}")
     return mode, f"Fold mode {mode}, as asked: it is exact here ({reason})."
 

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 Scope = Literal["last", "all"]
 MlpSite = Literal["output", "post_norm"]
 FoldMode = Literal["weights", "gate", "two-phase"]
-Precision = Literal["float32", "float16", "int8", "int4"]
+Precision = Literal["float32", "float16", "int8", "int4", "stored"]
+"""What weights are written in; ``stored`` keeps the dtypes of the base checkpoint."""
 Activation = Literal["silu", "gelu_tanh"]
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
+"""The precisions of graphs."""
 FOLD_MODES: tuple[FoldMode, ...] = ("weights", "gate", "two-phase")
 
 

@@ -57,32 +57,50 @@ def parity_prompts(count: int = 12) -> list[Prompt]:
     return prompts
 
 
+def few_prompts() -> list[Prompt]:
+    """The first and the last of them, with and without a picture: for models that are streamed from disk."""
+    prompts = parity_prompts(1)
+    return [prompts[0], prompts[-1]]
+
+
 def _prompt(question: Question) -> Prompt:
     images = () if question.image is None else (question.image,)
     return Prompt(name=question.id, images=images, text=question.prompt)
 
 
 def reference_cases(
-    model: Any, processor: Any, coefficients: Coefficients, prompts: Sequence[Prompt]
+    model: Any,
+    processor: Any,
+    coefficients: Coefficients,
+    prompts: Sequence[Prompt],
+    steps: int = FORCED_STEPS,
 ) -> list[Case]:
-    """Run the hooked Hugging Face model on each prompt: one prefill, then ``FORCED_STEPS`` decode steps."""
+    """Run the hooked Hugging Face model on each prompt: one prefill, then ``steps`` decode steps."""
     cases = []
     with attach(model, coefficients):
         for prompt in prompts:
             inputs = encode_messages(processor, [user_message(prompt.images, prompt.text)])
-            tokens, logits = _greedy_path(model, inputs)
+            tokens, logits = _path(model, inputs, steps)
             cases.append(Case(prompt=prompt, inputs=inputs, tokens=tokens, logits=logits))
     return cases
 
 
+def model_logits(model: Any, cases: Sequence[Case]) -> list[Float32]:
+    """A Hugging Face model's logits along every case's path, each ``[len(tokens) + 1, V]``."""
+    return [_path(model, case.inputs, len(case.tokens), forced=case.tokens)[1] for case in cases]
+
+
 @torch.no_grad()
-def _greedy_path(model: Any, inputs: Inputs) -> tuple[tuple[int, ...], Float32]:
+def _path(
+    model: Any, inputs: Inputs, steps: int, forced: Sequence[int] | None = None
+) -> tuple[tuple[int, ...], Float32]:
+    """The tokens fed after the prompt (the model's own greedy ones, or ``forced``), and all logits."""
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
     output = model(**tensors, use_cache=True)
     rows, tokens = [output.logits[0, -1].numpy()], []
     length = tensors["input_ids"].shape[1]
-    for step in range(FORCED_STEPS):
-        tokens.append(int(rows[-1].argmax()))
+    for step in range(steps):
+        tokens.append(int(rows[-1].argmax()) if forced is None else forced[step])
         output = model(
             input_ids=torch.tensor([tokens[-1:]]),
             attention_mask=torch.ones(1, length + step + 1, dtype=torch.int64),

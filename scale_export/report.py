@@ -30,6 +30,11 @@ LEG_MEANINGS: Mapping[str, str] = {
     "preprocessing": "Hugging Face's processor → the package's own",
     "task": "PyTorch ScAle's answers → the export's",
 }
+CHECKPOINT_MEANINGS: Mapping[str, str] = {
+    "tensors": "exact products, and the base's bytes → the tensors as stored",
+    "storage": "PyTorch with ScAle hooks → the model that loads from the checkpoint, float32",
+}
+"""The legs that only folded checkpoints have."""
 MODEL_NAMES: Mapping[str, str] = {"base": "base model", "scale": "PyTorch ScAle", "export": "export"}
 VERDICTS: Mapping[bool | None, str] = {True: "passed", False: "failed", None: "no limit"}
 NOT_CHECKED = "not checked"
@@ -165,7 +170,7 @@ def _reason(line: str) -> tuple[str, str]:
 
 
 def _leg_view(name: str, leg: Json | None, reason: str) -> LegView:
-    meaning = LEG_MEANINGS.get(name, "")
+    meaning = LEG_MEANINGS.get(name) or CHECKPOINT_MEANINGS.get(name, "")
     if leg is None:
         error = LegError(leg=name, metric="", value=None, limit=None)
         missing = Metric(label=DASH, value=NOT_CHECKED, error=error)
@@ -186,6 +191,12 @@ def _metrics(name: str, leg: Json) -> Iterator[Metric]:
         if value is None and leg["passed"] is False:
             value = math.inf
         yield _at_most(name, leg["metric"], value, limit)
+    if "untouched_identical" in leg:
+        yield Metric(
+            label="headers identical to the base's", value=_yes(leg["layout_identical"]), limit="yes"
+        )
+        label = f"SHA-256 unchanged, {_number(leg['untouched'])} tensors that no scalar touches"
+        yield Metric(label=label, value=_yes(leg["untouched_identical"]), limit="yes")
     if "ids_identical" in leg:
         yield Metric(label="token ids identical", value=_yes(leg["ids_identical"]), limit="yes")
     if "kl" in leg:

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import __version__
-from .measure import Measured, load_backend
+from .measure import Measured, backend_of
 from .plan import Plan
 from .records import Precision
 from .report import DifferingQuestion, ReportData
@@ -60,7 +60,7 @@ def report_data(plan: Plan, measured: Measured, directory: Path, name: str) -> R
 
 def library_versions(plan: Plan) -> dict[str, str]:
     """The version of every library that shaped the package, by distribution name."""
-    names = {*LIBRARIES, *load_backend(plan.target.backend).LIBRARIES}
+    names = {*LIBRARIES, *backend_of(plan).LIBRARIES}
     return {name: version(name) for name in sorted(names)}
 
 
@@ -68,19 +68,21 @@ def decode_costs(plan: Plan) -> tuple[tuple[str, str], ...]:
     """What one decoded token costs, from shapes alone: the same on every machine."""
     spec = plan.base.spec
     weights = sum(out * width for out, width, _ in spec.linears().values())
+    scalars = ("ScAle scalars", f"{plan.coefficients.count:,}")
+    if plan.precision == "stored":  # whoever takes the checkpoint decides the rest
+        return (("Weights that one token multiplies", f"{weights:,}"), scalars)
     scale_bytes, cache_bytes = (2 if kind == "float16" else 4 for kind in plan.float_types)
     per_token = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * cache_bytes
     read = weights * BYTES_PER_VALUE[plan.precision]
     if plan.quantized:
         read += weights / plan.block_size * scale_bytes
-    scalars = plan.coefficients.count
     gate = spec.num_layers * (spec.num_heads * spec.head_dim + spec.hidden_size) if plan.fold == "gate" else 0
     return (
         ("Weights that one token multiplies", f"{weights:,}"),
         ("Weight bytes read per token", f"{read / 1e6:,.2f} MB"),
         ("KV cache per token of context", f"{per_token:,} bytes"),
         ("KV cache at full context", f"{per_token * plan.context_length / 1e6:,.1f} MB"),
-        ("ScAle scalars", f"{scalars:,}"),
+        scalars,
         ("Extra multiplications per token by the gate", f"{gate:,} ({gate / weights:.3%} of the weights)"),
     )
 

@@ -107,7 +107,7 @@ def check_requirements(
     requirements: Iterable[Requirement],
     *,
     parity: Mapping[str, Any] | None,
-    selftest: Mapping[str, Any],
+    selftest: Mapping[str, Any] | None,
     size: int,
 ) -> tuple[Checked, ...]:
     """Each requirement against ``parity.json``'s object (None where no leg ran), the self-test and the bytes."""

@@ -22,7 +22,7 @@ from .errors import UserError, did_you_mean
 from .records import FoldMode, Precision
 from .resources import resource_dir
 
-Backend = Literal["onnxruntime", "coreml", "coreai"]
+Backend = Literal["onnxruntime", "coreml", "coreai", "checkpoint"]
 ComputeUnits = Literal["all", "cpu_and_gpu", "cpu_and_ne", "cpu_only"]
 FloatType = Literal["float32", "float16"]
 ExecutionProvider = Literal[
@@ -57,13 +57,18 @@ BACKEND_KEYS: Final[dict[Backend, tuple[str, ...]]] = {
     "onnxruntime": ("execution_providers", "accuracy_level"),
     "coreml": ("compute_units", "prefill_tokens"),
     "coreai": (),
+    "checkpoint": (),
 }
 """The keys that only this backend has, and that its targets must state."""
+
+GRAPH_KEYS: Final = ("block_size", "activations", "kv_cache", "vision_precision", "context_length")
+"""The keys that every backend's targets must state but those of a checkpoint, which has no graphs."""
 
 BACKEND_ACTIVATIONS: Final[dict[Backend, tuple[FloatType, ...]]] = {
     "onnxruntime": ("float32",),
     "coreml": ("float16",),
     "coreai": ("float32", "float16"),
+    "checkpoint": (),
 }
 """What a backend's decoders can compute in, and keep in the cache, beside int8 and int4 weights."""
 
@@ -112,6 +117,7 @@ class ParityTable(_Record):
     float16: ParityLimits | None = None
     int8: ParityLimits | None = None
     int4: ParityLimits | None = None
+    stored: ParityLimits | None = None
 
     def of(self, precision: Precision) -> ParityLimits:
         """The limits of one of the target's ``precisions``; raises UserError for another one."""
@@ -130,7 +136,8 @@ class Target(_Record):
         execution_providers: of ONNX Runtime, in order of preference.
         compute_units: what Core ML may place a model on.
         precisions: the weight precisions that may be asked for.
-        block_size: weights per scale of int8 and int4, along the input dimension.
+        block_size: weights per scale of int8 and int4, along the input dimension; None, as the rest of
+            ``GRAPH_KEYS``, for a checkpoint.
         accuracy_level: of ONNX Runtime's block-wise products: 0 computes in float, 4 rounds activations to int8.
         prefill_tokens: how many tokens Core ML's function ``prefill`` takes at once.
         activations, kv_cache: what the decoder computes in and what it keeps.
@@ -151,14 +158,14 @@ class Target(_Record):
     compute_units: ComputeUnits | None = None
     precisions: Annotated[tuple[Precision, ...], Strict(False), Field(min_length=1)]
     default_precision: Precision
-    block_size: Annotated[int, Field(ge=_MIN_BLOCK)]
+    block_size: Annotated[int, Field(ge=_MIN_BLOCK)] | None = None
     accuracy_level: Literal[0, 4] | None = None
     prefill_tokens: Annotated[int, Field(ge=2)] | None = None
-    activations: FloatType
-    kv_cache: FloatType
-    vision_precision: FloatType
+    activations: FloatType | None = None
+    kv_cache: FloatType | None = None
+    vision_precision: FloatType | None = None
     fold_modes: Annotated[tuple[FoldMode, ...], Strict(False), Field(min_length=1)]
-    context_length: Annotated[int, Field(ge=1)]
+    context_length: Annotated[int, Field(ge=1)] | None = None
     max_tile_side: Annotated[int, Field(ge=1)] | None = None
     max_part_bytes: Annotated[int, Field(gt=0)] | None = None
     max_package_bytes: Annotated[int, Field(gt=0)] | None = None
@@ -167,9 +174,25 @@ class Target(_Record):
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
-        for reason in (*_backend_contradictions(self), *_contradictions(self), *_parity_contradictions(self)):
-            raise ValueError(reason)
+        checks = (_graph_contradictions, _backend_contradictions, _contradictions, _parity_contradictions)
+        for check in checks:
+            for reason in check(self):
+                raise ValueError(reason)
         return self
+
+
+def _graph_contradictions(target: Target) -> Iterable[str]:
+    """What only targets with graphs have, and what only a checkpoint has."""
+    checkpoint = target.backend == "checkpoint"
+    for key in GRAPH_KEYS:
+        if checkpoint and getattr(target, key) is not None:
+            yield f"{key} is a setting of graphs, and backend 'checkpoint' has none: drop it"
+        if not checkpoint and getattr(target, key) is None:
+            yield f"the key {key!r} is missing, which backend {target.backend!r} needs: add it"
+    if checkpoint and (target.precisions, target.fold_modes) != (("stored",), ("weights",)):
+        yield 'a checkpoint folds into weights as stored: set precisions = ["stored"], fold_modes = ["weights"]'
+    if not checkpoint and "stored" in target.precisions:
+        yield f"precision 'stored' is a checkpoint's, and backend {target.backend!r} emits graphs: drop it"
 
 
 def _backend_contradictions(target: Target) -> Iterable[str]:
@@ -183,7 +206,7 @@ def _backend_contradictions(target: Target) -> Iterable[str]:
         yield f"max_part_bytes splits decoders of backend 'coreml', not of {target.backend!r}: drop it"
     computes = BACKEND_ACTIVATIONS[target.backend]
     for key in ("activations", "kv_cache"):
-        if getattr(target, key) not in computes:
+        if getattr(target, key) not in (None, *computes):
             yield f"backend {target.backend!r} has no {getattr(target, key)} {key}: use {' or '.join(computes)}"
 
 
@@ -198,7 +221,7 @@ def _contradictions(target: Target) -> Iterable[str]:
             yield f"{key} lists {word!r} twice: keep one"
     if target.default_precision not in target.precisions:
         yield f"default_precision {target.default_precision!r} is not among precisions: add it or change it"
-    if target.block_size & (target.block_size - 1):
+    if target.block_size is not None and target.block_size & (target.block_size - 1):
         yield f"block_size {target.block_size} is no power of two, which kernels need: use 16, 32, 64, …"
     providers = target.execution_providers or ()
     if "CPUExecutionProvider" in providers[:-1]:

@@ -5,6 +5,8 @@ Limits that depend on a target's precision (KL, agreement, retention) live in ``
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .records import Precision
 
 FOLD_RELATIVE = 1e-5
@@ -15,6 +17,28 @@ LOWERING_RELATIVE: dict[Precision, float] = {"float32": 1e-4, "float16": 2e-3}
 
 ROUNDING = 1e-12
 """How far float64 sums may lie from their whole, as a share of the largest summand or of 1."""
+
+STORAGE_BITS: dict[str, int] = {"F32": 24, "F16": 11, "BF16": 8}
+"""Significant bits of the dtypes that scalars can be folded into, as safetensors spells them."""
+
+STORAGE_HALF_ULPS: dict[str, float] = {"F32": 1.0, "F16": 1 + 2.0**-13, "BF16": 1 + 2.0**-16}
+"""max |stored − exact product| of a folded tensor, in half units of the last place of its dtype.
+
+A product rounded to float32 and then to p bits is off by half a unit of the p bits, and by half a float32
+unit, which is 2^(p − 24) of the former. In float32 there is one rounding only.
+"""
+
+
+def storage_relative(dtypes: Iterable[str]) -> float:
+    """max |Δlogit| / max |logit| between the hooked model and the folded checkpoint, both in float32 arithmetic.
+
+    Storage moves a folded weight by at most u = 2^-p of itself (p significant bits), by u/√3 on average. A
+    product of many weights moves by as much of its own size, and so does the sum of all layers' products, since
+    they add in quadrature like the products themselves. The largest of many logits lies within five such
+    deviations: 5 · u/√3 < 3u. To that comes what float32 arithmetic differs by.
+    """
+    return FOLD_RELATIVE + 3 * max((2.0 ** -STORAGE_BITS[dtype] for dtype in dtypes), default=0.0)
+
 
 PIXEL_LEVELS = 1.0
 """Largest difference of a preprocessed pixel from Hugging Face's, in 8-bit levels."""

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What ``verify`` found; ``parity`` is None where only the self-test was asked for."""
+    """What ``verify`` found.
+
+    ``selftest`` is None where the package holds no graphs that this tool runs, ``parity`` where only the
+    self-test was asked for.
+    """
 
     passed: bool
-    selftest: Mapping[str, Any]
+    selftest: Mapping[str, Any] | None
     parity: Mapping[str, Any] | None
     requirements: tuple[Checked, ...] = ()
     signature: Signature | None = None
@@ -44,6 +48,7 @@ def verify_package(
     signature: Path | None = None,
     public_key: Path | None = None,
     selftest_only: bool,
+    parity: str = "auto",
     log: WorkLog,
 ) -> Verification:
     """Check hashes and self-test, then measure every parity leg again from the package and the base model.
@@ -51,7 +56,8 @@ def verify_package(
     ``selftest_only`` needs neither the base model nor torch. ``target`` is the TOML file of a target that is
     not one of ours; None takes ours of the name that the package records. ``require`` is what the measurement must
     fulfil beside its own limits (``requirements``). With a ``public_key`` the signature (``<package>.sig``, or another
-    file) is checked before anything of the package is used.
+    file) is checked before anything of the package is used. ``parity`` is that of
+    ``FoldRequest``.
 
     Raises:
         UserError: not a package, a changed one, a base model that is not to be found, a requirement that is none or is
@@ -63,26 +69,36 @@ def verify_package(
     package = open_package(path)
     requirements = read_requirements(require, package.files.manifest.precision)
     size = sum(entry.size for entry in package.files.manifest.files.values())
-    with log.stage("self-test"):
-        selftest = run_selftest(package)
+    selftest = None
+    if package.files.manifest.backend != "checkpoint":
+        with log.stage("self-test"):
+            selftest = run_selftest(package)
+    sound = selftest is None or bool(selftest["passed"])
     if selftest_only:
         checked = check_requirements(requirements, parity=None, selftest=selftest, size=size)
-        passed = bool(selftest["passed"]) and all(c.passed for c in checked)
+        passed = sound and all(c.passed for c in checked)
         return Verification(
             passed=passed, selftest=selftest, parity=None, requirements=checked, signature=signed
         )
-    from .measure import Measurement, evaluation_set
+    from .measure import evaluation_set, measurement_of
+    from .streaming import parity_mode
 
     plan = plan_again(package.files, package.coefficients, model, target)
     graphs = {str(role): package.files.path(name) for role, name in package.files.manifest.graphs.items()}
-    directory = package.files.directory
-    measurement = Measurement(plan=plan, directory=directory, graphs=graphs, log=log, scoring=scoring)
+    measurement = measurement_of(plan)(
+        plan=plan,
+        directory=package.files.directory,
+        graphs=graphs,
+        log=log,
+        parity=parity_mode(parity),
+        scoring=scoring,
+    )
     report = measurement.run(evaluation_set(evaluation, package.coefficients), eval_limit).report
-    parity = report.to_json()
-    checked = check_requirements(requirements, parity=parity, selftest=selftest, size=size)
-    passed = bool(selftest["passed"]) and report.passed and all(c.passed for c in checked)
+    measured = report.to_json()
+    checked = check_requirements(requirements, parity=measured, selftest=selftest, size=size)
+    passed = sound and report.passed and all(c.passed for c in checked)
     return Verification(
-        passed=passed, selftest=selftest, parity=parity, requirements=checked, signature=signed
+        passed=passed, selftest=selftest, parity=measured, requirements=checked, signature=signed
     )
 
 

@@ -167,6 +167,35 @@ def test_contradiction_is_refused(pattern: str, replacement: str, expected: str,
     assert expected in refused(tmp_path / "cpu.toml", edited(pattern, replacement))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "expected"),
+    [
+        (
+            r'^backend = "checkpoint"',
+            'backend = "checkpoint"\nblock_size = 32',
+            "block_size is a setting of graphs",
+        ),
+        (r'\["weights"\]', '["weights", "gate"]', "a checkpoint folds into weights as stored"),
+        (r'= \["stored"\]', '= ["stored", "float32"]', "a checkpoint folds into weights as stored"),
+        (r'^backend = "checkpoint"', 'backend = "coreai"', "the key 'block_size' is missing"),
+    ],
+)
+def test_a_checkpoint_has_no_settings_of_graphs(
+    pattern: str, replacement: str, expected: str, tmp_path: Path
+) -> None:
+    text = (resources.resource_dir("targets") / "checkpoint.toml").read_text()
+    text, count = re.subn(pattern, replacement, text, count=1, flags=re.MULTILINE)
+    assert count == 1 and expected in refused(tmp_path / "checkpoint.toml", text)
+
+
+def test_graphs_are_not_as_stored(tmp_path: Path) -> None:
+    text = (
+        edited(r'"int8", "int4"\]', '"int8", "int4", "stored"]')
+        + "\n[parity.stored]\nnear_tie_budget = 0.1\n"
+    )
+    assert "precision 'stored' is a checkpoint's" in refused(tmp_path / "cpu.toml", text)
+
+
 def test_accuracy_level_without_integer_weights_is_refused(tmp_path: Path) -> None:
     text = edited(r"^\[parity.int8\](.|\n)*", "")
     text = text.replace(', "int8", "int4"]', "]").replace('= "int8"', '= "float16"')
@@ -178,7 +207,7 @@ def test_accuracy_level_without_integer_weights_is_refused(tmp_path: Path) -> No
 
 
 def test_every_problem_is_counted(tmp_path: Path) -> None:
-    sentence = refused(tmp_path / "cpu.toml", edited("^block_size", "blocksize"))
+    sentence = refused(tmp_path / "cpu.toml", edited("^fold_modes", "fold_mode"))
     assert sentence.endswith("(and 1 more)")
 
 

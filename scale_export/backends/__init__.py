@@ -116,4 +116,9 @@ def open_engine(
         from .coreai.engine import CoreAIEngine
 
         return CoreAIEngine(graphs, context_length=context_length)
+    if backend == "checkpoint":
+        raise UserError(
+            "this package is a folded Hugging Face checkpoint, which this tool does not run: give its directory to "
+            "llama.cpp's converter, MLX, vLLM or transformers"
+        )
     raise UserError(f"this version of the tool has no runtime for {backend!r} packages: update it")

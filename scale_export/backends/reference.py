@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +44,7 @@ class ReferenceEngine:
         weights: of phase ``base``.
         scaled: of phase ``scaled``; the same as ``weights`` where there is one set.
         gate: the scalars of a gated decoder, with their scope, or None.
-        tap: told of every matrix product.
+        kernels: what holds the weights; see ``TappedKernels``, and ``streaming`` for kernels that hold none.
     """
 
     def __init__(
@@ -54,13 +55,12 @@ class ReferenceEngine:
         vision: nn.Module,
         image_token_id: int,
         gate: tuple[Scope, Scalars] | None,
-        tap: Tap | None = None,
+        kernels: Callable[[DecoderWeights], TorchKernels] = TorchKernels,
     ) -> None:
         self.spec = weights.spec
 
         def decoder(weights: DecoderWeights) -> PortableDecoder:
-            kernels = TorchKernels(weights) if tap is None else TappedKernels(weights, tap)
-            return PortableDecoder(self.spec, kernels, last_logits_only=True)
+            return PortableDecoder(self.spec, kernels(weights), last_logits_only=True)
 
         base = decoder(weights)
         self._decoders: dict[Phase, PortableDecoder] = {

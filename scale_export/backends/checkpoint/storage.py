@@ -1,0 +1,45 @@
+"""Numbers as safetensors files hold them, in NumPy: float32, float16 and bfloat16 to float32 and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...records import Float32
+from ...tolerances import STORAGE_BITS
+
+FOLDABLE = tuple(STORAGE_BITS)
+"""The dtypes that scalars can be folded into, as safetensors spells them."""
+
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_SMALLEST_EXPONENT = {"F32": -126, "F16": -14, "BF16": -126}
+
+
+def widen(raw: bytes, dtype: str) -> Float32:
+    """The values of little-endian ``raw`` as float32, exactly."""
+    if dtype == "BF16":
+        halves = np.frombuffer(raw, "<u2").astype(np.uint32)
+        return (halves << np.uint32(16)).view(np.float32)
+    return np.frombuffer(raw, "<f2" if dtype == "F16" else "<f4").astype(np.float32)
+
+
+def narrow(values: Float32, dtype: str) -> bytes:
+    """The values in ``dtype``, rounded to nearest, ties to even; what overflows becomes infinite."""
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        even = (bits >> np.uint32(16)) & np.uint32(1)
+        rounded = (bits + np.uint32(0x7FFF) + even) >> np.uint32(16)
+        return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype("<u2").tobytes()
+    with np.errstate(over="ignore"):
+        return values.astype("<f2" if dtype == "F16" else "<f4").tobytes()
+
+
+def half_ulp(exact: NDArray[Any], dtype: str) -> NDArray[np.float64]:
+    """Half a unit of the last place of ``dtype`` at each float64 value: the most that one rounding moves it."""
+    _, exponent = np.frexp(np.abs(exact))
+    exponent = np.where(exact == 0, _SMALLEST_EXPONENT[dtype], exponent - 1)
+    exponent = np.maximum(exponent, _SMALLEST_EXPONENT[dtype])
+    halves: NDArray[np.float64] = np.ldexp(np.ones(exact.shape), exponent - STORAGE_BITS[dtype])
+    return halves

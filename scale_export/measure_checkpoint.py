@@ -1,0 +1,92 @@
+"""Measuring a folded checkpoint: its tensors against the base's, and the model that loads from it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import tolerances
+from .answers import answer_questions
+from .backends.checkpoint.check import exact_folds, tensors_leg
+from .base import BaseModel, open_base
+from .datasets import Question
+from .folding import FoldedDecoder, fold
+from .measure import Candidate, Measured, Measurement, Steps, backend_of
+from .parity import ParityReport, error_leg
+from .records import Float32
+from .reference import Case, model_logits, parity_prompts
+from .task import MAX_NEW_TOKENS
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredModel:
+    """The Hugging Face model that loads from the folded checkpoint, in float32 arithmetic."""
+
+    stored: BaseModel
+    streamed: bool
+
+    @functools.cached_property
+    def model(self) -> Any:
+        return self.stored.streamed_model if self.streamed else self.stored.model
+
+    @property
+    def executed_by(self) -> str:
+        return f"PyTorch {torch.__version__}, float32, on the weights as stored"
+
+    def logits(self, cases: Sequence[Case]) -> list[Float32]:
+        return model_logits(self.model, cases)
+
+    def answer(self, question: Question) -> str:
+        answers = answer_questions(
+            self.model, self.stored.processor, [question], max_new_tokens=MAX_NEW_TOKENS
+        )
+        return answers[0].text
+
+
+@dataclass(kw_only=True)
+class CheckpointMeasurement(Measurement):
+    """The legs of a folded checkpoint in ``directory``."""
+
+    def run(self, eval_spec: str | None, limit: int | None) -> Measured:
+        """As for graphs; with ``--parity files`` no model runs, and only what the files show is checked."""
+        if self.parity != "files":
+            return super().run(eval_spec, limit)
+        base, coefficients = self.plan.base, self.plan.coefficients
+        unchecked = backend_of(self.plan).not_checked()
+        report = ParityReport(executed_by="no model ran; files were compared", not_checked=[*unchecked])
+        self._tensors(report, fold(base.weights, coefficients, self.plan.fold))
+        self._preprocessing(report, [self._encoded(base.processor, prompt) for prompt in parity_prompts()])
+        report.legs["storage"] = None
+        for name in ("fold", "storage", "task", "answer agreement"):
+            report.skip(name, f"no model ran ({self._streamed})")
+        return Measured(report=report, cases=(), shipped_logits=(), scale_answers=None, answered=())
+
+    def _candidate(self) -> Candidate:
+        return StoredModel(stored=open_base(str(self.directory)), streamed=self._streamed is not None)
+
+    def _own_legs(
+        self,
+        report: ParityReport,
+        folded: FoldedDecoder,
+        cases: Sequence[Case],
+        portable: Sequence[Float32],
+        shipped: list[Float32],
+    ) -> Steps:
+        """Every tensor against the base's, and what storage's rounding does to logits."""
+        self._tensors(report, folded)
+        weights = self.plan.base.weights
+        dtypes = {weights.checkpoint.stored(name).dtype for name in exact_folds(folded, weights)}
+        limit = tolerances.storage_relative(dtypes)
+        leg = error_leg([case.logits for case in cases], shipped, limit)
+        report.legs["storage"] = {**leg, "dtypes": sorted(dtypes)}
+        return [("storage", shipped)]
+
+    def _tensors(self, report: ParityReport, folded: FoldedDecoder) -> None:
+        with self.log.stage("tensors leg"):
+            report.legs["tensors"] = tensors_leg(folded, self.plan.base.weights, self.directory)
+        for name in ("lowering", "quantization", "runtime"):
+            report.skip(name, "a checkpoint holds no graph, and whoever takes it quantizes it")

@@ -1,0 +1,155 @@
+"""Models larger than memory: modules without weights, which are read from the checkpoint when they are used.
+
+Rules:
+1. Towers and projectors are loaded in float32; a language decoder's weights and its output head stay on disk.
+   Each module of it reads its own, in float32, before its forward and drops them after.
+2. The arithmetic is the modules' own, and every weight has the value that a loaded model has: results are the
+   same, bit for bit.
+3. ``must_stream`` is the one place that decides whether a model is loaded or streamed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import Checkpoint
+from .decoder import TorchKernels
+from .errors import UserError
+from .sites import text_decoder
+from .weights import DecoderWeights
+
+ParityMode = Literal["auto", "full", "streamed", "files"]
+PARITY_MODES: tuple[ParityMode, ...] = ("auto", "full", "streamed", "files")
+"""Load the float32 reference, stream it from disk, or run no model and check a checkpoint's files alone."""
+LOADED_COPIES = 3
+"""Float32 copies of a model that a full measurement holds: Hugging Face's, the portable decoder's, a graph's."""
+
+
+def must_stream(checkpoint: Checkpoint, mode: ParityMode) -> str | None:
+    """Why the float32 model is not loaded, as a sentence; None where it is.
+
+    ``auto`` streams where ``LOADED_COPIES`` float32 copies are more than this machine's memory.
+    """
+    needed = LOADED_COPIES * 4 * sum(math.prod(checkpoint.shape(name)) for name in checkpoint.stored_names())
+    total = psutil.virtual_memory().total
+    if mode == "full" or (mode == "auto" and needed <= total):
+        return None
+    asked = "" if mode == "auto" else f"as asked with --parity {mode}; "
+    return f"{asked}float32 copies take {needed / 1e9:.1f} GB and this machine has {total / 1e9:.1f} GB"
+
+
+def parity_mode(word: str) -> ParityMode:
+    """The mode of that name; raises UserError for another word."""
+    for mode in PARITY_MODES:
+        if mode == word:
+            return mode
+    raise UserError(f"--parity {word!r} is refused; known: {', '.join(PARITY_MODES)}")
+
+
+def streamed_model(checkpoint: Checkpoint, config: Any) -> Any:
+    """The Hugging Face model in float32 and in evaluation mode, its language decoder streamed (rule 1).
+
+    Raises:
+        UserError: the checkpoint lacks a weight of it.
+    """
+    from transformers import AutoModelForImageTextToText
+    from transformers.initialization import no_init_weights
+
+    with _parameters_on_meta(), no_init_weights():
+        model = AutoModelForImageTextToText.from_config(
+            copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False
+        )
+    model.eval().requires_grad_(False)
+    streamed = {*text_decoder(model).modules(), *_head(model)}
+    for path, module in model.named_modules():
+        names = {name: f"{path}.{name}" if path else name for name in module._parameters}
+        if module in streamed:
+            _stream(module, names, checkpoint)
+            continue
+        for name, full in names.items():
+            if module._parameters[name] is not None:
+                module._parameters[name] = _read(checkpoint, full)
+    return model
+
+
+def _head(model: Any) -> list[nn.Module]:
+    head = model.get_output_embeddings()
+    return [] if head is None else [head]
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules built here have parameters without values; buffers, which no checkpoint holds, are real."""
+    register = nn.Module.register_parameter
+
+    def register_empty(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(self, name, param)
+        if param is not None:
+            self._parameters[name] = nn.Parameter(param.detach().to("meta"), requires_grad=False)
+
+    nn.Module.register_parameter = register_empty  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _read(checkpoint: Checkpoint, name: str) -> nn.Parameter:
+    return nn.Parameter(checkpoint.tensor(name).to(torch.float32), requires_grad=False)
+
+
+def _stream(module: nn.Module, names: dict[str, str], checkpoint: Checkpoint) -> None:
+    """Read the module's own parameters before each forward, and drop them after it."""
+    empty = {name: value for name, value in module._parameters.items() if value is not None}
+    if not empty:
+        return
+
+    def read(module: nn.Module, args: Any) -> None:
+        for name in empty:
+            module._parameters[name] = _read(checkpoint, names[name])
+
+    def drop(module: nn.Module, args: Any, output: Any) -> None:
+        module._parameters.update(empty)
+
+    module.register_forward_pre_hook(read)
+    module.register_forward_hook(drop, always_call=True)
+
+
+class StreamedKernels(TorchKernels):
+    """``TorchKernels`` that read each weight when it is used and hold none."""
+
+    def __init__(self, weights: DecoderWeights, dtype: torch.dtype = torch.float32) -> None:
+        nn.Module.__init__(self)
+        self.spec = weights.spec
+        self.tensors = _Unheld(weights, dtype)
+
+
+class _Unheld(dict[str, Tensor]):
+    """Looks like the tensors of ``TorchKernels``; every look reads the weight again."""
+
+    def __init__(self, weights: DecoderWeights, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._weights, self._dtype = weights, dtype
+        self._linears, self._norms = weights.spec.linears(), set(weights.spec.norms())
+
+    def __getitem__(self, name: str) -> Tensor:
+        owner = name.removesuffix(".bias")
+        if name in self._linears:
+            return self._weights.matrix(name).to(self._dtype)
+        if owner in self._linears:
+            bias = self._weights.bias(owner)
+            assert bias is not None, "only biases that exist are asked for"
+            return bias.to(self._dtype)
+        return self._weights.norm(name).to(self._dtype)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        linear = self._linears.get(name.removesuffix(".bias"))
+        return default if name.endswith(".bias") and not (linear and linear[2]) else self[name]

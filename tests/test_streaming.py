@@ -1,0 +1,146 @@
+"""Streamed models: the same bits as loaded ones, nothing held, and whole exports that never load the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scale_export import UserError, fold, streaming, verify
+from scale_export.base import BaseModel, open_base
+from scale_export.decoder import TorchKernels
+from scale_export.reference import few_prompts, reference_cases
+from scale_export.sites import text_decoder
+from scale_export.streaming import StreamedKernels, must_stream
+from tests.conftest import FAMILIES, random_coefficients, saved
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_streamed_model_gives_the_loaded_ones_bits(base_of: Any, family: str):
+    base = base_of(family, "llama")
+    coefficients = random_coefficients(base)
+    loaded, streamed = (
+        reference_cases(model, base.processor, coefficients, few_prompts(), steps=2)
+        for model in (base.model, base.streamed_model)
+    )
+    for left, right in zip(loaded, streamed, strict=True):
+        assert left.tokens == right.tokens
+        assert np.array_equal(left.logits, right.logits)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_tower_alone_is_the_loaded_models(base_of: Any, family: str):
+    base = base_of(family, "llama")
+    expected = base.family.vision_module(base.model)
+    found, state = base.vision.state_dict(), expected.state_dict()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    for left, right in zip(base.vision.buffers(), expected.buffers(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_the_decoder_holds_nothing_before_and_after_a_forward(base_of: Any):
+    model = open_base(str(base_of("llava", "llama").directory)).streamed_model
+    weights = [*text_decoder(model).parameters(), *model.get_output_embeddings().parameters()]
+    assert all(weight.is_meta for weight in weights)
+    model(input_ids=torch.tensor([[3, 4, 5]]))
+    with pytest.raises(IndexError):
+        model(input_ids=torch.tensor([[10**6]]))
+    weights = [*text_decoder(model).parameters(), *model.get_output_embeddings().parameters()]
+    assert all(weight.is_meta for weight in weights)
+    assert not any(weight.is_meta for weight in model.model.vision_tower.parameters())
+
+
+def test_streamed_kernels_hold_nothing_and_look_the_same(base_of: Any):
+    weights = base_of("llava", "llama-biased").weights
+    loaded, streamed = TorchKernels(weights), StreamedKernels(weights)
+    assert not dict(streamed.tensors)
+    for name, tensor in loaded.tensors.items():
+        assert torch.equal(streamed.tensors[name], tensor)
+    assert streamed.tensors.get("lm_head.bias") is None
+
+
+class _Machine:
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+
+@pytest.mark.parametrize(
+    ("mode", "memory", "streams"),
+    [
+        ("auto", 1 << 40, False),
+        ("auto", 1000, True),
+        ("full", 1000, False),
+        ("streamed", 1 << 40, True),
+        ("files", 1 << 40, True),
+    ],
+)
+def test_memory_decides_unless_asked(
+    base_of: Any, monkeypatch: pytest.MonkeyPatch, mode: Any, memory: int, streams: bool
+):
+    monkeypatch.setattr(streaming.psutil, "virtual_memory", lambda: _Machine(memory))
+    reason = must_stream(base_of("llava", "llama").checkpoint, mode)
+    assert (reason is not None) == streams
+    assert reason is None or ("GB" in reason and (mode == "auto") == ("as asked" not in reason))
+
+
+@pytest.fixture
+def never_loaded(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseModel], BaseModel]:
+    """A base model that fails where something loads it whole."""
+
+    def guard(base: BaseModel) -> BaseModel:
+        def refuse(self: Any) -> Any:
+            raise AssertionError("the model was loaded")
+
+        monkeypatch.setattr(BaseModel, "model", property(refuse))
+        return base
+
+    return guard
+
+
+@pytest.mark.parametrize(("precision", "scope"), [("int4", "last"), ("int8", "all"), ("float32", "last")])
+def test_a_streamed_export_never_loads_the_model(
+    base_of: Any, never_loaded: Any, tmp_path: Path, precision: str, scope: Any
+):
+    base = base_of("llava", "llama")
+    coeffs = saved(random_coefficients(base, scope), tmp_path)
+    never_loaded(base)
+    out = tmp_path / "package"
+    outcome = fold(
+        coeffs, "cpu", model=str(base.directory), out=out, precision=precision, evaluation="none", parity="streamed"
+    )  # fmt: skip
+    legs = outcome.parity["legs"]
+    assert legs["fold"]["passed"] and legs["lowering"]["passed"] and legs["fold"]["cases"] == 2
+    assert outcome.parity["answer_agreement"] is None
+    assert any(line.startswith("answer agreement: ") for line in outcome.parity["not_checked"])
+    if precision == "float32":
+        assert outcome.passed and verify(out, selftest_only=True).selftest["answers_as_pytorch"] is None
+    else:
+        assert legs["lowering"]["weights"] == "dequantized" and legs["quantization"]["kl"] is not None
+        assert any(line.startswith("an unquantized graph") for line in outcome.parity["not_checked"])
+
+
+@pytest.mark.parametrize("parity", ["streamed", "files"])
+def test_a_checkpoint_is_checked_without_loading_the_model(
+    base_of: Any, never_loaded: Any, tmp_path: Path, parity: str
+):
+    base = base_of("llava", "llama")
+    coeffs = saved(random_coefficients(base, "all"), tmp_path)
+    never_loaded(base)
+    out = tmp_path / "folded"
+    outcome = fold(coeffs, "checkpoint", model=str(base.directory), out=out, evaluation="none", parity=parity)
+    legs = outcome.parity["legs"]
+    assert outcome.passed and legs["tensors"]["passed"] and legs["preprocessing"]["passed"]
+    named = {line.partition(":")[0] for line in outcome.parity["not_checked"]}
+    assert ({"fold", "storage"} <= named) == (parity == "files")
+    assert (legs["storage"] is None) == (parity == "files")
+
+
+def test_graphs_are_not_checked_as_files(base_of: Any, coefficient_file: Path, tmp_path: Path):
+    model = str(base_of("llava", "llama").directory)
+    with pytest.raises(UserError, match="use --parity streamed"):
+        fold(coefficient_file, "cpu", model=model, out=tmp_path / "out", parity="files")
