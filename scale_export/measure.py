@@ -104,8 +104,9 @@ class Measurement:
         backend = load_backend(plan.target.backend)
         engine = backend.open_engine(self.graphs, plan)
         report = ParityReport(executed_by=engine.executed_by, not_checked=[*backend.not_checked()])
+        prompts = parity_prompts(text_alone=base.family.takes_text_alone)
         with self.log.stage("PyTorch ScAle reference"):
-            cases = reference_cases(base.model, base.processor, plan.coefficients, parity_prompts())
+            cases = reference_cases(base.model, base.processor, plan.coefficients, prompts)
         folded = fold(base.weights, plan.coefficients, plan.fold)
         with self.log.stage("fold leg"):
             portable = path_logits(self._generator(self._reference(folded)), cases)

@@ -32,6 +32,10 @@ class Family(ABC):
     """How many rows a token's position has: 3 where pictures are placed by time, row and column."""
     text_prefix: str = "model.language_model"
     """The module that holds ``layers``, ``norm`` and ``embed_tokens``."""
+    takes_text_alone: bool = True
+    """Whether its processor prepares a prompt without a picture."""
+    prompt_sees_itself: bool = False
+    """Whether every token of a prompt sees the others, its last one included; answers are causal all the same."""
 
     def load_processor(self, directory: Path) -> Any:
         """Hugging Face's processor of a directory, for pictures and words; without remote code and without torch."""
