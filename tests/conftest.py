@@ -42,7 +42,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mistral-window": ("mistral", {"sliding_window": 6}),
+    "ministral-mixed": (
+        "ministral",
+        {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
     "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {"attention_bias": True}),
 }
 """Text model variants that families are tested on: name → (text model type, config overrides).
 

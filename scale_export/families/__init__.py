@@ -101,6 +101,11 @@ def family_names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
+def prompt_sees_itself(model_type: str) -> bool:
+    """``Family.prompt_sees_itself`` of a ``model_type``; False of one that is not supported."""
+    return model_type in family_names() and load_family(model_type).prompt_sees_itself
+
+
 def proved() -> dict[str, Any]:
     """What the tests measured of every family: ``columns`` (meanings), ``limits`` and ``worst`` errors by column."""
     table: dict[str, Any] = json.loads(Path(__file__).with_name("proved.json").read_text(encoding="utf-8"))
