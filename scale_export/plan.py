@@ -198,8 +198,8 @@ def _prefill_tokens(
         return asked, ()
     held = -(-largest // PREFILL_STEP) * PREFILL_STEP + PREFILL_STEP
     return held, (
-        f"The function prefill takes {held} tokens at once, not the target's {asked}: {largest} tokens of a prompt with "
-        f"one picture see one another, and a longer such prompt is refused beyond {held}.",
+        f"The function prefill takes {held} tokens at once, not the target's {asked}: {largest} tokens of a prompt "
+        f"with one picture see one another, and more than {held} that do are refused.",
     )
 
 

@@ -126,7 +126,11 @@ def _text_fields(tokenizer: PreTrainedTokenizerFast, overrides: dict[str, Any]) 
         "eos_token_id",
     )
     fields = {name: getattr(shared, name) for name in names}
-    return fields | {"vocab_size": len(tokenizer), "num_hidden_layers": 4, "tie_word_embeddings": True} | overrides
+    return (
+        fields
+        | {"vocab_size": len(tokenizer), "num_hidden_layers": 4, "tie_word_embeddings": True}
+        | overrides
+    )
 
 
 def _vision_config(patch_size: int) -> SiglipVisionConfig:

@@ -66,7 +66,6 @@ def text_spec(config: Any, *, grouped_attention: bool = False) -> DecoderSpec:
         UserError: a text model, activation or rotary type that is not proved here.
     """
     text = _known(config)
-    kind = config.model_type
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation not in ACTIVATIONS:
         raise UserError(
@@ -130,7 +129,9 @@ def _known(config: Any) -> TextModel:
         )
     for name in SOFT_CAPS:
         if getattr(config, name, None) is not None:
-            raise UserError(f"{name} of text model {kind!r} is set, which is not proved: choose a model without it")
+            raise UserError(
+                f"{name} of text model {kind!r} is set, which is not proved: choose a model without it"
+            )
     if kind == "gemma3_text" and config.use_bidirectional_attention:
         raise UserError(
             "use_bidirectional_attention is set, and a decoder that sees what comes after can't answer word by "
@@ -151,7 +152,8 @@ def _layer_kinds(config: Any) -> tuple[str, ...]:
             )
         return tuple(kinds)
     window = getattr(config, "sliding_window", None)
-    return ("full_attention" if window is None else "sliding_attention",) * config.num_hidden_layers
+    layers: int = config.num_hidden_layers
+    return ("full_attention" if window is None else "sliding_attention",) * layers
 
 
 def _rotaries(config: Any, text: TextModel, kinds: Sequence[str]) -> dict[str, Rotary]:
@@ -168,7 +170,9 @@ def _rotaries(config: Any, text: TextModel, kinds: Sequence[str]) -> dict[str, R
     embedding = getattr(module, text.rotary_class)(config)
     prefixes = {kind: f"{kind}_" for kind in dict.fromkeys(kinds)} if by_kind else {"": ""}
     return {
-        kind: _rotary(getattr(embedding, f"{prefix}inv_freq"), getattr(embedding, f"{prefix}attention_scaling"))
+        kind: _rotary(
+            getattr(embedding, f"{prefix}inv_freq"), getattr(embedding, f"{prefix}attention_scaling")
+        )
         for kind, prefix in prefixes.items()
     }
 

@@ -17,6 +17,7 @@ import torch
 from scale_export import UserError, api, tolerances
 from scale_export.adapter import attach, attach_trainable
 from scale_export.backends import Scalars
+from scale_export.backends.coreai.bundle import refuse_unserved
 from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.coreml.engine import CoreMLEngine
 from scale_export.backends.reference import ReferenceEngine
@@ -41,7 +42,7 @@ from scale_export.training.prefix import PrefixStore, can_cache_prefix
 from tests.backends.emission import TOKENS, generator, prompt, reference
 from tests.conftest import picture, random_coefficients, saved
 from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, portable
-from tests.models_gemma import SIDE, TOKENS_PER_SIDE, WINDOW, tiny_gemma3, tiny_paligemma
+from tests.models_gemma import SIDE, TOKENS_PER_SIDE, WINDOW, tiny_paligemma
 from tests.test_training import EXACT, PAD, loss_and_gradient, scalars
 
 LIMIT = tolerances.FOLD_RELATIVE
@@ -345,6 +346,12 @@ def test_two_phases_of_a_prompt_that_sees_itself_are_refused(pali: BaseModel, ge
     assert relative_error(hooked(gemma3, inputs), found) <= LIMIT
 
 
+def test_core_ais_engine_knows_no_groups(pali: BaseModel):
+    plan = make_plan(random_coefficients(pali), pali, load_target("cpu"), ExportOptions())
+    with pytest.raises(UserError, match=r"some tokens of this family's prompts see later ones"):
+        refuse_unserved(plan)
+
+
 def test_two_phases_over_paligemma_would_be_wrong(pali: BaseModel):
     """Sabotage: the refusal has a reason."""
     plan = make_plan(random_coefficients(pali), pali, load_target("cpu"), ExportOptions())
@@ -354,14 +361,18 @@ def test_two_phases_over_paligemma_would_be_wrong(pali: BaseModel):
     assert relative_error(hooked(pali, inputs), asked.prefill(inputs).logits) > 100 * LIMIT
 
 
-@pytest.mark.parametrize(("family", "asked", "held"), [("gemma3", 8, 128), ("gemma3", 9, 9), ("paligemma", 8, 128)])
+@pytest.mark.parametrize(
+    ("family", "asked", "held"), [("gemma3", 8, 128), ("gemma3", 9, 9), ("paligemma", 8, 128)]
+)
 def test_core_mls_prefill_holds_the_largest_group(base_of: Any, family: str, asked: int, held: int):
     base = base_of(family, "own")
     target = load_target("coreml").model_copy(update={"prefill_tokens": asked})
     plan = make_plan(random_coefficients(base), base, target, ExportOptions())
     assert plan.prefill_tokens == held
     assert any(f"takes {held} tokens at once" in why for why in plan.decisions) == (held != asked)
-    assert make_plan(random_coefficients(base), base, load_target("cpu"), ExportOptions()).prefill_tokens is None
+    assert (
+        make_plan(random_coefficients(base), base, load_target("cpu"), ExportOptions()).prefill_tokens is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -502,9 +513,9 @@ def test_a_checkpoint_without_a_chat_template_gets_the_plain_one(tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "build"), [("gemma3", tiny_gemma3), ("paligemma", tiny_paligemma)])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("target", ["cpu", "coreml"])
-def test_a_package_opens_in_a_fresh_process(base_of: Any, tmp_path: Path, family: str, build: Any, target: str):
+def test_a_package_opens_in_a_fresh_process(base_of: Any, tmp_path: Path, family: str, target: str):
     base = base_of(family, "own")
     file = saved(random_coefficients(base), tmp_path)
     precision = "float32" if target == "cpu" else "float16"
@@ -527,6 +538,7 @@ def test_a_package_opens_in_a_fresh_process(base_of: Any, tmp_path: Path, family
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     expected = hooked(base, prompt(base))
-    assert relative_error(expected[0], np.load(tmp_path / "logits.npy").reshape(-1, base.spec.vocab_size)[-1]) <= (
-        tolerances.LOWERING_RELATIVE["float32" if target == "cpu" else "float16"]
+    assert (
+        relative_error(expected[0], np.load(tmp_path / "logits.npy").reshape(-1, base.spec.vocab_size)[-1])
+        <= (tolerances.LOWERING_RELATIVE["float32" if target == "cpu" else "float16"])
     )

@@ -24,8 +24,8 @@ def refuse_unserved(plan: Plan) -> None:
     """Refuse what Apple's stock engine would run without an error, and wrongly.
 
     Raises:
-        UserError: positions of more than one axis, pictures that are cut into tiles or are not square, or
-            scalars that its engine has no way to place.
+        UserError: positions of more than one axis, tokens that see later ones, pictures that are cut into tiles or
+            are not square, or scalars that its engine has no way to place.
     """
     family, (_, height, width) = plan.base.family, plan.pixel_shape
     reason = None
@@ -33,6 +33,8 @@ def refuse_unserved(plan: Plan) -> None:
         reason = "it counts tokens 0, 1, 2, …, and this family gives image tokens positions of several axes"
     elif type(family).tiles is not Family.tiles or type(family).pack is not Family.pack:
         reason = "it shows the model one whole picture, and this family cuts pictures into tiles"
+    elif plan.base.spec.grouped_attention:
+        reason = "it masks by order alone, and some tokens of this family's prompts see later ones"
     elif height != width:
         reason = f"it prepares square pictures, and this model looks at {height} × {width} pixels"
     elif plan.fold == "two-phase":
