@@ -89,6 +89,8 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
     context_length = min(target.context_length, base.spec.max_positions)
     trial = encode_messages(base.processor, [user_message([Image.new("RGB", (256, 256))], "?")])
     pixel_shape = _pixel_shape(base, target, context_length, trial)
+    if base.family.generic:
+        _check_one_size(base, pixel_shape)
     prefill_tokens, why_so_many = _prefill_tokens(base, target, trial)
     return Plan(
         base=base,
@@ -183,6 +185,18 @@ def _pixel_shape(
             f"{context_length}: choose another target"
         )
     return channels, height, width
+
+
+def _check_one_size(base: BaseModel, pixel_shape: tuple[int, int, int]) -> None:
+    """Refuse a model without a file of its own whose pictures keep their proportions."""
+    wide = encode_messages(base.processor, [user_message([Image.new("RGB", (256, 128))], "?")])
+    shape = base.family.tiles(wide).shape[1:]
+    if shape != pixel_shape:
+        raise UserError(
+            f"the processor of {base.family.model_type} makes a wide picture {shape[1]} × {shape[2]} pixels and a "
+            f"square one {pixel_shape[1]} × {pixel_shape[2]}, and the generic route takes one size: choose a "
+            f"supported family, or add one"
+        )
 
 
 def _prefill_tokens(
