@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .datasets import Question
 from .errors import UserError
-from .prompts import Message, assistant_message, user_message
+from .prompts import LABELS, Message, assistant_message, user_message
 from .records import Float32
 
 
@@ -64,7 +64,7 @@ def encode_prompts(processor: Any, questions: Sequence[Question]) -> dict[str, T
         return_tensors="pt",
         processor_kwargs={"padding": len(questions) > 1, "padding_side": "left"},
     )
-    return dict(inputs)
+    return {name: value for name, value in inputs.items() if name != LABELS}
 
 
 def to_model(inputs: dict[str, Tensor], model: Any) -> dict[str, Tensor]:

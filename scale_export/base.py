@@ -9,7 +9,7 @@ from typing import Any
 
 from .checkpoint import Checkpoint
 from .errors import UserError
-from .families import Family, load_family
+from .families import Family, resolve_family
 from .records import DecoderSpec
 from .streaming import streamed_model
 from .vision import VisionTower
@@ -80,7 +80,7 @@ def open_base(name: str, *, relative_to: Path | None = None) -> BaseModel:
     local = _local_directory(name, relative_to)
     directory = local or _download(name)
     checkpoint = Checkpoint(directory)
-    family = load_family(str(checkpoint.config.get("model_type")))
+    family = resolve_family(str(checkpoint.config.get("model_type")))
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     return BaseModel(name=local.name if local else name, checkpoint=checkpoint, config=config, family=family)
 

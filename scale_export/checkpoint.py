@@ -170,7 +170,18 @@ class Checkpoint:
     def _is_tied(self) -> bool:
         text_config = self.config.get("text_config")
         inner = text_config if isinstance(text_config, dict) else {}
-        return any(config.get("tie_word_embeddings") is True for config in (self.config, inner))
+        stated = [c["tie_word_embeddings"] for c in (self.config, inner) if "tie_word_embeddings" in c]
+        return True in stated if stated else self._ties_by_default()
+
+    def _ties_by_default(self) -> bool:
+        """What transformers' config class says where config.json leaves it out, as Gemma's do."""
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(self.directory, trust_remote_code=False)
+        except Exception:  # config classes check values in ways of their own
+            return False
+        return getattr(config, "tie_word_embeddings", None) is True
 
 
 def _stored_candidates(module_name: str) -> Iterator[str]:

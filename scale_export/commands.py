@@ -417,11 +417,11 @@ def run_targets(*, as_json: bool) -> int:
 
 def run_families(*, as_json: bool) -> int:
     """``scale-export families``."""
-    from .families import proved
+    from .families import GENERIC_ROUTE, proved
 
     found = proved()
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(found | {"generic": GENERIC_ROUTE}))
         return EXIT_OK
     table = Table(title="worst relative error of twenty prompts on a random model")
     for heading in ("model_type", *found["columns"]):
@@ -429,6 +429,7 @@ def run_families(*, as_json: bool) -> int:
     for family, errors in found["worst"].items():
         table.add_row(family, *(f"{errors[column]:.1e}" for column in found["columns"]))
     console.print(table)
+    say(GENERIC_ROUTE)
     return EXIT_OK
 
 

@@ -198,9 +198,12 @@ class Measurement:
     def _cases(self) -> list[Case]:
         """The reference's paths; few and short ones where every step reads the whole model from disk."""
         base, coefficients = self.plan.base, self.plan.coefficients
+        text_alone = base.family.takes_text_alone
         if self._streamed is None:
-            return reference_cases(base.model, base.processor, coefficients, parity_prompts())
-        return reference_cases(base.streamed_model, base.processor, coefficients, few_prompts(), steps=1)
+            prompts = parity_prompts(text_alone=text_alone)
+            return reference_cases(base.model, base.processor, coefficients, prompts)
+        prompts = few_prompts(text_alone=text_alone)
+        return reference_cases(base.streamed_model, base.processor, coefficients, prompts, steps=1)
 
     def _preprocessing(self, report: ParityReport, encoded: Sequence[tuple[Prompt, Inputs]]) -> list[Inputs]:
         """Prompts with the base processor's inputs, against those of the package's own files, which are returned."""

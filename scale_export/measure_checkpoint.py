@@ -59,7 +59,8 @@ class CheckpointMeasurement(Measurement):
         unchecked = backend_of(self.plan).not_checked()
         report = ParityReport(executed_by="no model ran; files were compared", not_checked=[*unchecked])
         self._tensors(report, fold(base.weights, coefficients, self.plan.fold))
-        self._preprocessing(report, [self._encoded(base.processor, prompt) for prompt in parity_prompts()])
+        prompts = parity_prompts(text_alone=base.family.takes_text_alone)
+        self._preprocessing(report, [self._encoded(base.processor, prompt) for prompt in prompts])
         report.legs["storage"] = None
         for name in ("fold", "storage", "task", "answer agreement"):
             report.skip(name, f"no model ran ({self._streamed})")

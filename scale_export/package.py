@@ -77,6 +77,7 @@ class Manifest(_Record):
     Attributes:
         libraries: version of each library that shaped the files, by distribution name.
         model_type: the base model's family, as in its configuration.
+        generic: whether that family has no file of its own, see ``families/_generic.py``.
         block_size: weights per scale of int8 and int4; None for float weights.
         execution_providers: of the backend, in order of preference.
         graphs: the file or folder of each graph by its role: ``decoder`` (``decoder_1``, ``decoder_2``, … of a
@@ -95,6 +96,7 @@ class Manifest(_Record):
     name: str
     base_model: str
     model_type: str
+    generic: bool = False
     target: str
     backend: str
     execution_providers: Annotated[tuple[str, ...], Strict(False)]

@@ -203,6 +203,7 @@ def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
         name=name,
         base_model=base.name,
         model_type=base.family.model_type,
+        generic=base.family.generic,
         target=plan.target.name,
         backend=plan.target.backend,
         execution_providers=plan.target.execution_providers or (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,11 @@ from .base import BaseModel
 from .coefficients import check_base
 from .errors import UserError, did_you_mean
 from .prompts import encode_messages, user_message
-from .records import FOLD_MODES, Coefficients, DecoderSpec, FoldMode, Precision
+from .records import FOLD_MODES, Array, Coefficients, DecoderSpec, FoldMode, Precision
 from .targets import FloatType, Target
+
+PREFILL_STEP = 64
+"""What a prefill longer than the target's is rounded up to, and the room that is added for words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +33,8 @@ class Plan:
     """A decided export.
 
     ``decisions`` says, sentence by sentence, what was chosen and why; the report and ``--dry-run`` show it.
-    ``pixel_shape`` is (3, height, width) of one tile, as the model's own processor makes it.
-    ``block_size`` is 0 on a target that quantizes nothing.
+    ``pixel_shape`` is (3, height, width) of one tile, as the model's own processor makes it; ``prefill_tokens`` how
+    many tokens Core ML's function ``prefill`` takes at once. ``block_size`` is 0 on a target that quantizes nothing.
     """
 
     base: BaseModel
@@ -41,6 +45,7 @@ class Plan:
     block_size: int
     context_length: int
     pixel_shape: tuple[int, int, int]
+    prefill_tokens: int | None
     fold: FoldMode
     decisions: tuple[str, ...]
 
@@ -79,9 +84,13 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
     if quantized:
         _check_widths(base.spec, target, block_size)
     straddles = quantized and _straddles(coefficients, base.spec.head_dim, block_size)
-    fold, why = _fold_mode(coefficients, base.spec.num_layers, target, options.fold, straddles, block_size)
+    fold, why = _fold_mode(coefficients, base, target, options.fold, straddles, block_size)
     context_length = min(target.context_length or base.spec.max_positions, base.spec.max_positions)
-    pixel_shape = _pixel_shape(base, target, context_length)
+    trial = encode_messages(base.processor, [user_message([Image.new("RGB", (256, 256))], "?")])
+    pixel_shape = _pixel_shape(base, target, context_length, trial)
+    if base.family.generic:
+        _check_one_size(base, pixel_shape)
+    prefill_tokens, why_so_many = _prefill_tokens(base, target, trial)
     return Plan(
         base=base,
         coefficients=coefficients,
@@ -91,11 +100,13 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         block_size=block_size,
         context_length=context_length,
         pixel_shape=pixel_shape,
+        prefill_tokens=prefill_tokens,
         fold=fold,
         decisions=(
             why,
             _precision_reason(precision, options.precision, target, block_size),
             _context_reason(context_length, target, base.spec.max_positions),
+            *why_so_many,
             *_placement(base.spec, target),
         ),
     )
@@ -177,11 +188,12 @@ def _check_widths(spec: DecoderSpec, target: Target, block_size: int) -> None:
             )
 
 
-def _pixel_shape(base: BaseModel, target: Target, context_length: int) -> tuple[int, int, int]:
-    """(3, height, width) of a tile, by preparing a picture; refuses what the target can't hold."""
-    inputs = encode_messages(base.processor, [user_message([Image.new("RGB", (256, 256))], "?")])
-    channels, height, width = base.family.tiles(inputs).shape[1:]
-    limit, tokens = target.max_tile_side, inputs["input_ids"].shape[1]
+def _pixel_shape(
+    base: BaseModel, target: Target, context_length: int, trial: Mapping[str, Array]
+) -> tuple[int, int, int]:
+    """(3, height, width) of a tile of a prepared prompt; refuses what the target can't hold."""
+    channels, height, width = base.family.tiles(trial).shape[1:]
+    limit, tokens = target.max_tile_side, trial["input_ids"].shape[1]
     if limit is not None and max(height, width) > limit:
         raise UserError(
             f"the model looks at tiles of {height} × {width} pixels, and target {target.name} allows {limit} a "
@@ -195,12 +207,42 @@ def _pixel_shape(base: BaseModel, target: Target, context_length: int) -> tuple[
     return channels, height, width
 
 
+def _check_one_size(base: BaseModel, pixel_shape: tuple[int, int, int]) -> None:
+    """Refuse a model without a file of its own whose pictures keep their proportions."""
+    wide = encode_messages(base.processor, [user_message([Image.new("RGB", (256, 128))], "?")])
+    shape = base.family.tiles(wide).shape[1:]
+    if shape != pixel_shape:
+        raise UserError(
+            f"the processor of {base.family.model_type} makes a wide picture {shape[1]} × {shape[2]} pixels and a "
+            f"square one {pixel_shape[1]} × {pixel_shape[2]}, and the generic route takes one size: choose a "
+            f"supported family, or add one"
+        )
+
+
+def _prefill_tokens(
+    base: BaseModel, target: Target, trial: Mapping[str, Array]
+) -> tuple[int | None, tuple[str, ...]]:
+    """The target's T, or what holds the tokens of a prepared prompt that see one another; with a sentence on it."""
+    asked = target.prefill_tokens
+    groups = base.family.attention_groups(trial, base.family.runtime_config(base.config))
+    if asked is None or groups is None:
+        return asked, ()
+    largest = int(np.bincount(groups[groups >= 0]).max(initial=0))
+    if largest <= asked:
+        return asked, ()
+    held = -(-largest // PREFILL_STEP) * PREFILL_STEP + PREFILL_STEP
+    return held, (
+        f"The function prefill takes {held} tokens at once, not the target's {asked}: {largest} tokens of a prompt "
+        f"with one picture see one another, and more than {held} that do are refused.",
+    )
+
+
 def _fold_mode(
-    coefficients: Coefficients, num_layers: int, target: Target, asked: str, straddles: bool, block_size: int
+    coefficients: Coefficients, base: BaseModel, target: Target, asked: str, straddles: bool, block_size: int
 ) -> tuple[FoldMode, str]:
     """The cheapest exact mode, or the asked one if it is exact (contract C3); with the sentence that says why."""
     layers = scaled_layers(coefficients)
-    last_layer_only = set(layers) <= {num_layers - 1}
+    last_layer_only = set(layers) <= {base.spec.num_layers - 1}
     refusals: dict[FoldMode, str] = {}
     if coefficients.scope == "all":
         reason = "the scalars act on every token, as weights do"
@@ -212,6 +254,11 @@ def _fold_mode(
         refusals["weights"] = (
             f"folding into weights would scale every token, but these scalars act on the last token only, "
             f"in layers before the final one ({', '.join(map(str, layers[:4]))}{', …' if len(layers) > 4 else ''})"
+        )
+    if base.family.prompt_sees_itself:
+        refusals.setdefault(
+            "two-phase",
+            f"every token of a {base.family.model_type} prompt sees its last one, which can't come in a later phase",
         )
     if straddles:
         text = f"a quantization block of {block_size} columns would straddle heads with different scalars"

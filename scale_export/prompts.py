@@ -15,6 +15,9 @@ from .records import Array
 
 Message = dict[str, Any]
 
+LABELS = "labels"
+"""What some processors add for fine-tuning; no input of a model that answers."""
+
 
 def user_message(images: Sequence[Image.Image], text: str) -> Message:
     """One user turn: the pictures first, then the words."""
@@ -42,7 +45,7 @@ def encode_messages(processor: Any, messages: Sequence[Message]) -> dict[str, Ar
     inputs = processor.apply_chat_template(
         list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="np"
     )
-    return {name: np.asarray(value) for name, value in inputs.items()}
+    return {name: np.asarray(value) for name, value in inputs.items() if name != LABELS}
 
 
 def open_image(path: Path) -> Image.Image:

@@ -45,21 +45,25 @@ class Case:
     logits: Float32
 
 
-def parity_prompts(count: int = 12) -> list[Prompt]:
-    """Prompts for any model: grid-world questions, one of them on a picture that is not square, one without picture."""
+def parity_prompts(count: int = 12, *, text_alone: bool = True) -> list[Prompt]:
+    """Prompts for any model: grid-world questions, one of them on a picture that is not square, one without picture.
+
+    The last is left out where the family's processor takes no ``text_alone``.
+    """
     questions = load_questions("gridworld", "calibration", limit=count)
     prompts = [_prompt(question) for question in questions]
     first = questions[0]
     if first.image is not None:
         wide = first.image.crop((0, 0, first.image.width, first.image.height * 2 // 3))
         prompts.append(Prompt(name="wide picture", images=(wide,), text=first.prompt))
-    prompts.append(Prompt(name="no picture", images=(), text=first.prompt))
+    if text_alone:
+        prompts.append(Prompt(name="no picture", images=(), text=first.prompt))
     return prompts
 
 
-def few_prompts() -> list[Prompt]:
+def few_prompts(*, text_alone: bool = True) -> list[Prompt]:
     """The first and the last of them, with and without a picture: for models that are streamed from disk."""
-    prompts = parity_prompts(1)
+    prompts = parity_prompts(1, text_alone=text_alone)
     return [prompts[0], prompts[-1]]
 
 

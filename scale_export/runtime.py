@@ -86,7 +86,8 @@ class Package:
 
     @functools.cached_property
     def _family(self) -> Family:
-        return load_family(self.files.manifest.model_type)
+        manifest = self.files.manifest
+        return load_family(manifest.model_type, generic=manifest.generic)
 
     @functools.cached_property
     def processor(self) -> Any:

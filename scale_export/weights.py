@@ -62,6 +62,32 @@ SANDWICH_NAMES: Mapping[str, str] = {
 """The same where attention and MLP outputs have norms of their own, in place of the names above."""
 
 
+def module_name(spec: DecoderSpec, prefix: str, name: str) -> str:
+    """``layers.3.o_proj`` → ``model.language_model.layers.3.self_attn.o_proj``."""
+    if name == "lm_head":
+        return name
+    if not name.startswith("layers."):
+        return f"{prefix}.{name}"
+    _, layer, part = name.split(".")
+    names = {**MODULE_NAMES, **SANDWICH_NAMES} if spec.sandwich_norms else MODULE_NAMES
+    return f"{prefix}.layers.{layer}.{names[part]}"
+
+
+def module_shapes(spec: DecoderSpec, prefix: str) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight of a Hugging Face text model that the decoder reads, by its name there."""
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{prefix}.embed_tokens.weight": (spec.vocab_size, spec.hidden_size)
+    }
+    for name, (out_features, in_features, has_bias) in spec.linears().items():
+        module = module_name(spec, prefix, name)
+        shapes[f"{module}.weight"] = (out_features, in_features)
+        if has_bias:
+            shapes[f"{module}.bias"] = (out_features,)
+    for name, width in spec.norms().items():
+        shapes[f"{module_name(spec, prefix, name)}.weight"] = (width,)
+    return shapes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointWeights:
     """The base model's decoder weights, straight from its safetensors files.
@@ -74,14 +100,8 @@ class CheckpointWeights:
     prefix: str
 
     def module_name(self, name: str) -> str:
-        """``layers.3.o_proj`` → ``model.language_model.layers.3.self_attn.o_proj``."""
-        if name == "lm_head":
-            return name
-        if not name.startswith("layers."):
-            return f"{self.prefix}.{name}"
-        _, layer, part = name.split(".")
-        names = {**MODULE_NAMES, **SANDWICH_NAMES} if self.spec.sandwich_norms else MODULE_NAMES
-        return f"{self.prefix}.layers.{layer}.{names[part]}"
+        """The Hugging Face module of a part, see ``module_name``."""
+        return module_name(self.spec, self.prefix, name)
 
     def _read(self, module_name: str) -> Tensor:
         return self.checkpoint.tensor(module_name).to(torch.float32)

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from scale_export.backends.onnxruntime import engine
 from scale_export.base import BaseModel, open_base
 from scale_export.coefficients import make_coefficients
 from scale_export.records import Coefficients, Scope
-from tests import models, models_idefics, models_onevision_internvl
+from tests import models, models_gemma, models_idefics, models_onevision_internvl
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
 engine.DEFAULT_THREADS = 1  # test processes run side by side; spinning threads would only be in their way
 
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "own": ("own", {}),
     "llama": ("llama", {}),
     "llama-biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama3-rope": (
@@ -40,9 +42,17 @@ VARIANTS = {
         },
     ),
     "mistral-window": ("mistral", {"sliding_window": 6}),
+    "ministral-mixed": (
+        "ministral",
+        {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
     "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {"attention_bias": True}),
 }
-"""Text model variants that every family is tested on: name → (text model type, config overrides)."""
+"""Text model variants that families are tested on: name → (text model type, config overrides).
+
+``own`` is for families that are tied to one text model.
+"""
 
 FAMILIES = {
     "llava": models.tiny_llava,
@@ -51,6 +61,8 @@ FAMILIES = {
     "internvl": models_onevision_internvl.tiny_internvl,
     "smolvlm": models_idefics.tiny_smolvlm,
     "idefics3": models_idefics.tiny_idefics3,
+    "gemma3": models_gemma.tiny_gemma3,
+    "paligemma": models_gemma.tiny_paligemma,
 }
 
 

@@ -24,13 +24,21 @@ from transformers import (
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
     LlavaProcessor,
+    MinistralConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
 
 PAD, BOS, EOS, USER, ASSISTANT, IMAGE = SPECIAL = ("<pad>", "<s>", "</s>", "<user>", "<assistant>", "<image>")
-TEXT_CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
+TEXT_CONFIGS = {
+    "llama": LlamaConfig,
+    "mistral": MistralConfig,
+    "ministral": MinistralConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+}
 TEXT_MODELS = tuple(TEXT_CONFIGS)
 
 IMAGE_SIZE, PATCH_SIZE, VOCAB_SIZE = 48, 16, 320

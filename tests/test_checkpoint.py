@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from scale_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from scale_export.errors import UserError
 from tests.models import TEXT_MODELS, tiny_llava, tiny_llava_next
+from tests.models_gemma import tiny_paligemma
 
 O_PROJ = "model.language_model.layers.0.self_attn.o_proj.weight"
 STORED_O_PROJ = "language_model.model.layers.0.self_attn.o_proj.weight"
@@ -119,6 +120,17 @@ def test_tied_output_head_is_the_embedding(copy: Path, level: str) -> None:
     checkpoint = edit_config(copy, **(tied if level == "top" else {"text_config": text | tied}))
     assert checkpoint.resolve("lm_head.weight") == checkpoint.resolve(EMBEDDING)
     assert torch.equal(checkpoint.tensor("lm_head.weight"), checkpoint.tensor(EMBEDDING))
+
+
+def test_a_config_that_leaves_the_tie_out_means_its_class_default(tmp_path: Path) -> None:
+    """Gemma's checkpoints have neither an output head nor the key."""
+    tiny_paligemma(directory=tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("tie_word_embeddings")
+    config["text_config"].pop("tie_word_embeddings", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = Checkpoint(tmp_path)
+    assert checkpoint.resolve("lm_head.weight").endswith("embed_tokens.weight")
 
 
 def test_missing_output_head_of_an_untied_model_is_refused(copy: Path) -> None:

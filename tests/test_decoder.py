@@ -17,11 +17,13 @@ from scale_export.prompts import encode_messages, user_message
 from scale_export.records import Coefficients
 from tests.conftest import FAMILIES, VARIANTS, picture, random_coefficients
 
-CASES = [("llava", variant) for variant in VARIANTS] + [
+CASES = [("llava", variant) for variant in VARIANTS if variant != "own"] + [
     ("llava_next", v) for v in ("llama", "mistral-window", "qwen2")
 ]
 CASES += [(family, variant) for family in ("llava_onevision", "internvl") for variant in ("llama", "qwen2")]
-CASES += [("smolvlm", "llama"), ("smolvlm", "qwen2"), ("idefics3", "llama3-rope")]
+CASES += [("smolvlm", "llama"), ("smolvlm", "qwen2"), ("idefics3", "llama3-rope"), ("internvl", "qwen3")]
+CAUSAL = list(CASES)
+CASES += [("gemma3", "own"), ("paligemma", "own")]
 
 
 def relative(reference: Tensor, other: Tensor) -> float:
@@ -45,6 +47,13 @@ def prompt_inputs(base: BaseModel) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
 
 
+def groups_of(base: BaseModel, inputs: dict[str, Tensor]) -> Tensor | None:
+    """Which tokens of a prompt see one another."""
+    arrays = {name: value.numpy() for name, value in inputs.items()}
+    groups = base.family.attention_groups(arrays, base.family.runtime_config(base.config))
+    return None if groups is None else torch.from_numpy(groups)
+
+
 def gate_of(base: BaseModel, coefficients: Coefficients) -> Gate:
     attn, mlp = coefficients.dense(base.spec.num_layers, base.spec.num_heads)
     return Gate(scope=coefficients.scope, attn_scale=torch.from_numpy(attn), mlp_scale=torch.from_numpy(mlp))
@@ -66,7 +75,13 @@ def test_prefill_and_eight_decode_steps_equal_hooked_hugging_face(
         tokens = embeds.shape[1]
         mask = torch.ones(1, tokens, dtype=torch.int64)
         logits, cache = decoder(
-            embeds, mask, torch.arange(tokens)[None], empty_cache(base.spec, 1), gate, torch.tensor([-1])
+            embeds,
+            mask,
+            torch.arange(tokens)[None],
+            empty_cache(base.spec, 1),
+            gate,
+            torch.tensor([-1]),
+            groups_of(base, inputs),
         )
         assert relative(expected.logits, logits) <= tolerances.FOLD_RELATIVE
         for step in range(8):
@@ -81,7 +96,7 @@ def test_prefill_and_eight_decode_steps_equal_hooked_hugging_face(
             assert relative(expected.logits, logits) <= tolerances.FOLD_RELATIVE
 
 
-@pytest.mark.parametrize(("family", "variant"), CASES)
+@pytest.mark.parametrize(("family", "variant"), CAUSAL)
 def test_chunked_prefill_gates_only_the_last_chunk(base_of: Any, family: str, variant: str):
     base = base_of(family, variant)
     coefficients = random_coefficients(base)
@@ -108,7 +123,8 @@ def test_padded_rows_equal_the_rows_alone(base_of: Any, family: str, variant: st
     base = base_of(family, variant)
     decoder = PortableDecoder(base.spec, TorchKernels(base.weights))
     gate = gate_of(base, random_coefficients(base))
-    embeds = embeddings_of(base, prompt_inputs(base))
+    inputs = prompt_inputs(base)
+    embeds, groups = embeddings_of(base, inputs), groups_of(base, inputs)
     tokens, short = embeds.shape[1], embeds.shape[1] - 4
     alone, _ = decoder(
         embeds[:, :short],
@@ -117,6 +133,7 @@ def test_padded_rows_equal_the_rows_alone(base_of: Any, family: str, variant: st
         empty_cache(base.spec, 1),
         gate,
         torch.tensor([-1]),
+        None if groups is None else groups[:, :short],
     )
     padding = torch.zeros(1, 4, embeds.shape[2])
     parts = (padding, embeds[:, :short]) if side == "left" else (embeds[:, :short], padding)
@@ -124,6 +141,10 @@ def test_padded_rows_equal_the_rows_alone(base_of: Any, family: str, variant: st
     mask = torch.ones(2, tokens, dtype=torch.int64)
     mask[1, slice(0, 4) if side == "left" else slice(short, tokens)] = 0
     last = tokens - 1 if side == "left" else short - 1
+    if groups is not None:
+        nowhere = torch.full((1, 4), -1)
+        rows = (nowhere, groups[:, :short]) if side == "left" else (groups[:, :short], nowhere)
+        groups = torch.cat((groups, torch.cat(rows, dim=1)))
     logits, _ = decoder(
         batch,
         mask,
@@ -131,6 +152,7 @@ def test_padded_rows_equal_the_rows_alone(base_of: Any, family: str, variant: st
         empty_cache(base.spec, 2),
         gate,
         torch.tensor([tokens - 1, last]),
+        groups,
     )
     assert relative(alone[0, -1], logits[1, last]) <= tolerances.FOLD_RELATIVE
 
@@ -205,7 +227,13 @@ def prefill_error(base: BaseModel, coefficients: Coefficients, gate: Gate) -> fl
     decoder = PortableDecoder(base.spec, TorchKernels(base.weights))
     mask = torch.ones(1, n, dtype=torch.int64)
     logits, _ = decoder(
-        embeds, mask, torch.arange(n)[None], empty_cache(base.spec, 1), gate, torch.tensor([-1])
+        embeds,
+        mask,
+        torch.arange(n)[None],
+        empty_cache(base.spec, 1),
+        gate,
+        torch.tensor([-1]),
+        groups_of(base, inputs),
     )
     return relative(expected, logits[:, -1])
 

@@ -1,7 +1,7 @@
 """Model families: where a vision-language model's parts are, and how images and positions enter.
 
-One file per ``model_type``; its module-level ``FAMILY`` is its registration. Nothing here imports torch at
-module level, since a device needs the image half without it.
+One file per ``model_type``; its module-level ``FAMILY`` is its registration. What has no file may go the generic
+route (``_generic.py``). Nothing here imports torch at module level, since a device needs the image half without it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,29 @@ if TYPE_CHECKING:
     from ..vision import VisionTower
 
 
+GENERIC_ROUTE = (
+    "A model type without a row may go the generic route: a vision tower, a projector and a known text model, with "
+    "nothing else between them. Modules, weights and the processor's inputs are checked by name before weights are "
+    "read, and every export's fold leg runs the portable decoder beside Hugging Face's model; what has no place is "
+    "refused by its name. Nothing of it is proved beforehand."
+)
+"""What ``scale-export families`` says of models without a file."""
+
+
 class Family(ABC):
     """What the exporter and the runtime must know of one ``model_type``."""
 
     model_type: str
+    generic: bool = False
+    """Whether it came by the generic route."""
     position_axes: int = 1
     """How many rows a token's position has: 3 where pictures are placed by time, row and column."""
     text_prefix: str = "model.language_model"
     """The module that holds ``layers``, ``norm`` and ``embed_tokens``."""
+    takes_text_alone: bool = True
+    """Whether its processor prepares a prompt without a picture."""
+    prompt_sees_itself: bool = False
+    """Whether every token of a prompt sees the others, its last one included; answers are causal all the same."""
 
     def load_processor(self, directory: Path) -> Any:
         """Hugging Face's processor of a directory, for pictures and words; without remote code and without torch."""
@@ -97,19 +112,39 @@ def family_names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
+def prompt_sees_itself(model_type: str) -> bool:
+    """``Family.prompt_sees_itself`` of a ``model_type``; False of one that is not supported."""
+    return model_type in family_names() and load_family(model_type).prompt_sees_itself
+
+
 def proved() -> dict[str, Any]:
     """What the tests measured of every family: ``columns`` (meanings), ``limits`` and ``worst`` errors by column."""
     table: dict[str, Any] = json.loads(Path(__file__).with_name("proved.json").read_text(encoding="utf-8"))
     return table
 
 
-def load_family(model_type: str) -> Family:
-    """The family of that ``model_type``.
+def resolve_family(model_type: str) -> Family:
+    """The family of a base model: its own file, or the generic route where Hugging Face has a model for it.
+
+    Raises:
+        UserError: neither.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return load_family(model_type, generic=model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+
+
+def load_family(model_type: str, *, generic: bool = False) -> Family:
+    """The family of that ``model_type``; where no file has that name and ``generic`` allows it, the generic one.
 
     Raises:
         UserError: no file here has that name.
     """
     known = family_names()
+    if generic and model_type not in known:
+        from ._generic import Generic
+
+        return Generic(model_type)
     if model_type not in known:
         raise UserError(
             f"model type {model_type!r} is not supported{did_you_mean(model_type, known)}; "

@@ -1,80 +1,183 @@
-"""The language decoders that families are built on: Llama, Mistral and Qwen2 as one ``DecoderSpec``."""
+"""The language decoders that families are built on, each Hugging Face text config as one ``DecoderSpec``."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from ..records import DecoderSpec, Rotary
+from ..records import Activation, DecoderSpec, Rotary
 
-ROTARY_CLASSES = {
-    "llama": "LlamaRotaryEmbedding",
-    "mistral": "MistralRotaryEmbedding",
-    "qwen2": "Qwen2RotaryEmbedding",
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextModel:
+    """What a text model type does that its config doesn't say.
+
+    Attributes:
+        rotary_class: the Hugging Face class that works out rotary frequencies, in the module of ``module_type``.
+        module_type: the transformers package of the modeling code, where it isn't the model type.
+        qkv_bias: a bias on queries, keys and values whatever the config says.
+        gemma: norms multiply by 1 + w, and embeddings are scaled by √D.
+        sandwich_norms, qk_norm: as in ``DecoderSpec``.
+    """
+
+    rotary_class: str
+    module_type: str | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    sandwich_norms: bool = False
+    gemma: bool = False
+
+
+TEXT_MODELS = {
+    "llama": TextModel(rotary_class="LlamaRotaryEmbedding"),
+    "mistral": TextModel(rotary_class="MistralRotaryEmbedding"),
+    "ministral": TextModel(rotary_class="MinistralRotaryEmbedding"),
+    "qwen2": TextModel(rotary_class="Qwen2RotaryEmbedding", qkv_bias=True),
+    "qwen3": TextModel(rotary_class="Qwen3RotaryEmbedding", qk_norm=True),
+    "gemma": TextModel(rotary_class="GemmaRotaryEmbedding", gemma=True),
+    "gemma3_text": TextModel(
+        rotary_class="Gemma3RotaryEmbedding",
+        module_type="gemma3",
+        qk_norm=True,
+        sandwich_norms=True,
+        gemma=True,
+    ),
 }
-"""Text model type → the Hugging Face class that works out its rotary frequencies."""
+"""By the model type of a text config."""
+
+ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+"""Hugging Face's names of what the portable decoder computes."""
 
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+SOFT_CAPS = ("final_logit_softcapping", "attn_logit_softcapping")
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-def text_spec(config: Any) -> DecoderSpec:
+def text_spec(config: Any, *, grouped_attention: bool = False) -> DecoderSpec:
     """The decoder's shape from a Hugging Face text config.
+
+    Args:
+        grouped_attention: whether the family lets tokens of a picture or a prompt see one another.
 
     Raises:
         UserError: a text model, activation or rotary type that is not proved here.
     """
-    kind = config.model_type
-    if kind not in ROTARY_CLASSES:
-        known = ", ".join(sorted(ROTARY_CLASSES))
-        raise UserError(f"text model {kind!r} is not supported by the portable decoder; supported: {known}")
-    if config.hidden_act != "silu":
+    text = _known(config)
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    if activation not in ACTIVATIONS:
         raise UserError(
-            f"activation {config.hidden_act!r} is not supported by the portable decoder; supported: silu"
+            f"activation {activation!r} is not supported by the portable decoder; supported: "
+            f"{', '.join(sorted(ACTIVATIONS))}"
         )
-    heads = config.num_attention_heads
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    rotary = _rotary(config)
-    if len(rotary.inv_freq) * 2 != head_dim:
-        raise UserError(
-            f"partial rotary embedding ({2 * len(rotary.inv_freq)} of {head_dim} dimensions) is not supported"
-        )
+    kinds = _layer_kinds(config)
+    rotaries = _rotaries(config, text, kinds)
+    names = list(rotaries)
+    for rotary in rotaries.values():
+        if len(rotary.inv_freq) * 2 != head_dim:
+            raise UserError(
+                f"partial rotary embedding ({2 * len(rotary.inv_freq)} of {head_dim} dimensions) is not supported"
+            )
     attention_bias = bool(getattr(config, "attention_bias", False))
+    window = getattr(config, "sliding_window", None)
+    before = getattr(config, "query_pre_attn_scalar", None)
     return DecoderSpec(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         vocab_size=config.vocab_size,
-        num_layers=config.num_hidden_layers,
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=config.num_key_value_heads or heads,
         head_dim=head_dim,
         rms_norm_eps=config.rms_norm_eps,
-        rotaries=(rotary,),
-        layer_rotaries=(0,) * config.num_hidden_layers,
+        rotaries=tuple(rotaries.values()),
+        layer_rotaries=tuple(names.index(layer) if layer in names else 0 for layer in kinds),
         max_positions=config.max_position_embeddings,
-        sliding_windows=_windows(config),
-        qkv_bias=attention_bias or kind == "qwen2",
+        sliding_windows=tuple(window if layer == "sliding_attention" else None for layer in kinds),
+        attention_scale=None if before in (None, head_dim) else float(before) ** -0.5,
+        activation=ACTIVATIONS[activation],
+        qkv_bias=attention_bias or text.qkv_bias,
         o_bias=attention_bias,
         mlp_bias=bool(getattr(config, "mlp_bias", False)),
+        qk_norm=text.qk_norm,
+        sandwich_norms=text.sandwich_norms,
+        norm_offset=1.0 if text.gemma else 0.0,
+        embedding_scale=config.hidden_size**0.5 if text.gemma else 1.0,
+        grouped_attention=grouped_attention,
     )
 
 
-def _rotary(config: Any) -> Rotary:
-    rope = config.rope_parameters
-    if rope["rope_type"] in LENGTH_DEPENDENT_ROPE:
+def _known(config: Any) -> TextModel:
+    """What is known of the config's text model.
+
+    Raises:
+        UserError: it is not known, or has parts that the portable decoder lacks.
+    """
+    kind = config.model_type
+    if any(getattr(config, name, None) for name in EXPERT_COUNTS):
         raise UserError(
-            f"rotary type {rope['rope_type']!r} changes with the prompt's length and is not supported"
+            f"text model {kind!r} is a mixture of experts, which is not proved: scalars after a router's choice "
+            f"would need a decoder of their own; choose a dense model"
         )
-    module = importlib.import_module(f"transformers.models.{config.model_type}.modeling_{config.model_type}")
-    embedding = getattr(module, ROTARY_CLASSES[config.model_type])(config)
-    inv_freq = tuple(float(f) for f in embedding.inv_freq)
-    return Rotary(inv_freq=inv_freq, axes=(0,) * len(inv_freq), scale=float(embedding.attention_scaling))
+    if kind not in TEXT_MODELS:
+        raise UserError(
+            f"text model {kind!r} is not supported by the portable decoder; supported: {', '.join(sorted(TEXT_MODELS))}"
+        )
+    for name in SOFT_CAPS:
+        if getattr(config, name, None) is not None:
+            raise UserError(
+                f"{name} of text model {kind!r} is set, which is not proved: choose a model without it"
+            )
+    if kind == "gemma3_text" and config.use_bidirectional_attention:
+        raise UserError(
+            "use_bidirectional_attention is set, and a decoder that sees what comes after can't answer word by "
+            "word: choose a model that generates"
+        )
+    return TEXT_MODELS[kind]
 
 
-def _windows(config: Any) -> tuple[int | None, ...]:
-    layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
+def _layer_kinds(config: Any) -> tuple[str, ...]:
+    """``full_attention`` or ``sliding_attention`` for every layer."""
+    kinds: Sequence[str] | None = getattr(config, "layer_types", None)
     if kinds:
-        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-    windows: tuple[int | None, ...] = (window,) * layers
-    return windows
+        unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+        if unknown:
+            raise UserError(
+                f"layers of type {', '.join(unknown)} are not supported by the portable decoder; supported: "
+                f"full_attention, sliding_attention"
+            )
+        return tuple(kinds)
+    window = getattr(config, "sliding_window", None)
+    layers: int = config.num_hidden_layers
+    return ("full_attention" if window is None else "sliding_attention",) * layers
+
+
+def _rotaries(config: Any, text: TextModel, kinds: Sequence[str]) -> dict[str, Rotary]:
+    """The rotary embedding of each kind of layer that there is, or one for all under the name ``""``."""
+    module_type = text.module_type or config.model_type
+    module = importlib.import_module(f"transformers.models.{module_type}.modeling_{module_type}")
+    rope = config.rope_parameters
+    by_kind = "rope_type" not in rope
+    for parameters in rope.values() if by_kind else [rope]:
+        if parameters["rope_type"] in LENGTH_DEPENDENT_ROPE:
+            raise UserError(
+                f"rotary type {parameters['rope_type']!r} changes with the prompt's length and is not supported"
+            )
+    embedding = getattr(module, text.rotary_class)(config)
+    prefixes = {kind: f"{kind}_" for kind in dict.fromkeys(kinds)} if by_kind else {"": ""}
+    return {
+        kind: _rotary(
+            getattr(embedding, f"{prefix}inv_freq"), getattr(embedding, f"{prefix}attention_scaling")
+        )
+        for kind, prefix in prefixes.items()
+    }
+
+
+def _rotary(inv_freq: Any, scale: float) -> Rotary:
+    """One-dimensional positions, frequencies as ``[head_dim / 2]``."""
+    frequencies = tuple(float(f) for f in inv_freq)
+    return Rotary(inv_freq=frequencies, axes=(0,) * len(frequencies), scale=float(scale))

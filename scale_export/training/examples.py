@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from ..answers import conversation, encode_prompts, end_tokens, to_model
 from ..datasets import Question
 from ..errors import UserError
+from ..families import prompt_sees_itself
 from .options import ProgressCallback
 
 IGNORED = -100
@@ -29,11 +30,13 @@ class Example:
     Attributes:
         prompt: the processor's inputs for this question alone, batch dimension 1.
         target: the answer's tokens and an end token.
+        answer_type: what ``token_type_ids`` hold at an answer's tokens, where the family has them.
     """
 
     question: Question
     prompt: Mapping[str, Tensor]
     target: tuple[int, ...]
+    answer_type: int = 0
 
     @property
     def prompt_ids(self) -> Tensor:
@@ -64,11 +67,12 @@ def encode_examples(
         UserError: an answer without a token, or as ``encode_prompts``.
     """
     ends = end_tokens(model, processor)
+    answer_type = int(prompt_sees_itself(model.config.model_type))  # which marks prompts by 0, answers by 1
     examples = []
     for done, question in enumerate(questions, 1):
         prompt = to_model(encode_prompts(processor, [question]), model)
         target = target_ids(processor, question, ends)
-        examples.append(Example(question=question, prompt=prompt, target=target))
+        examples.append(Example(question=question, prompt=prompt, target=target, answer_type=answer_type))
         progress(stage, done, len(questions))
     return examples
 
@@ -136,7 +140,7 @@ def _with_answer(name: str, values: Tensor, example: Example) -> Tensor:
     if name == "attention_mask":
         answer = torch.ones_like(answer)
     elif name != "input_ids":
-        answer = torch.zeros_like(answer)
+        answer = torch.full_like(answer, example.answer_type if name == "token_type_ids" else 0)
     return torch.cat([values, answer], dim=1)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ..adapter import ScaleHandle
+from ..families import prompt_sees_itself
 from .examples import IGNORED, Batch, Example, prefix_inputs
 
 Prefix = list[Tensor]
@@ -26,7 +27,12 @@ Prefix = list[Tensor]
 
 
 def can_cache_prefix(model: Any) -> bool:
-    """Whether a prefix is plain keys and values at consecutive positions: no states, no 3-D positions."""
+    """Whether a prefix is plain keys and values at consecutive positions, whatever the prompt's last token is.
+
+    Not so with states, with 3-D positions, or where a prompt's tokens see its last one.
+    """
+    if prompt_sees_itself(model.config.model_type):
+        return False
     config = model.config.get_text_config(decoder=True)
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])

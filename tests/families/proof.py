@@ -1,14 +1,15 @@
 """What each family is proved to do: the worst error of twenty prompts on a random model, column by column.
 
-``python -m tests.families.proof`` measures every family and writes ``docs/families.md`` and the table behind
-``scale-export families``.
+``python -m tests.families.proof`` measures every family, or those that follow as arguments, and writes
+``docs/families.md`` and the table behind ``scale-export families``.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from scale_export.generation import EmbeddedPrompt, Generator, Inputs
 from scale_export.metrics import relative_error
 from scale_export.pipeline import quantized
 from scale_export.plan import ExportOptions, Plan, make_plan
-from scale_export.prompts import encode_messages, user_message
+from scale_export.prompts import LABELS, encode_messages, user_message
 from scale_export.records import Float32, Precision
 from scale_export.targets import load_target
 from tests.backends.emission import generator, reference
@@ -46,6 +47,9 @@ PROMPTS: tuple[tuple[tuple[tuple[int, int], ...], str], ...] = (
     *(((), text) for text in TEXTS),
 )
 """Twenty: one picture (square, wide, tall, tiny, large), two pictures, none."""
+
+TEXT_MODELS = {"gemma3": "own", "paligemma": "own"}
+"""Of the families that are not built on Llama."""
 
 WAYS = ("whole", "padded", "chunked")
 """How a prompt enters: at once, with padding on its right, in two chunks. Prompts take turns."""
@@ -71,13 +75,14 @@ class Subject:
 
 
 def subject(family: str, directory: Path) -> Subject:
-    """A random model over Llama, its weights in float16 as real checkpoints have them."""
-    FAMILIES[family]("llama", directory=directory, dtype=torch.float16)
+    """A random model over Llama or its own text model, its weights in float16 as real checkpoints have them."""
+    FAMILIES[family](TEXT_MODELS.get(family, "llama"), directory=directory, dtype=torch.float16)
     base = open_base(str(directory))
     plan = make_plan(random_coefficients(base), base, load_target("cpu"), ExportOptions(precision="float32"))
     prompts = tuple(
         encode_messages(base.processor, [user_message([picture(i, s) for i, s in enumerate(sizes)], text)])
         for sizes, text in PROMPTS
+        if sizes or base.family.takes_text_alone
     )
     return Subject(
         base=base, plan=plan, folded=fold(base.weights, plan.coefficients, "gate"), prompts=prompts
@@ -154,19 +159,30 @@ def worst(expected: list[Float32], found: list[Float32]) -> float:
 
 @torch.no_grad()
 def hooks_error(subject: Subject) -> float:
-    """Batches of prompts without pictures, padded on either side, against each prompt alone."""
-    base, tokenizer = subject.base, subject.base.processor.tokenizer
-    alone = [hooked_path(subject, inputs)[0] for inputs in subject.prompts[-3:]]
-    rows = [inputs["input_ids"][0].tolist() for inputs in subject.prompts[-3:]]
+    """Batches of prompts, padded on either side, against each prompt alone; with pictures where tokens see groups."""
+    base = subject.base
+    chosen = slice(0, 3) if base.spec.grouped_attention else slice(-3, None)
+    alone = [hooked_path(subject, inputs)[0] for inputs in subject.prompts[chosen]]
+    chats = [
+        [user_message([picture(i, s) for i, s in enumerate(sizes)], text)] for sizes, text in PROMPTS[chosen]
+    ]
     errors = []
     for side in ("left", "right"):
-        batch = tokenizer.pad({"input_ids": rows}, padding_side=side, return_tensors="pt")
+        batch = base.processor.apply_chat_template(
+            chats,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": side},
+        )
+        batch.pop(LABELS, None)
         lengths = batch["attention_mask"].sum(1)
         last = torch.full_like(lengths, -1) if side == "left" else lengths - 1
         positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         with attach(base.model, subject.plan.coefficients):
             logits = base.model(**batch, position_ids=positions).logits
-        found = [logits[i, int(last[i])].numpy() for i in range(len(rows))]
+        found = [logits[i, int(last[i])].numpy() for i in range(len(chats))]
         errors.append(worst(alone, found))
     return max(errors)
 
@@ -245,9 +261,11 @@ def page(table: Mapping[str, Any]) -> str:
 INTRODUCTION = """# Families
 
 What each family is proved to do: max |Δlogit| / max |logit|, the worst of twenty prompts with eight decode steps
-each, on a random model of three decoder layers over Llama. Prompts have one picture (square, wide, tall, tiny, large),
-two pictures or none, and enter whole, with padding on their right, or in two chunks. `python -m tests.families.proof`
-writes this page, and `scale-export families` prints the table; the tests measure it again.
+each, on a random model of three decoder layers over Llama, or four of a family's own text model. Prompts have one
+picture (square, wide, tall, tiny, large), two pictures or none where the family's processor takes that, and enter
+whole, with padding on their right, or in two chunks that cut no group of tokens which see one another.
+`python -m tests.families.proof` writes this page, and `scale-export families` prints the table; the tests measure it
+again.
 """
 
 CLOSING = """Random models spread float16's rounding over logits that are small beside their hidden states: no
@@ -256,11 +274,11 @@ that it was made from; the shipped model's is at 7e-4.
 """
 
 
-def main() -> None:
-    """Measure, and write the table for ``scale-export families`` and for people."""
+def main(chosen: Sequence[str]) -> None:
+    """Measure the chosen families, or all, and write the table for ``scale-export families`` and for people."""
     torch.set_num_threads(1)
-    rows = {}
-    for family in FAMILIES:
+    rows: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))["worst"] if chosen else {}
+    for family in chosen or FAMILIES:
         with tempfile.TemporaryDirectory() as directory:
             rows[family] = proof(family, Path(directory))
             print(family, {column: f"{error:.1e}" for column, error in rows[family].items()}, flush=True)
@@ -270,4 +288,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -33,12 +33,12 @@ def emit(
 ) -> dict[str, str]:
     """Write the packages of ``folded`` (already quantized where ``precision`` says so); role → file name."""
     base, target = plan.base, plan.target
-    assert target.prefill_tokens is not None and target.compute_units is not None, "its target states them"
+    assert plan.prefill_tokens is not None and target.compute_units is not None, "its target states them"
     graph_plan = GraphPlan(
         precision=precision,
         vision_precision=vision_precision,
         block_size=plan.block_size,
-        prefill_tokens=target.prefill_tokens,
+        prefill_tokens=plan.prefill_tokens,
         context_length=plan.context_length,
         max_part_bytes=target.max_part_bytes,
         compute_units=target.compute_units,

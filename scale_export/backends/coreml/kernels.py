@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...decoder import Cache, rotate
+from ...decoder import Cache, fused_rms_norm, rotate
 from ...records import DecoderSpec
 
 MARKER = "scale_export::linear"
@@ -71,11 +71,7 @@ class CoreMLKernels(nn.Module):
         return y
 
     def rms_norm(self, name: str, x: Tensor) -> Tensor:
-        weight = self.norms[name]
-        width = weight.shape[0]
-        both = torch.cat((x, -x), dim=-1)
-        weights = torch.cat((weight, torch.zeros_like(weight)))
-        return F.layer_norm(both, (2 * width,), weights, eps=self.spec.rms_norm_eps)[..., :width]
+        return fused_rms_norm(x, self.norms[name], self.spec.rms_norm_eps)
 
     def add_rms_norm(self, name: str, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         total = x + residual

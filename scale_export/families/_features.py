@@ -1,0 +1,28 @@
+"""Image features as Hugging Face's own model works them out; needs torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import UserError
+from ..vision import VisionTower
+
+
+class ImageFeatures(VisionTower):
+    """``get_image_features`` of a model that is called for nothing else."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model: Any = model
+        self.constants = {}
+
+    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        features = self.model.get_image_features(pixel_values).pooler_output
+        if not isinstance(features, Tensor) or features.ndim != 3:
+            raise UserError(
+                f"{type(self.model).__name__} gives image features that are not [pictures, tokens, width], which the "
+                f"generic route has no place for: choose a supported family"
+            )
+        return {"image_features": features}

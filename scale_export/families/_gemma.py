@@ -1,0 +1,66 @@
+"""The vision towers of Gemma 3 and PaliGemma: SigLIP on squares of one size; needs torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..decoder import fused_rms_norm
+from ..errors import UserError
+from ..vision import VisionTower
+
+
+class SiglipFeatures(VisionTower):
+    """SigLIP's last layer through its norm and a projector, without the pooling head that nothing reads."""
+
+    def __init__(self, tower: Any, projector: nn.Module):
+        super().__init__()
+        self.tower: Any = tower
+        self.projector = projector
+        self.constants = {}
+
+    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        states = self.tower.encoder(inputs_embeds=self.tower.embeddings(pixel_values)).last_hidden_state
+        return {"image_features": self.projector(self.tower.post_layernorm(states))}
+
+
+class PooledProjector(nn.Module):
+    """Gemma 3's projector: squares of k × k patches averaged, a norm, one matrix.
+
+    Hugging Face's module squares activations on the way, which float16 does not hold; the norm here is a fused one.
+    """
+
+    def __init__(self, projector: Any):
+        super().__init__()
+        self.side: int = projector.tokens_per_side
+        self.kernel: int = projector.kernel_size
+        if self.side * self.kernel != projector.patches_per_image:
+            raise UserError(
+                f"a Gemma 3 tower of {projector.patches_per_image} patches a side does not divide into "
+                f"{self.side} rows of tokens: mm_tokens_per_image of the config doesn't fit its vision tower"
+            )
+        self.eps: float = projector.mm_soft_emb_norm.eps
+        self.weight = nn.Parameter(1 + projector.mm_soft_emb_norm.weight.detach(), requires_grad=False)
+        self.matrix = nn.Parameter(projector.mm_input_projection_weight.detach(), requires_grad=False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """``[tiles, (side · k)², C]`` → ``[tiles, side², D]``."""
+        side, kernel, width = self.side, self.kernel, patches.shape[-1]
+        rows = patches.reshape(-1, side, kernel, side * kernel * width).mean(dim=2)
+        pooled = rows.reshape(-1, side * side, kernel, width).mean(dim=2)
+        return torch.matmul(fused_rms_norm(pooled, self.weight, self.eps), self.matrix)
+
+
+def check_tower(config: Any) -> None:
+    """Refuse a tower that is not SigLIP.
+
+    Raises:
+        UserError: another vision model.
+    """
+    kind = config.vision_config.model_type
+    if kind != "siglip_vision_model":
+        raise UserError(
+            f"vision tower {kind!r} under {config.model_type} is not supported; supported: siglip_vision_model"
+        )

@@ -1,0 +1,49 @@
+"""Gemma 3: SigLIP at one size, pooled to a square of tokens that see one another (Gemma Team, 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..records import Array, DecoderSpec
+from . import Family
+from ._text import text_spec
+
+if TYPE_CHECKING:
+    from ..vision import VisionTower
+
+
+class Gemma3(Family):
+    """``Gemma3ForConditionalGeneration`` in Hugging Face transformers.
+
+    With pan and scan, which its processor has off by default, a picture's crops are pictures of their own.
+    """
+
+    model_type = "gemma3"
+
+    def decoder_spec(self, config: Any) -> DecoderSpec:
+        from ._gemma import check_tower
+
+        check_tower(config)
+        return text_spec(config.text_config, grouped_attention=True)
+
+    def vision_module(self, model: Any) -> VisionTower:
+        from ._gemma import PooledProjector, SiglipFeatures
+
+        inner = model.model
+        return SiglipFeatures(inner.vision_tower, PooledProjector(inner.multi_modal_projector))
+
+    def runtime_config(self, config: Any) -> dict[str, Any]:
+        return {"image_token_id": self.image_token_id(config)}
+
+    def attention_groups(self, inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> NDArray[np.int64]:
+        """A group for every unbroken run of image tokens, as Hugging Face numbers its ``token_type_ids``."""
+        image = inputs["input_ids"] == runtime["image_token_id"]
+        starts = image & ~np.pad(image, ((0, 0), (1, 0)))[:, :-1]
+        return np.where(image, np.cumsum(starts, axis=1) - 1, -1)
+
+
+FAMILY = Gemma3()

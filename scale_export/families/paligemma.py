@@ -1,0 +1,63 @@
+"""PaliGemma: SigLIP before a Gemma whose whole prompt sees itself (Beyer et al., 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..records import Array, DecoderSpec
+from . import Family
+from ._text import text_spec
+
+if TYPE_CHECKING:
+    from ..vision import VisionTower
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}{% endfor %}"
+)
+"""Pictures, then words: what the processor takes. It adds the rest (start token, line end) itself."""
+
+
+class PaliGemma(Family):
+    """``PaliGemmaForConditionalGeneration`` over Gemma in Hugging Face transformers.
+
+    Hugging Face counts a prompt's positions from 1; rotary attention sees differences only, and they count from 0
+    here.
+    """
+
+    model_type = "paligemma"
+    takes_text_alone = False
+    prompt_sees_itself = True
+
+    def load_processor(self, directory: Path) -> Any:
+        """Hugging Face's processor; checkpoints have no chat template, and get the plain one."""
+        processor = super().load_processor(directory)
+        if processor.chat_template is None:
+            processor.chat_template = CHAT_TEMPLATE
+        return processor
+
+    def decoder_spec(self, config: Any) -> DecoderSpec:
+        from ._gemma import check_tower
+
+        check_tower(config)
+        return text_spec(config.text_config, grouped_attention=True)
+
+    def vision_module(self, model: Any) -> VisionTower:
+        from ._gemma import SiglipFeatures
+
+        return SiglipFeatures(model.model.vision_tower, model.model.multi_modal_projector)
+
+    def attention_groups(self, inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> NDArray[np.int64]:
+        """One group: the picture and the words after it."""
+        return np.zeros(inputs["input_ids"].shape, np.int64)
+
+
+FAMILY = PaliGemma()
