@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -11,7 +12,7 @@ from .base import BaseModel
 from .coefficients import check_base
 from .errors import UserError, did_you_mean
 from .prompts import encode_messages, user_message
-from .records import FOLD_MODES, Coefficients, DecoderSpec, FoldMode, Precision
+from .records import FOLD_MODES, Coefficients, DecoderSpec, FoldMode, Precision, TowerInput
 from .targets import FloatType, Target
 
 
@@ -29,7 +30,7 @@ class Plan:
     """A decided export.
 
     ``decisions`` says, sentence by sentence, what was chosen and why; the report and ``--dry-run`` show it.
-    ``pixel_shape`` is (3, height, width) of one tile, as the model's own processor makes it.
+    ``tower_inputs`` are those of one tile as the model's own processor makes it, or of the largest picture.
     """
 
     base: BaseModel
@@ -39,7 +40,7 @@ class Plan:
     vision_precision: Precision
     block_size: int
     context_length: int
-    pixel_shape: tuple[int, int, int]
+    tower_inputs: Mapping[str, TowerInput]
     fold: FoldMode
     decisions: tuple[str, ...]
 
@@ -81,7 +82,8 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
     straddles = quantized and _straddles(coefficients, base.spec.head_dim, block_size)
     fold, why = _fold_mode(coefficients, base.spec.num_layers, target, options.fold, straddles, block_size)
     context_length = min(target.context_length, base.spec.max_positions)
-    pixel_shape = _pixel_shape(base, target, context_length)
+    base, resized = _fit_pictures(base, target, context_length)
+    tower_inputs = _tower_inputs(base, target, context_length)
     return Plan(
         base=base,
         coefficients=coefficients,
@@ -90,13 +92,14 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         vision_precision=target.vision_precision if quantized else precision,
         block_size=block_size,
         context_length=context_length,
-        pixel_shape=pixel_shape,
+        tower_inputs=tower_inputs,
         fold=fold,
         decisions=(
             why,
             _precision_reason(precision, options.precision, target, block_size),
             f"The context holds {context_length} tokens: the smaller of the target's {target.context_length} "
             f"and the model's {base.spec.max_positions}.",
+            *resized,
             *_placement(base.spec, target),
         ),
     )
@@ -156,12 +159,38 @@ def _check_widths(spec: DecoderSpec, target: Target, block_size: int) -> None:
             )
 
 
-def _pixel_shape(base: BaseModel, target: Target, context_length: int) -> tuple[int, int, int]:
-    """(3, height, width) of a tile, by preparing a picture; refuses what the target can't hold."""
+def _fit_pictures(base: BaseModel, target: Target, context_length: int) -> tuple[BaseModel, tuple[str, ...]]:
+    """The base with pictures that the target can hold, where they come in patches; and the sentence that says so."""
+    if not base.family.patched:
+        return base, ()
+    images, side = base.processor.image_processor, target.max_tile_side
+    own = {name: length for name, length in dict(images.size).items() if length is not None}
+    size = dict(base.family.fitting_size(images, side=side, tokens=context_length // 2))
+    if size == own:
+        return base, ()
+    room = f"half of the context, {context_length // 2} tokens"
+    if side is not None:
+        room = f"{room}, and in {side} × {side} pixels"
+    return replace(base, picture_size=size), (
+        f"Pictures are resized to fit in {room}: the image processor's size is {size} in place of {own}, and it keeps "
+        f"a picture's shape as ever.",
+    )
+
+
+def _tower_inputs(base: BaseModel, target: Target, context_length: int) -> dict[str, TowerInput]:
+    """What the vision tower takes of a tile or the largest picture, by preparing one; refuses what can't be held."""
     inputs = encode_messages(base.processor, [user_message([Image.new("RGB", (256, 256))], "?")])
-    channels, height, width = base.family.tiles(inputs).shape[1:]
+    family, runtime = base.family, base.family.runtime_config(base.config)
     limit, tokens = target.max_tile_side, inputs["input_ids"].shape[1]
-    if limit is not None and max(height, width) > limit:
+    found = {
+        name: TowerInput(shape=value.shape[1:], integer=value.dtype.kind != "f")
+        for name, value in family.tower_inputs(inputs, runtime).items()
+    }
+    if family.patched:
+        places = family.most_places(base.processor.image_processor, runtime)
+        found = {name: replace(i, shape=(places, *i.shape[1:])) for name, i in found.items()}
+    elif limit is not None and max(found["pixel_values"].shape[1:]) > limit:
+        height, width = found["pixel_values"].shape[1:]
         raise UserError(
             f"the model looks at tiles of {height} × {width} pixels, and target {target.name} allows {limit} a "
             f"side: choose another target"
@@ -171,7 +200,7 @@ def _pixel_shape(base: BaseModel, target: Target, context_length: int) -> tuple[
             f"one picture and a word take {tokens} tokens, and the context on target {target.name} holds "
             f"{context_length}: choose another target"
         )
-    return channels, height, width
+    return found
 
 
 def _fold_mode(

@@ -75,17 +75,26 @@ def reference_cases(
     return cases
 
 
+def forget_positions(model: Any) -> None:
+    """Make a Hugging Face model forget how far the last prompt's pictures put its positions behind its tokens.
+
+    Those of Qwen keep it from one prompt with pictures to the next, and one without would be decoded by it.
+    """
+    for module in model.modules():
+        if getattr(module, "rope_deltas", None) is not None:
+            module.rope_deltas = None
+
+
 @torch.no_grad()
 def _greedy_path(model: Any, inputs: Inputs) -> tuple[tuple[int, ...], Float32]:
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+    forget_positions(model)
     output = model(**tensors, use_cache=True)
     rows, tokens = [output.logits[0, -1].numpy()], []
-    length = tensors["input_ids"].shape[1]
-    for step in range(FORCED_STEPS):
+    for _ in range(FORCED_STEPS):
         tokens.append(int(rows[-1].argmax()))
         output = model(
-            input_ids=torch.tensor([tokens[-1:]]),
-            attention_mask=torch.ones(1, length + step + 1, dtype=torch.int64),
+            input_ids=torch.tensor([tokens[-1:]]),  # no mask: Qwen's would take it for that many new positions
             past_key_values=output.past_key_values,
             use_cache=True,
         )

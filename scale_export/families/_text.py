@@ -1,19 +1,25 @@
-"""The language decoders that families are built on: Llama, Mistral and Qwen2 as one ``DecoderSpec``."""
+"""The language decoders that families are built on: Llama, Mistral and Qwen's as one ``DecoderSpec``."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from ..errors import UserError
 from ..records import DecoderSpec, Rotary
+from ._processor import model_class
 
 ROTARY_CLASSES = {
-    "llama": "LlamaRotaryEmbedding",
-    "mistral": "MistralRotaryEmbedding",
-    "qwen2": "Qwen2RotaryEmbedding",
+    "llama": "llama.modeling_llama.LlamaRotaryEmbedding",
+    "mistral": "mistral.modeling_mistral.MistralRotaryEmbedding",
+    "qwen2": "qwen2.modeling_qwen2.Qwen2RotaryEmbedding",
+    "qwen2_vl_text": "qwen2_vl.modeling_qwen2_vl.Qwen2VLRotaryEmbedding",
+    "qwen2_5_vl_text": "qwen2_5_vl.modeling_qwen2_5_vl.Qwen2_5_VLRotaryEmbedding",
+    "qwen3_vl_text": "qwen3_vl.modeling_qwen3_vl.Qwen3VLTextRotaryEmbedding",
 }
-"""Text model type → the Hugging Face class that works out its rotary frequencies."""
+"""Text model type → the Hugging Face class, below ``transformers.models``, that works out its rotary frequencies."""
+
+BIASED = {"qwen2", "qwen2_vl_text", "qwen2_5_vl_text"}
+"""Text models whose queries, keys and values have biases, whatever their config says."""
 
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
@@ -53,9 +59,10 @@ def text_spec(config: Any) -> DecoderSpec:
         layer_rotaries=(0,) * config.num_hidden_layers,
         max_positions=config.max_position_embeddings,
         sliding_windows=_windows(config),
-        qkv_bias=attention_bias or kind == "qwen2",
+        qkv_bias=attention_bias or kind in BIASED,
         o_bias=attention_bias,
         mlp_bias=bool(getattr(config, "mlp_bias", False)),
+        qk_norm=kind == "qwen3_vl_text",
     )
 
 
@@ -65,10 +72,20 @@ def _rotary(config: Any) -> Rotary:
         raise UserError(
             f"rotary type {rope['rope_type']!r} changes with the prompt's length and is not supported"
         )
-    module = importlib.import_module(f"transformers.models.{config.model_type}.modeling_{config.model_type}")
-    embedding = getattr(module, ROTARY_CLASSES[config.model_type])(config)
+    embedding = model_class(ROTARY_CLASSES[config.model_type])(config)
     inv_freq = tuple(float(f) for f in embedding.inv_freq)
-    return Rotary(inv_freq=inv_freq, axes=(0,) * len(inv_freq), scale=float(embedding.attention_scaling))
+    return Rotary(inv_freq=inv_freq, axes=_axes(embedding), scale=float(embedding.attention_scaling))
+
+
+def _axes(embedding: Any) -> tuple[int, ...]:
+    """Which axis of a position each frequency turns by, as Hugging Face's module picks from three that are marked."""
+    count = len(embedding.inv_freq)
+    if not hasattr(embedding, "mrope_section"):
+        return (0,) * count
+    import torch
+
+    marked = torch.arange(3.0)[:, None, None, None].repeat(1, 1, 1, count)
+    return tuple(int(axis) for axis in embedding.recomposition_frequencies(marked)[0, 0, :count])
 
 
 def _windows(config: Any) -> tuple[int | None, ...]:

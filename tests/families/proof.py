@@ -1,11 +1,12 @@
 """What each family is proved to do: the worst error of twenty prompts on a random model, column by column.
 
-``python -m tests.families.proof`` measures every family and writes ``docs/families.md`` and the table behind
-``scale-export families``.
+``python -m tests.families.proof`` measures every family, or those that it is given, and writes ``docs/families.md`` and
+the table behind ``scale-export families``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ from scale_export.pipeline import quantized
 from scale_export.plan import ExportOptions, Plan, make_plan
 from scale_export.prompts import encode_messages, user_message
 from scale_export.records import Float32, Precision
+from scale_export.reference import forget_positions
 from scale_export.targets import load_target
 from tests.backends.emission import generator, reference
 from tests.conftest import FAMILIES, picture, random_coefficients
@@ -88,16 +90,14 @@ def subject(family: str, directory: Path) -> Subject:
 def hooked_path(subject: Subject, inputs: Inputs) -> Float32:
     """Logits ``[9, V]`` of the hooked Hugging Face model after a prompt and each of ``TOKENS``."""
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
-    model, length = subject.base.model, inputs["input_ids"].shape[1]
+    model = subject.base.model
+    forget_positions(model)
     with attach(model, subject.plan.coefficients):
         output = model(**tensors, use_cache=True)
         rows = [output.logits[0, -1].numpy()]
-        for step, token in enumerate(TOKENS):
+        for token in TOKENS:
             output = model(
-                input_ids=torch.tensor([[token]]),
-                attention_mask=torch.ones(1, length + step + 1, dtype=torch.int64),
-                past_key_values=output.past_key_values,
-                use_cache=True,
+                input_ids=torch.tensor([[token]]), past_key_values=output.past_key_values, use_cache=True
             )
             rows.append(output.logits[0, -1].numpy())
     return np.stack(rows)
@@ -258,9 +258,12 @@ that it was made from; the shipped model's is at 7e-4.
 
 def main() -> None:
     """Measure, and write the table for ``scale-export families`` and for people."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("families", nargs="*", choices=[*FAMILIES, []], help="measured anew; all by default")
+    asked = parser.parse_args().families
     torch.set_num_threads(1)
-    rows = {}
-    for family in FAMILIES:
+    rows: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))["worst"] if asked else {}
+    for family in asked or FAMILIES:
         with tempfile.TemporaryDirectory() as directory:
             rows[family] = proof(family, Path(directory))
             print(family, {column: f"{error:.1e}" for column, error in rows[family].items()}, flush=True)
