@@ -163,9 +163,8 @@ def _fit_pictures(base: BaseModel, target: Target, context_length: int) -> tuple
     """The base with pictures that the target can hold, where they come in patches; and the sentence that says so."""
     if not base.family.patched:
         return base, ()
-    images, side = base.processor.image_processor, target.max_tile_side
-    own = {name: length for name, length in dict(images.size).items() if length is not None}
-    size = dict(base.family.fitting_size(images, side=side, tokens=context_length // 2))
+    side, own = target.max_tile_side, dict(base.processor.image_processor.size)
+    size = dict(base.family.fitting_size(base.processor, side=side, tokens=context_length // 2))
     if size == own:
         return base, ()
     room = f"half of the context, {context_length // 2} tokens"
@@ -187,7 +186,7 @@ def _tower_inputs(base: BaseModel, target: Target, context_length: int) -> dict[
         for name, value in family.tower_inputs(inputs, runtime).items()
     }
     if family.patched:
-        places = family.most_places(base.processor.image_processor, runtime)
+        places = family.most_places(base.processor, runtime)
         found = {name: replace(i, shape=(places, *i.shape[1:])) for name, i in found.items()}
     elif limit is not None and max(found["pixel_values"].shape[1:]) > limit:
         height, width = found["pixel_values"].shape[1:]

@@ -94,7 +94,9 @@ def _greedy_path(model: Any, inputs: Inputs) -> tuple[tuple[int, ...], Float32]:
     for _ in range(FORCED_STEPS):
         tokens.append(int(rows[-1].argmax()))
         output = model(
-            input_ids=torch.tensor([tokens[-1:]]),  # no mask: Qwen's would take it for that many new positions
+            input_ids=torch.tensor(
+                [tokens[-1:]]
+            ),  # no mask: Qwen's would take it for that many new positions
             past_key_values=output.past_key_values,
             use_cache=True,
         )

@@ -54,7 +54,9 @@ TEXT: dict[str, Any] = {
 }
 
 
-def tiny_qwen2_vl(text: str = "llama", *, directory: Path, **keywords: Any) -> Qwen2VLForConditionalGeneration:
+def tiny_qwen2_vl(
+    text: str = "llama", *, directory: Path, **keywords: Any
+) -> Qwen2VLForConditionalGeneration:
     """A Qwen2-VL of three decoder layers, saved with its processor; ``text`` changes nothing."""
     hidden = 128
     return _tiny(
@@ -88,7 +90,9 @@ def tiny_qwen2_5_vl(
     )
 
 
-def tiny_qwen3_vl(text: str = "llama", *, directory: Path, **keywords: Any) -> Qwen3VLForConditionalGeneration:
+def tiny_qwen3_vl(
+    text: str = "llama", *, directory: Path, **keywords: Any
+) -> Qwen3VLForConditionalGeneration:
     """The same of Qwen3-VL, with a table of 5 × 5 positions and two depths for the decoder."""
     return _tiny(
         "qwen3_vl",

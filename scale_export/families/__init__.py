@@ -74,11 +74,11 @@ class Family(ABC):
         """What the vision tower takes, float32 or int32, tile by tile or picture by picture."""
         return {"pixel_values": self.tiles(inputs)}
 
-    def fitting_size(self, images: Any, *, side: int | None, tokens: int) -> Mapping[str, int]:
+    def fitting_size(self, processor: Any, *, side: int | None, tokens: int) -> Mapping[str, int]:
         """Of a patched family: the ``size`` of its image processor that a device and its context can hold.
 
         Args:
-            images: the image processor; its own ``size`` is never passed.
+            processor: the model's own; the size of its image processor is never passed.
             side: pictures take at most as many pixels as a square of that side; None for any number.
             tokens: and at most that many tokens.
 
@@ -87,7 +87,7 @@ class Family(ABC):
         """
         raise NotImplementedError
 
-    def most_places(self, images: Any, runtime: Mapping[str, Any]) -> int:
+    def most_places(self, processor: Any, runtime: Mapping[str, Any]) -> int:
         """Of a patched family: the length of the first axis of one picture's ``tower_inputs``, at the most."""
         raise NotImplementedError
 

@@ -15,8 +15,8 @@ HIDDEN: float = -6e4
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """``q [B, N, H, hd]`` and ``k, v [B, S, H, hd]`` → ``[B, N, H·hd]``; ``mask`` broadcasts to ``[B, H, N, S]``."""
-    heads = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

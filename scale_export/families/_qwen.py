@@ -1,4 +1,4 @@
-"""What the Qwen-VL families share: patches of any grid, four of which become a token, placed by time, row and column."""
+"""What the Qwen-VL families share: patches of any grid, squares of which become tokens with places of their own."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ class QwenVL(Family):
             "frequencies": [frequencies.tolist()] * 2,
         }
 
-    def fitting_size(self, images: Any, *, side: int | None, tokens: int) -> Mapping[str, int]:
+    def fitting_size(self, processor: Any, *, side: int | None, tokens: int) -> Mapping[str, int]:
         """The same but for ``longest_edge``, which is a number of pixels here."""
+        images = processor.image_processor
         smallest, largest = images.size["shortest_edge"], images.size["longest_edge"]
         most = tokens * _token_pixels(images)
         most = min(most, largest) if side is None else min(most, largest, side**2)
@@ -58,7 +59,8 @@ class QwenVL(Family):
             )
         return {"shortest_edge": smallest, "longest_edge": most}
 
-    def most_places(self, images: Any, runtime: Mapping[str, Any]) -> int:
+    def most_places(self, processor: Any, runtime: Mapping[str, Any]) -> int:
+        images = processor.image_processor
         return int(images.size["longest_edge"]) // _token_pixels(images)
 
     def tower_inputs(self, inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> dict[str, Array]:
@@ -84,9 +86,7 @@ class QwenVL(Family):
     ) -> Array:
         return self.packed(outputs["image_features"], inputs, runtime)
 
-    def packed(
-        self, features: Array, inputs: Mapping[str, Array], runtime: Mapping[str, Any]
-    ) -> Array:
+    def packed(self, features: Array, inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> Array:
         """The pictures' rows ``[pictures, tokens, D]`` one after the other, without what fills them up."""
         shapes = [token_grid(grid, runtime) for grid in grids(inputs)]
         return np.concatenate([rows[: h * w] for rows, (h, w) in zip(features, shapes, strict=True)])

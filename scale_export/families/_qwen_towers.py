@@ -72,7 +72,7 @@ class WindowTower(QwenTower):
         super().__init__(visual)
         self.whole = frozenset(visual.fullatt_block_indexes)
 
-    def encode(self, patches: Tensor, cos: Tensor, sin: Tensor, window: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def encode(self, patches: Tensor, cos: Tensor, sin: Tensor, window: Tensor) -> dict[str, Tensor]:
         """``patches [B, blocks, S, C]``, ``cos, sin [B, blocks, S, hd / 2]``, ``window`` int32 ``[B, blocks, S]``.
 
         Windows count from 1; 0 is what fills a picture up.
@@ -113,7 +113,7 @@ def _within_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, size: int) -> 
 
 
 class DeepstackTower(QwenTower):
-    """Qwen3-VL's: learned positions interpolated to the grid, and rows of some blocks for the decoder's first layers."""
+    """Qwen3-VL's: learned positions interpolated to the grid, and rows of inner blocks for the decoder."""
 
     def __init__(self, visual: Any) -> None:
         super().__init__(visual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,8 @@ class Qwen25VL(QwenVL):
         side = vision.window_size // vision.spatial_merge_size // vision.patch_size
         return super().runtime_config(config) | {"window": side}
 
-    def most_places(self, images: Any, runtime: Mapping[str, Any]) -> int:
-        return -(-super().most_places(images, runtime) // runtime["window"] ** 2)
+    def most_places(self, processor: Any, runtime: Mapping[str, Any]) -> int:
+        return math.ceil(super().most_places(processor, runtime) / runtime["window"] ** 2)
 
     def picture_inputs(self, patches: Array, grid: Grid, runtime: Mapping[str, Any]) -> dict[str, Array]:
         whole = super().picture_inputs(patches, grid, runtime)
