@@ -39,7 +39,8 @@ class Qwen25VL(QwenVL):
         return super().runtime_config(config) | {"window": side}
 
     def most_places(self, processor: Any, runtime: Mapping[str, Any]) -> int:
-        return math.ceil(super().most_places(processor, runtime) / runtime["window"] ** 2)
+        tokens: int = runtime["window"] ** 2
+        return math.ceil(super().most_places(processor, runtime) / tokens)
 
     def picture_inputs(self, patches: Array, grid: Grid, runtime: Mapping[str, Any]) -> dict[str, Array]:
         whole = super().picture_inputs(patches, grid, runtime)
