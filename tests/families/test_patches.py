@@ -334,7 +334,7 @@ SABOTAGES = [
     ("qwen2_5_vl", "wide", windows_unordered),
     ("qwen2_5_vl", "wide", windows_forgotten),
     ("qwen2_5_vl", "wide", windows_shifted),
-    ("qwen2_5_vl", "large", neighbours_unseen),
+    ("qwen2_5_vl", "tall", neighbours_unseen),
     ("qwen3_vl", "wide", deepstack_dropped),
     ("qwen3_vl", "wide", deepstack_swapped),
     ("qwen3_vl", "wide", positions_nearest),
