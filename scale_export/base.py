@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ class BaseModel:
     """An opened base model; heavy parts load on first use.
 
     ``name`` is what a package records: the hub id, or a local directory's own name without its path.
+    ``picture_size`` stands in for the image processor's own ``size``; see ``Family.fitting_size``.
     """
 
     name: str
     checkpoint: Checkpoint
     config: Any
     family: Family
+    picture_size: Mapping[str, int] | None = None
 
     @property
     def directory(self) -> Path:
@@ -45,7 +48,10 @@ class BaseModel:
     @functools.cached_property
     def processor(self) -> Any:
         """Hugging Face's processor of this model."""
-        return self.family.load_processor(self.directory)
+        processor = self.family.load_processor(self.directory)
+        if self.picture_size is not None:
+            processor.image_processor.size = type(processor.image_processor.size)(**self.picture_size)
+        return processor
 
     @functools.cached_property
     def model(self) -> Any:

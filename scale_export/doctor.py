@@ -145,7 +145,8 @@ class Examination:
         plan, inputs = self.plan, self.case.inputs
         engine = load_backend(plan.target.backend).open_engine(self.graphs, plan, strict=True)
         oracle = reference_engine(plan, self.folded)
-        tiles = plan.base.family.tiles(inputs)
+        family = plan.base.family
+        tiles = family.tower_inputs(inputs, family.runtime_config(plan.base.config))
         expected, found = oracle.vision(tiles), engine.vision(tiles)
         errors = {name: relative_error(value, found[name]) for name, value in expected.items()}
         limit = tolerances.LOWERING_RELATIVE[plan.vision_precision]

@@ -78,7 +78,7 @@ class Generator:
         groups = family.attention_groups(inputs, runtime)
         if "pixel_values" not in inputs:
             return EmbeddedPrompt(embeds=self.embed_tokens(ids), positions=positions, attention_group=groups)
-        outputs = self.engine.vision(family.tiles(inputs))
+        outputs = self.engine.vision(family.tower_inputs(inputs, runtime))
         features = family.pack(outputs, inputs, runtime)
         at_image = ids == self.image_token_id
         if len(features) != at_image.sum():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -12,7 +12,7 @@ from .base import BaseModel
 from .coefficients import check_base
 from .errors import UserError, did_you_mean
 from .prompts import encode_messages, user_message
-from .records import FOLD_MODES, Array, Coefficients, DecoderSpec, FoldMode, Precision
+from .records import FOLD_MODES, Array, Coefficients, DecoderSpec, FoldMode, Precision, TowerInput
 from .targets import FloatType, Target
 
 PREFILL_STEP = 64
@@ -33,8 +33,9 @@ class Plan:
     """A decided export.
 
     ``decisions`` says, sentence by sentence, what was chosen and why; the report and ``--dry-run`` show it.
-    ``pixel_shape`` is (3, height, width) of one tile, as the model's own processor makes it; ``prefill_tokens`` how
-    many tokens Core ML's function ``prefill`` takes at once. ``block_size`` is 0 on a target that quantizes nothing.
+    ``tower_inputs`` are those of one tile as the model's own processor makes it, or of the largest picture;
+    ``prefill_tokens`` is how many tokens Core ML's function ``prefill`` takes at once. ``block_size`` is 0 on a target
+    that quantizes nothing.
     """
 
     base: BaseModel
@@ -44,7 +45,7 @@ class Plan:
     vision_precision: Precision
     block_size: int
     context_length: int
-    pixel_shape: tuple[int, int, int]
+    tower_inputs: Mapping[str, TowerInput]
     prefill_tokens: int | None
     fold: FoldMode
     decisions: tuple[str, ...]
@@ -86,10 +87,11 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
     straddles = quantized and _straddles(coefficients, base.spec.head_dim, block_size)
     fold, why = _fold_mode(coefficients, base, target, options.fold, straddles, block_size)
     context_length = min(target.context_length or base.spec.max_positions, base.spec.max_positions)
+    base, resized = _fit_pictures(base, target, context_length)
     trial = encode_messages(base.processor, [user_message([Image.new("RGB", (256, 256))], "?")])
-    pixel_shape = _pixel_shape(base, target, context_length, trial)
+    tower_inputs = _tower_inputs(base, target, context_length, trial)
     if base.family.generic:
-        _check_one_size(base, pixel_shape)
+        _check_one_size(base, tower_inputs)
     prefill_tokens, why_so_many = _prefill_tokens(base, target, trial)
     return Plan(
         base=base,
@@ -99,13 +101,14 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         vision_precision=(quantized and target.vision_precision) or precision,
         block_size=block_size,
         context_length=context_length,
-        pixel_shape=pixel_shape,
+        tower_inputs=tower_inputs,
         prefill_tokens=prefill_tokens,
         fold=fold,
         decisions=(
             why,
             _precision_reason(precision, options.precision, target, block_size),
             _context_reason(context_length, target, base.spec.max_positions),
+            *resized,
             *why_so_many,
             *_placement(base.spec, target),
         ),
@@ -188,13 +191,38 @@ def _check_widths(spec: DecoderSpec, target: Target, block_size: int) -> None:
             )
 
 
-def _pixel_shape(
+def _fit_pictures(base: BaseModel, target: Target, context_length: int) -> tuple[BaseModel, tuple[str, ...]]:
+    """The base with pictures that the target can hold, where they come in patches; and the sentence that says so."""
+    if not base.family.patched or target.context_length is None:
+        return base, ()
+    side, own = target.max_tile_side, dict(base.processor.image_processor.size)
+    size = dict(base.family.fitting_size(base.processor, side=side, tokens=context_length // 2))
+    if size == own:
+        return base, ()
+    room = f"half of the context, {context_length // 2} tokens"
+    if side is not None:
+        room = f"{room}, and in {side} × {side} pixels"
+    return replace(base, picture_size=size), (
+        f"Pictures are resized to fit in {room}: the image processor's size is {size} in place of {own}, and it keeps "
+        f"a picture's shape as ever.",
+    )
+
+
+def _tower_inputs(
     base: BaseModel, target: Target, context_length: int, trial: Mapping[str, Array]
-) -> tuple[int, int, int]:
-    """(3, height, width) of a tile of a prepared prompt; refuses what the target can't hold."""
-    channels, height, width = base.family.tiles(trial).shape[1:]
+) -> dict[str, TowerInput]:
+    """What the vision tower takes of a prompt's tile, or of the largest picture; refuses what can't be held."""
+    family, runtime = base.family, base.family.runtime_config(base.config)
     limit, tokens = target.max_tile_side, trial["input_ids"].shape[1]
-    if limit is not None and max(height, width) > limit:
+    found = {
+        name: TowerInput(shape=value.shape[1:], integer=value.dtype.kind != "f")
+        for name, value in family.tower_inputs(trial, runtime).items()
+    }
+    if family.patched:
+        places = family.most_places(base.processor, runtime)
+        found = {name: replace(i, shape=(places, *i.shape[1:])) for name, i in found.items()}
+    elif limit is not None and max(found["pixel_values"].shape[1:]) > limit:
+        height, width = found["pixel_values"].shape[1:]
         raise UserError(
             f"the model looks at tiles of {height} × {width} pixels, and target {target.name} allows {limit} a "
             f"side: choose another target"
@@ -204,13 +232,13 @@ def _pixel_shape(
             f"one picture and a word take {tokens} tokens, and the context on target {target.name} holds "
             f"{context_length}: choose another target"
         )
-    return channels, height, width
+    return found
 
 
-def _check_one_size(base: BaseModel, pixel_shape: tuple[int, int, int]) -> None:
+def _check_one_size(base: BaseModel, tower_inputs: Mapping[str, TowerInput]) -> None:
     """Refuse a model without a file of its own whose pictures keep their proportions."""
     wide = encode_messages(base.processor, [user_message([Image.new("RGB", (256, 128))], "?")])
-    shape = base.family.tiles(wide).shape[1:]
+    shape, pixel_shape = base.family.tiles(wide).shape[1:], tower_inputs["pixel_values"].shape
     if shape != pixel_shape:
         raise UserError(
             f"the processor of {base.family.model_type} makes a wide picture {shape[1]} × {shape[2]} pixels and a "

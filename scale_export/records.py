@@ -93,6 +93,14 @@ class Coefficients:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TowerInput:
+    """One input of a vision tower: its shape for one picture or tile, and whether it holds int32 or float32."""
+
+    shape: tuple[int, ...]
+    integer: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rotary:
     """One rotary embedding: frequency f turns by cos(position[axes[f]] · inv_freq[f]) · scale, and sin alike.
 

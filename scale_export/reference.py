@@ -94,20 +94,31 @@ def model_logits(model: Any, cases: Sequence[Case]) -> list[Float32]:
     return [_path(model, case.inputs, len(case.tokens), forced=case.tokens)[1] for case in cases]
 
 
+def forget_positions(model: Any) -> None:
+    """Make a Hugging Face model forget how far the last prompt's pictures put its positions behind its tokens.
+
+    Those of Qwen keep it from one prompt with pictures to the next, and one without would be decoded by it.
+    """
+    for module in model.modules():
+        if getattr(module, "rope_deltas", None) is not None:
+            module.rope_deltas = None
+
+
 @torch.no_grad()
 def _path(
     model: Any, inputs: Inputs, steps: int, forced: Sequence[int] | None = None
 ) -> tuple[tuple[int, ...], Float32]:
     """The tokens fed after the prompt (the model's own greedy ones, or ``forced``), and all logits."""
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+    forget_positions(model)
     output = model(**tensors, use_cache=True)
     rows, tokens = [output.logits[0, -1].numpy()], []
-    length = tensors["input_ids"].shape[1]
     for step in range(steps):
         tokens.append(int(rows[-1].argmax()) if forced is None else forced[step])
         output = model(
-            input_ids=torch.tensor([tokens[-1:]]),
-            attention_mask=torch.ones(1, length + step + 1, dtype=torch.int64),
+            input_ids=torch.tensor(
+                [tokens[-1:]]
+            ),  # no mask: Qwen's would take it for that many new positions
             past_key_values=output.past_key_values,
             use_cache=True,
         )

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .records import TowerInput
+
 
 class VisionTower(nn.Module):
-    """A tower with its projector: ``pixel_values [tiles, 3, height, width]`` → named outputs.
+    """A tower with its projector: what ``Family.tower_inputs`` gives → named outputs.
 
     ``constants`` are named tensors that the host needs beside the computed outputs.
     """
 
     constants: dict[str, Tensor]
 
-    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """What is computed from the pixels, among it ``image_features [tiles, tokens, D]``."""
+    def encode(self, *inputs: Any, **named: Any) -> dict[str, Tensor]:
+        """What is computed from the pictures, among it ``image_features [tiles or pictures, tokens, D]``."""
         raise NotImplementedError
 
-    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+    def forward(self, *inputs: Tensor, **named: Tensor) -> dict[str, Tensor]:
         constants = {name: value.clone() for name, value in self.constants.items()}
-        return {**self.encode(pixel_values), **constants}
+        return {**self.encode(*inputs, **named), **constants}
+
+
+def example_inputs(inputs: Mapping[str, TowerInput], pictures: int) -> dict[str, Tensor]:
+    """Zeros of a tower's inputs by name, for so many pictures or tiles."""
+    return {
+        name: torch.zeros(pictures, *i.shape, dtype=torch.int32 if i.integer else torch.float32)
+        for name, i in inputs.items()
+    }
 
 
 class SelectedFeatures(VisionTower):

@@ -18,7 +18,14 @@ from scale_export.backends.onnxruntime import engine
 from scale_export.base import BaseModel, open_base
 from scale_export.coefficients import make_coefficients
 from scale_export.records import Coefficients, Scope
-from tests import models, models_gemma, models_idefics, models_onevision_internvl
+from tests import (
+    models,
+    models_gemma,
+    models_idefics,
+    models_mistral3,
+    models_onevision_internvl,
+    models_qwen,
+)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
@@ -63,6 +70,10 @@ FAMILIES = {
     "idefics3": models_idefics.tiny_idefics3,
     "gemma3": models_gemma.tiny_gemma3,
     "paligemma": models_gemma.tiny_paligemma,
+    "qwen2_vl": models_qwen.tiny_qwen2_vl,
+    "qwen2_5_vl": models_qwen.tiny_qwen2_5_vl,
+    "qwen3_vl": models_qwen.tiny_qwen3_vl,
+    "mistral3": models_mistral3.tiny_mistral3,
 }
 
 

@@ -17,14 +17,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from scale_export.base import open_base
 from scale_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from scale_export.errors import UserError
+from tests.conftest import FAMILIES
 from tests.models import TEXT_MODELS, tiny_llava, tiny_llava_next
 from tests.models_gemma import tiny_paligemma
 
 O_PROJ = "model.language_model.layers.0.self_attn.o_proj.weight"
 STORED_O_PROJ = "language_model.model.layers.0.self_attn.o_proj.weight"
 EMBEDDING = "model.language_model.embed_tokens.weight"
+Q_PROJ = "model.language_model.layers.1.self_attn.q_proj.weight"
 
 
 @pytest.fixture(scope="module")
@@ -306,3 +309,36 @@ def test_hashing_needs_no_torch(saved: tuple[Any, Path]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == Checkpoint(saved[1]).sha256(O_PROJ)
+
+
+PUBLISHED = {
+    "qwen2_vl": {"model.visual.": "visual.", "model.language_model.": "model."},
+    "qwen2_5_vl": {"model.visual.": "visual.", "model.language_model.": "model."},
+    "qwen3_vl": {},
+    "mistral3": {
+        "model.language_model.": "language_model.model.",
+        "lm_head.": "language_model.lm_head.",
+        "model.": "",
+    },
+}
+"""How the published checkpoints of a family spell its modules' names."""
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+@pytest.mark.parametrize("tied", [False, True])
+def test_published_spellings(family: str, tied: bool, tmp_path: Path) -> None:
+    model = FAMILIES[family](directory=tmp_path, dtype=torch.bfloat16, tie_word_embeddings=tied)
+    assert_same_model(Checkpoint(tmp_path), model)
+
+    def published(name: str) -> str:
+        own, stored = next(((o, s) for o, s in PUBLISHED[family].items() if name.startswith(o)), ("", ""))
+        return stored + name.removeprefix(own)
+
+    weights = {published(name): weight.clone() for name, weight in model.named_parameters()}
+    save_file(weights, tmp_path / SINGLE_FILE, {"format": "pt"})
+    checkpoint = Checkpoint(tmp_path)
+    assert_same_model(checkpoint, model)
+    again = open_base(str(tmp_path))
+    assert torch.equal(again.weights.matrix("layers.1.q_proj"), again.model.state_dict()[Q_PROJ])
+    assert torch.equal(again.weights.matrix("lm_head"), again.model.lm_head.weight)
+    assert torch.equal(again.weights.embedding(), again.model.get_input_embeddings().weight)

@@ -72,8 +72,12 @@ class Engine(Protocol):
         """Whether ``forward`` takes scalars (a gated decoder), or holds them in its weights."""
         ...
 
-    def vision(self, pixel_values: Array) -> dict[str, Array]:
-        """``[tiles, 3, height, width]`` → the tower's named outputs."""
+    def vision(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """What ``Family.tower_inputs`` gives → the tower's named outputs.
+
+        Raises:
+            UserError: a picture has more patches than the tower takes.
+        """
         ...
 
     def embed(self, input_ids: Array, image_features: Array) -> Array:
@@ -87,6 +91,14 @@ class Engine(Protocol):
     def forward(self, cache: Any, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
         """Run one step, grow the cache in place, and return logits ``[B, V]`` of each row's last valid position."""
         ...
+
+
+def tower_feeds(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """A tower's inputs in the types that every tower takes: float32 and int32."""
+    return {
+        name: np.ascontiguousarray(value, np.float32 if value.dtype.kind == "f" else np.int32)
+        for name, value in inputs.items()
+    }
 
 
 def open_engine(

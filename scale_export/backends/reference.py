@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
 from ..records import Array, Float32, Scope
 from ..weights import DecoderWeights
-from . import Phase, Scalars, Step, Tap
+from . import Phase, Scalars, Step, Tap, tower_feeds
 
 
 @dataclass(kw_only=True)
@@ -85,8 +85,8 @@ class ReferenceEngine:
         return self._gate is not None
 
     @torch.no_grad()
-    def vision(self, pixel_values: Array) -> dict[str, Array]:
-        outputs = self._vision(torch.from_numpy(np.ascontiguousarray(pixel_values, np.float32)))
+    def vision(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        outputs = self._vision(**{n: torch.from_numpy(value) for n, value in tower_feeds(inputs).items()})
         return {name: value.numpy() for name, value in outputs.items()}
 
     def embed(self, input_ids: Array, image_features: Array) -> Array:

@@ -41,6 +41,8 @@ class Family(ABC):
     """Whether it came by the generic route."""
     position_axes: int = 1
     """How many rows a token's position has: 3 where pictures are placed by time, row and column."""
+    patched: bool = False
+    """Whether a picture enters as patches, as many as it has, and not as tiles of one size."""
     text_prefix: str = "model.language_model"
     """The module that holds ``layers``, ``norm`` and ``embed_tokens``."""
     takes_text_alone: bool = True
@@ -67,8 +69,8 @@ class Family(ABC):
     def vision_module(self, model: Any) -> VisionTower:
         """The vision tower with its projector, from a loaded Hugging Face model.
 
-        Takes ``pixel_values [tiles, 3, height, width]`` float32; returns a dict of named outputs, among
-        them ``image_features [tiles, tokens, D]``.
+        Takes what ``tower_inputs`` gives by name; returns a dict of named outputs, among them
+        ``image_features [tiles or pictures, tokens, D]``.
         """
 
     def image_token_id(self, config: Any) -> int:
@@ -76,12 +78,33 @@ class Family(ABC):
         return int(config.image_token_id)
 
     def runtime_config(self, config: Any) -> dict[str, Any]:
-        """JSON values that ``tiles`` and ``pack`` need on a device; kept in the manifest."""
+        """JSON values that a device needs of the config; kept in the manifest."""
         return {}
 
     def tiles(self, inputs: Mapping[str, Array]) -> Array:
         """The processor's pixels as ``[tiles, 3, height, width]``, in the order that ``pack`` expects."""
         return inputs["pixel_values"]
+
+    def tower_inputs(self, inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> dict[str, Array]:
+        """What the vision tower takes, float32 or int32, tile by tile or picture by picture."""
+        return {"pixel_values": self.tiles(inputs)}
+
+    def fitting_size(self, processor: Any, *, side: int | None, tokens: int) -> Mapping[str, int]:
+        """Of a patched family: the ``size`` of its image processor that a device and its context can hold.
+
+        Args:
+            processor: the model's own; the size of its image processor is never passed.
+            side: pictures take at most as many pixels as a square of that side; None for any number.
+            tokens: and at most that many tokens.
+
+        Raises:
+            UserError: the smallest picture that the image processor makes is larger.
+        """
+        raise NotImplementedError
+
+    def most_places(self, processor: Any, runtime: Mapping[str, Any]) -> int:
+        """Of a patched family: the length of the first axis of one picture's ``tower_inputs``, at the most."""
+        raise NotImplementedError
 
     def pack(
         self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Mapping[str, Any]

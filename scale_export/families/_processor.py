@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
+
+
+def model_class(path: str) -> Any:
+    """A class of ``transformers.models`` by ``package.module.Class``, where the lazy top level doesn't offer it."""
+    module, name = path.rsplit(".", 1)
+    return getattr(importlib.import_module(f"transformers.models.{module}"), name)
 
 
 def leave_out_videos(processor: Any) -> None:

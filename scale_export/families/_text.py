@@ -37,6 +37,13 @@ TEXT_MODELS = {
     "ministral": TextModel(rotary_class="MinistralRotaryEmbedding"),
     "qwen2": TextModel(rotary_class="Qwen2RotaryEmbedding", qkv_bias=True),
     "qwen3": TextModel(rotary_class="Qwen3RotaryEmbedding", qk_norm=True),
+    "qwen2_vl_text": TextModel(rotary_class="Qwen2VLRotaryEmbedding", module_type="qwen2_vl", qkv_bias=True),
+    "qwen2_5_vl_text": TextModel(
+        rotary_class="Qwen2_5_VLRotaryEmbedding", module_type="qwen2_5_vl", qkv_bias=True
+    ),
+    "qwen3_vl_text": TextModel(
+        rotary_class="Qwen3VLTextRotaryEmbedding", module_type="qwen3_vl", qk_norm=True
+    ),
     "gemma": TextModel(rotary_class="GemmaRotaryEmbedding", gemma=True),
     "gemma3_text": TextModel(
         rotary_class="Gemma3RotaryEmbedding",
@@ -169,15 +176,21 @@ def _rotaries(config: Any, text: TextModel, kinds: Sequence[str]) -> dict[str, R
             )
     embedding = getattr(module, text.rotary_class)(config)
     prefixes = {kind: f"{kind}_" for kind in dict.fromkeys(kinds)} if by_kind else {"": ""}
-    return {
-        kind: _rotary(
-            getattr(embedding, f"{prefix}inv_freq"), getattr(embedding, f"{prefix}attention_scaling")
-        )
-        for kind, prefix in prefixes.items()
-    }
+    return {kind: _rotary(embedding, prefix) for kind, prefix in prefixes.items()}
 
 
-def _rotary(inv_freq: Any, scale: float) -> Rotary:
-    """One-dimensional positions, frequencies as ``[head_dim / 2]``."""
-    frequencies = tuple(float(f) for f in inv_freq)
-    return Rotary(inv_freq=frequencies, axes=(0,) * len(frequencies), scale=float(scale))
+def _rotary(embedding: Any, prefix: str) -> Rotary:
+    """One of a Hugging Face module's rotary embeddings, by the prefix of its names."""
+    inv_freq = tuple(float(f) for f in getattr(embedding, f"{prefix}inv_freq"))
+    scale = float(getattr(embedding, f"{prefix}attention_scaling"))
+    return Rotary(inv_freq=inv_freq, axes=_axes(embedding, len(inv_freq)), scale=scale)
+
+
+def _axes(embedding: Any, count: int) -> tuple[int, ...]:
+    """Which axis of a position each frequency turns by, as Hugging Face's module picks from three that are marked."""
+    if not hasattr(embedding, "mrope_section"):
+        return (0,) * count
+    import torch
+
+    marked = torch.arange(3.0)[:, None, None, None].repeat(1, 1, 1, count)
+    return tuple(int(axis) for axis in embedding.recomposition_frequencies(marked)[0, 0, :count])

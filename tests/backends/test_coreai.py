@@ -33,7 +33,7 @@ from scale_export.metrics import relative_error
 from scale_export.parity import path_logits
 from scale_export.pipeline import quantized
 from scale_export.plan import ExportOptions, Plan, make_plan
-from scale_export.records import PRECISIONS, FoldMode, Precision, Rotary, Scope
+from scale_export.records import PRECISIONS, FoldMode, Precision, Rotary, Scope, TowerInput
 from scale_export.reference import parity_prompts, reference_cases
 from scale_export.targets import Target, load_target
 from tests.backends.emission import TOKENS, generator, prompt, reference
@@ -203,7 +203,7 @@ def test_the_context_is_a_limit(emitted: Any):
 def test_vision_and_embeddings_equal_pytorch(emitted: Any):
     plan, folded, graphs = emitted("qwen2", "int4")
     engine, expected = backend.open_engine(graphs, plan), reference(plan, folded).engine
-    pixels = prompt(plan.base)["pixel_values"]
+    pixels = {"pixel_values": prompt(plan.base)["pixel_values"]}
     features = engine.vision(pixels)["image_features"]
     assert relative_error(expected.vision(pixels)["image_features"], features) <= GRAPH_RELATIVE
     ids, none = np.arange(12).reshape(2, 6), np.zeros((0, engine.hidden_size), np.float32)
@@ -347,7 +347,11 @@ def test_decoders_that_the_stock_engine_cannot_feed_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"), [({"pixel_shape": (3, 48, 96)}, "square"), ({"fold": "two-phase"}, "two phases")]
+    ("change", "reason"),
+    [
+        ({"tower_inputs": {"pixel_values": TowerInput(shape=(3, 48, 96))}}, "square"),
+        ({"fold": "two-phase"}, "two phases"),
+    ],
 )
 def test_what_the_stock_engine_cannot_place_is_refused(base_of: Any, change: dict[str, Any], reason: str):
     with pytest.raises(UserError, match=reason):

@@ -32,6 +32,7 @@ from scale_export.pipeline import quantized
 from scale_export.plan import ExportOptions, Plan, make_plan
 from scale_export.prompts import LABELS, encode_messages, user_message
 from scale_export.records import Float32, Precision
+from scale_export.reference import forget_positions
 from scale_export.targets import load_target
 from tests.backends.emission import generator, reference
 from tests.conftest import FAMILIES, picture, random_coefficients
@@ -93,16 +94,14 @@ def subject(family: str, directory: Path) -> Subject:
 def hooked_path(subject: Subject, inputs: Inputs) -> Float32:
     """Logits ``[9, V]`` of the hooked Hugging Face model after a prompt and each of ``TOKENS``."""
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
-    model, length = subject.base.model, inputs["input_ids"].shape[1]
+    model = subject.base.model
+    forget_positions(model)
     with attach(model, subject.plan.coefficients):
         output = model(**tensors, use_cache=True)
         rows = [output.logits[0, -1].numpy()]
-        for step, token in enumerate(TOKENS):
+        for token in TOKENS:
             output = model(
-                input_ids=torch.tensor([[token]]),
-                attention_mask=torch.ones(1, length + step + 1, dtype=torch.int64),
-                past_key_values=output.past_key_values,
-                use_cache=True,
+                input_ids=torch.tensor([[token]]), past_key_values=output.past_key_values, use_cache=True
             )
             rows.append(output.logits[0, -1].numpy())
     return np.stack(rows)

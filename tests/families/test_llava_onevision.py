@@ -110,7 +110,7 @@ def test_prompts_with_one_and_with_several_pictures_in_a_batch(base: BaseModel):
     tensors = {
         name: torch.tensor(inputs[name]) for name in ("pixel_values", "image_sizes", "batch_num_images")
     }
-    outputs = portable(base).engine.vision(FAMILY.tiles(inputs))
+    outputs = portable(base).engine.vision(FAMILY.tower_inputs(inputs, {}))
     found = FAMILY.pack(outputs, inputs, FAMILY.runtime_config(base.config))
     with torch.no_grad():
         tensors["pixel_values"] = torch.cat(  # Hugging Face splits by its own count, padding left aside

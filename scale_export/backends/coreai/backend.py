@@ -14,7 +14,7 @@ from ...records import Precision
 from ...vision import VisionTower
 from .. import Engine, Tap
 from . import PARITY, load_apple
-from .bundle import DECODER, EMBEDDING, VISION, refuse_unserved, write_bundle
+from .bundle import DECODER, EMBEDDING, VISION, pixel_shape, refuse_unserved, write_bundle
 from .codes import code_hashes as decoder_code_hashes
 from .decoder import emit_decoder
 from .engine import CoreAIEngine
@@ -58,9 +58,9 @@ def emit(
     dtype = DTYPES.get(precision) or DTYPES[plan.float_types[0]]
     emit_decoder(folded, directory / DECODER, dtype)
     emit_embedding(folded.weights, directory / EMBEDDING, dtype)
-    emit_vision(vision, plan.pixel_shape, directory / VISION, dtype=DTYPES[vision_precision], features=dtype)
+    emit_vision(vision, pixel_shape(plan), directory / VISION, dtype=DTYPES[vision_precision], features=dtype)
     with torch.no_grad():
-        tokens = vision.encode(torch.zeros(1, *plan.pixel_shape))["image_features"].shape[1]
+        tokens = vision.encode(torch.zeros(1, *pixel_shape(plan)))["image_features"].shape[1]
     write_bundle(plan, directory, tokens)
     return {"decoder": DECODER, "embedding": EMBEDDING, "vision": VISION}
 

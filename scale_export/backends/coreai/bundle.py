@@ -27,17 +27,18 @@ def refuse_unserved(plan: Plan) -> None:
         UserError: positions of more than one axis, tokens that see later ones, pictures that enter deeper layers,
             are cut into tiles or are not square, or scalars that its engine has no way to place.
     """
-    family, spec, (_, height, width) = plan.base.family, plan.base.spec, plan.pixel_shape
-    reason = None
+    family, spec, reason = plan.base.family, plan.base.spec, None
     if spec.position_axes > 1:
         reason = "it counts tokens 0, 1, 2, …, and this family gives image tokens positions of several axes"
     elif spec.grouped_attention:
         reason = "every token sees what came before it only, and tokens of this family see their whole group"
     elif spec.deepstack_layers:
         reason = "pictures enter as embeddings only, and this family adds them to its first layers' outputs"
+    elif family.patched:
+        reason = "it shows the model square pictures of one size, and this family takes each in its own shape"
     elif type(family).tiles is not Family.tiles or type(family).pack is not Family.pack:
         reason = "it shows the model one whole picture, and this family cuts pictures into tiles"
-    elif height != width:
+    elif (height := pixel_shape(plan)[1]) != (width := pixel_shape(plan)[2]):
         reason = f"it prepares square pictures, and this model looks at {height} × {width} pixels"
     elif plan.fold == "two-phase":
         reason = "it runs one decoder for the whole prompt, and two phases need two"
@@ -46,6 +47,11 @@ def refuse_unserved(plan: Plan) -> None:
             f"{family.model_type} with --fold {plan.fold} is refused for target {plan.target.name}: Apple's stock "
             f"engine can't serve it faithfully, since {reason}; use another target"
         )
+
+
+def pixel_shape(plan: Plan) -> tuple[int, ...]:
+    """(3, height, width) of a picture."""
+    return plan.tower_inputs["pixel_values"].shape
 
 
 def write_bundle(plan: Plan, directory: Path, image_tokens: int) -> None:
@@ -86,7 +92,7 @@ def _vision_block(plan: Plan, image_tokens: int) -> dict[str, Any]:
     base, images = plan.base, plan.base.processor.image_processor
     normalized = images.do_normalize
     return {
-        "image_size": plan.pixel_shape[1],
+        "image_size": pixel_shape(plan)[1],
         "patch_size": base.config.vision_config.patch_size,
         "image_token_count": image_tokens,
         "image_token_id": base.family.image_token_id(base.config),

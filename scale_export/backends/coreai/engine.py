@@ -18,7 +18,7 @@ import numpy as np
 
 from ...errors import UserError
 from ...records import Array, Float32
-from .. import Phase, Scalars, Step
+from .. import Phase, Scalars, Step, tower_feeds
 from . import PARITY, load_apple
 
 T = TypeVar("T")
@@ -94,8 +94,8 @@ class CoreAIEngine:
     def can_override(self) -> bool:
         return False
 
-    def vision(self, pixel_values: Array) -> dict[str, Array]:
-        tiles = np.ascontiguousarray(pixel_values, np.float32)
+    def vision(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        tiles = tower_feeds(inputs)["pixel_values"]
         features = [self._run(self._vision, pixel_values=tile[None])["image_features"] for tile in tiles]
         return {"image_features": np.concatenate(features).astype(np.float32)}
 

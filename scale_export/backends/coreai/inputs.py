@@ -83,7 +83,7 @@ def emit_embedding(weights: DecoderWeights, path: Path, dtype: torch.dtype) -> N
 
 def emit_vision(
     tower: VisionTower,
-    pixel_shape: tuple[int, int, int],
+    pixel_shape: tuple[int, ...],
     path: Path,
     *,
     dtype: torch.dtype,

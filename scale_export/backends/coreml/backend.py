@@ -42,7 +42,7 @@ def emit(
         context_length=plan.context_length,
         max_part_bytes=target.max_part_bytes,
         compute_units=target.compute_units,
-        pixel_shape=plan.pixel_shape,
+        tower_inputs=plan.tower_inputs,
         image_token_id=base.family.image_token_id(base.config),
         eos_token_ids=sorted(end_token_ids(base.processor, base.directory)),
         fold=plan.fold,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ...records import Array, Float32
-from .. import Phase, Scalars, Step, Tap
+from .. import Phase, Scalars, Step, Tap, tower_feeds
 from .host import DecoderPart, HostConfig, RotaryTable, read_host_config, table_names
 from .predictor import Arithmetic, Interpreter, Predictor, Products, open_predictor
 from .tables import HostTables
@@ -70,8 +70,13 @@ class CoreMLEngine:
     def can_override(self) -> bool:
         return self._defaults is not None
 
-    def vision(self, pixel_values: Array) -> dict[str, Array]:
-        tiles = [self._vision.predict("main", {"pixel_values": tile[None]}, None) for tile in pixel_values]
+    def vision(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See ``Engine.vision``; one tile or picture after the other, patches filled up to the tower's number."""
+        takes, feeds = self._vision.inputs("main"), tower_feeds(inputs)
+        tiles = [
+            self._vision.predict("main", {n: _filled(feeds[n][i], shape) for n, shape in takes.items()}, None)
+            for i in range(len(next(iter(feeds.values()))))
+        ]
         outputs: dict[str, Array] = {
             name: np.concatenate([tile[name] for tile in tiles]).astype(np.float32) for name in tiles[0]
         }
@@ -207,6 +212,17 @@ def _turns(rotary: RotaryTable, positions: NDArray[np.int64]) -> tuple[Float32, 
     angles = np.concatenate((angles, angles), axis=-1)
     scale = np.float32(rotary.scale)
     return np.cos(angles) * scale, np.sin(angles) * scale
+
+
+def _filled(picture: Array, shape: Sequence[int]) -> Array:
+    """One picture's input as the tower's ``[1, ...]``, zeros after its last patch."""
+    missing = shape[1] - len(picture)
+    if missing < 0:
+        raise UserError(
+            f"a picture has {len(picture) / shape[1]:.3g} times the patches that the package's vision tower takes: "
+            f"make it less long and narrow, or smaller"
+        )
+    return np.pad(picture, [(0, missing)] + [(0, 0)] * (picture.ndim - 1))[None]
 
 
 def _padded(rows: Array, width: int) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ...blocks import Bits, BlockMatrix
 from ...folding import FoldedDecoder
 from ...mil.program import Literal
 from ...quantize import QuantizedWeights
-from ...records import Array, FoldMode, Precision
+from ...records import Array, FoldMode, Precision, TowerInput
 from ...targets import ComputeUnits
 from ...vision import VisionTower
 from ...weights import DecoderWeights
@@ -30,7 +30,7 @@ class GraphPlan:
     """What emission needs beside weights.
 
     Attributes:
-        pixel_shape: (3, height, width) of a tile.
+        tower_inputs: of one tile, or of the largest picture.
         max_part_bytes: the most bytes of matrices in one part of the decoder; None for one part.
     """
 
@@ -41,7 +41,7 @@ class GraphPlan:
     context_length: int
     max_part_bytes: int | None
     compute_units: ComputeUnits
-    pixel_shape: tuple[int, int, int]
+    tower_inputs: Mapping[str, TowerInput]
     image_token_id: int
     eos_token_ids: Sequence[int]
     fold: FoldMode
@@ -70,7 +70,7 @@ def emit_graphs(
         graphs["decoder" if single else f"decoder_{number}"] = name
         parts.append(host.DecoderPart(file=name, first=layers.start, stop=layers.stop))
     emit_vision(
-        vision, plan.pixel_shape, directory / "vision.mlpackage", half=plan.vision_precision == "float16"
+        vision, plan.tower_inputs, directory / "vision.mlpackage", half=plan.vision_precision == "float16"
     )
     constants = {name: value.numpy().astype(np.float32) for name, value in vision.constants.items()}
     write_tables(embedding_table(folded.weights, storage), constants, directory / "tables.safetensors")
@@ -93,9 +93,10 @@ def emit_graphs(
         scalars=_scalar_defaults(folded),
     )
     host.write_host_config(config, directory / host.FILE)
-    if swift.covers(spec):
+    if swift.covers(spec, plan.tower_inputs):
         quantized = isinstance(folded.weights, QuantizedWeights)
-        swift.write_swift(config, quantized, plan.pixel_shape, directory / swift.FILE)
+        shape = plan.tower_inputs["pixel_values"].shape
+        swift.write_swift(config, quantized, shape, directory / swift.FILE)
     return {**graphs, "vision": "vision.mlpackage", "tables": "tables.safetensors", "runtime": host.FILE}
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from ...records import DecoderSpec
+from ...records import DecoderSpec, TowerInput
 from .host import HostConfig
 
 FILE = "ScaleExportModel.swift"
 
 
-def covers(spec: DecoderSpec) -> bool:
-    """Whether the sample can drive such a decoder: causal, its positions token counts, its pictures embeddings only."""
-    return spec.position_axes == 1 and not spec.grouped_attention and not spec.deepstack_layers
+def covers(spec: DecoderSpec, tower_inputs: Mapping[str, TowerInput]) -> bool:
+    """Whether the sample can drive such a model: causal, positions counting tokens, pictures entering as pixels."""
+    causal = spec.position_axes == 1 and not spec.grouped_attention and not spec.deepstack_layers
+    return causal and set(tower_inputs) == {"pixel_values"}
 
 
-def write_swift(
-    config: HostConfig, quantized_table: bool, image_shape: tuple[int, int, int], path: Path
-) -> None:
+def write_swift(config: HostConfig, quantized_table: bool, image_shape: tuple[int, ...], path: Path) -> None:
     """Write ``ScaleExportModel.swift``: load, embed, prefill, decode, for the package beside it.
 
     Args:

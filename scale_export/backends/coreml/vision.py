@@ -1,39 +1,40 @@
-"""Emitting the vision tower with its projector, at a fixed tile size, one tile per call."""
+"""Emitting the vision tower with its projector, of fixed shapes, one tile or picture per call."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ...vision import VisionTower
+from ...records import TowerInput
+from ...vision import VisionTower, example_inputs
 from .convert import convert_function, save_functions
 
 
 class _Face(nn.Module):
     """The tower's computed outputs as a tuple, which is what the tracer takes."""
 
-    def __init__(self, tower: VisionTower) -> None:
+    def __init__(self, tower: VisionTower, names: Sequence[str]) -> None:
         super().__init__()
         self.tower = tower
+        self.names = names
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.tower.encode(pixel_values).values())
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.tower.encode(**dict(zip(self.names, inputs, strict=True))).values())
 
 
-def emit_vision(tower: VisionTower, pixel_shape: tuple[int, int, int], path: Path, *, half: bool) -> None:
-    """Write ``vision.mlpackage``: ``pixel_values [1, 3, height, width]`` → the tower's computed outputs.
+def emit_vision(tower: VisionTower, inputs: Mapping[str, TowerInput], path: Path, *, half: bool) -> None:
+    """Write ``vision.mlpackage``: ``inputs`` of one tile or picture → the tower's computed outputs.
 
     Args:
         tower: float32; see ``Family.vision_module``. It is traced with weights in place, since towers are
             small beside decoders.
-        pixel_shape: (3, height, width).
     """
-    example = torch.zeros(1, *pixel_shape)
+    example = example_inputs(inputs, 1)
     with torch.no_grad():
-        names = list(tower.encode(example))
-    program = convert_function(
-        _Face(tower).eval(), {"pixel_values": example}, outputs=names, states={}, half=half
-    )
+        names = list(tower.encode(**example))
+    face = _Face(tower, list(example)).eval()
+    program = convert_function(face, example, outputs=names, states={}, half=half)
     save_functions({"main": program}, path)

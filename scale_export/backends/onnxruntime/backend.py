@@ -40,7 +40,8 @@ def emit(
         vision_precision=vision_precision,
         context_length=plan.context_length,
         image_token_id=plan.base.family.image_token_id(plan.base.config),
-        pixel_shape=plan.pixel_shape,
+        tower_inputs=plan.tower_inputs,
+        patched=plan.base.family.patched,
     )
     return emit_graphs(folded, vision, graph_plan, directory)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ...records import Array, Float32
-from .. import Phase, Scalars, Step, Tap
+from .. import Phase, Scalars, Step, Tap, tower_feeds
 
 DEFAULT_THREADS: int | None = None
 """Threads of a session that was not told how many; None leaves it to ONNX Runtime."""
@@ -226,9 +226,9 @@ class OnnxEngine:
     def can_override(self) -> bool:
         return self._decoders["base"].can_override
 
-    def vision(self, pixel_values: Array) -> dict[str, Array]:
+    def vision(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         names = [output.name for output in self._vision.get_outputs()]
-        outputs = self._vision.run(names, {"pixel_values": pixel_values.astype(np.float32, copy=False)})
+        outputs = self._vision.run(names, tower_feeds(inputs))
         return dict(zip(names, outputs, strict=True))
 
     def embed(self, input_ids: Array, image_features: Array) -> Array:

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from torch import nn
 
 from ...folding import FoldedDecoder
-from ...records import Float32, Precision
+from ...records import Float32, Precision, TowerInput
 from .decoder import GateDefaults, emit_decoder
 from .embedding import emit_embedding
 from .kernels import GraphOptions
@@ -27,7 +27,8 @@ class GraphPlan:
     vision_precision: Precision
     context_length: int
     image_token_id: int
-    pixel_shape: tuple[int, int, int]
+    tower_inputs: Mapping[str, TowerInput]
+    patched: bool
 
 
 def emit_graphs(folded: FoldedDecoder, vision: nn.Module, plan: GraphPlan, directory: Path) -> dict[str, str]:
@@ -53,7 +54,13 @@ def emit_graphs(folded: FoldedDecoder, vision: nn.Module, plan: GraphPlan, direc
         options=plan.options,
         image_token_id=plan.image_token_id,
     )
-    emit_vision(vision, plan.pixel_shape, directory / graphs["vision"], precision=plan.vision_precision)
+    emit_vision(
+        vision,
+        plan.tower_inputs,
+        directory / graphs["vision"],
+        patched=plan.patched,
+        precision=plan.vision_precision,
+    )
     return graphs
 
 

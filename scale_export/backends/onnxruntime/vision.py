@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -11,7 +12,8 @@ from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQua
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ...records import Precision
+from ...records import Precision, TowerInput
+from ...vision import example_inputs
 from .kernels import BITS
 from .save import save_model
 from .trace import forget_inner_shapes, trace
@@ -25,30 +27,40 @@ class _Face(nn.Module):
         self.tower = tower
         self.dtype = dtype
 
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        return [output.to(torch.float32) for output in self.tower(pixel_values.to(self.dtype)).values()]
+    def forward(self, names: list[str], values: list[Tensor]) -> list[Tensor]:
+        inputs = {
+            name: value.to(self.dtype) if value.is_floating_point() else value
+            for name, value in zip(names, values, strict=True)
+        }
+        return [output.to(torch.float32) for output in self.tower(**inputs).values()]
 
 
 def emit_vision(
-    tower: nn.Module, pixel_shape: tuple[int, int, int], path: Path, *, precision: Precision
+    tower: nn.Module,
+    inputs: Mapping[str, TowerInput],
+    path: Path,
+    *,
+    patched: bool,
+    precision: Precision,
 ) -> None:
-    """Write ``vision.onnx``: ``pixel_values [tiles, 3, height, width]`` float32 → the tower's named outputs.
+    """Write ``vision.onnx``: ``inputs`` of any number of tiles or pictures → the tower's named outputs.
 
     Args:
         tower: float32; see ``Family.vision_module``.
-        pixel_shape: (3, height, width).
+        patched: whether the number of patches is as free.
         precision: of the weights; int8 is block-wise by ONNX Runtime's quantizer, in blocks of 32.
     """
-    example = torch.zeros(2, *pixel_shape)
+    example = example_inputs(inputs, 2)
     with torch.no_grad():
-        names = list(tower(example))
+        names = list(tower(**example))
     dtype = torch.float16 if precision == "float16" else torch.float32
+    free = {0: Dim("pictures"), 1: Dim("places")} if patched else {0: Dim("tiles")}
     model = trace(
         _Face(copy.deepcopy(tower).to(dtype), dtype).eval(),  # the caller's tower is the reference
-        (example,),
-        input_names=["pixel_values"],
+        (list(example), list(example.values())),
+        input_names=list(example),
         output_names=names,
-        dynamic_shapes=({0: Dim("tiles")},),
+        dynamic_shapes=([None] * len(example), [free] * len(example)),
     )
     forget_inner_shapes(model)
     save_model(model, path)

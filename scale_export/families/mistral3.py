@@ -1,0 +1,134 @@
+"""Mistral Small 3.1: Pixtral's tower over pictures in their own shape, four patches to a token (Mistral AI, 2025)."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..records import Array, DecoderSpec
+from . import Family
+from ._patches import Grid, axial_turns, merged, stacked
+from ._processor import model_class
+from ._text import text_spec
+
+if TYPE_CHECKING:
+    from ..vision import VisionTower
+
+MODULES = "transformers.models.pixtral"
+ROTARY = "pixtral.modeling_pixtral.PixtralVisionRotaryEmbedding"
+
+
+class Mistral3(Family):
+    """``Mistral3ForConditionalGeneration`` in Hugging Face transformers.
+
+    The processor stretches a picture to whole squares of merge × merge patches, and puts a word after each of their
+    rows in the prompt.
+    """
+
+    model_type = "mistral3"
+    patched = True
+
+    def load_processor(self, directory: Path) -> Any:
+        from transformers.utils import is_torchvision_available
+
+        if is_torchvision_available():
+            return super().load_processor(directory)
+        return self.without_torchvision().from_pretrained(directory, trust_remote_code=False)
+
+    @staticmethod
+    def without_torchvision() -> Any:
+        """The processor's class, whose module asks for torchvision beside a function that its PIL twin has too."""
+        missing = f"{MODULES}.image_processing_pixtral"
+        if f"{MODULES}.processing_pixtral" not in sys.modules:
+            sys.modules[missing] = importlib.import_module(f"{MODULES}.image_processing_pil_pixtral")
+            try:
+                importlib.import_module(f"{MODULES}.processing_pixtral")
+            finally:
+                del sys.modules[missing]
+        return sys.modules[f"{MODULES}.processing_pixtral"].PixtralProcessor
+
+    def decoder_spec(self, config: Any) -> DecoderSpec:
+        if not isinstance(config.vision_feature_layer, int):
+            raise UserError(
+                f"a Mistral 3 tower with vision_feature_layer {config.vision_feature_layer} is not supported; "
+                f"supported: one layer"
+            )
+        return text_spec(config.text_config)
+
+    def vision_module(self, model: Any) -> VisionTower:
+        from ._pixtral_tower import PixtralTower
+
+        inner = model.model
+        return PixtralTower(inner.vision_tower, inner.multi_modal_projector, model.config)
+
+    def runtime_config(self, config: Any) -> dict[str, Any]:
+        frequencies, _ = model_class(ROTARY).compute_axial_rope_parameters(config.vision_config)
+        return {
+            "patch": config.vision_config.patch_size,
+            "merge": config.spatial_merge_size,
+            "frequencies": frequencies.reshape(2, -1).tolist(),
+        }
+
+    def fitting_size(self, processor: Any, *, side: int | None, tokens: int) -> Mapping[str, int]:
+        """The same but for ``longest_edge``, the pixels of a picture's longer side."""
+        square = _token_side(processor)
+        own = processor.image_processor.size.longest_edge
+        if own is None:
+            raise UserError(
+                "the image processor's size names no longest_edge, and no other size is supported: set it there"
+            )
+        rows = (math.isqrt(4 * tokens + 1) - 1) // 2  # each of so many tokens, and the word after it
+        most = rows * square if side is None else min(rows, side // square) * square
+        if most < square:
+            raise UserError(
+                f"a token stands for {square} × {square} pixels, and the target takes pictures of {side} a side and "
+                f"{tokens} tokens: choose another target"
+            )
+        return {"longest_edge": min(own, most)}
+
+    def most_places(self, processor: Any, runtime: Mapping[str, Any]) -> int:
+        longest, square = processor.image_processor.size.longest_edge, _token_side(processor)
+        return int(-(-longest // square)) ** 2
+
+    def tower_inputs(self, inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> dict[str, Array]:
+        """``patches [pictures, places, patches of a place, C]`` and what tells where each lies."""
+        sizes = [tuple(int(n) for n in size) for size in inputs["image_sizes"]]
+        pictures = zip(inputs["pixel_values"], sizes, strict=True)
+        return stacked([_picture_inputs(pixels[:, :h, :w], runtime) for pixels, (h, w) in pictures])
+
+    def pack(
+        self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Mapping[str, Any]
+    ) -> Array:
+        square = runtime["patch"] * runtime["merge"]
+        counts = [int(height) // square * (int(width) // square) for height, width in inputs["image_sizes"]]
+        rows = zip(outputs["image_features"], counts, strict=True)
+        return np.concatenate([features[:count] for features, count in rows])
+
+
+def _token_side(processor: Any) -> int:
+    """Pixels of the side of the square that becomes one token."""
+    return int(processor.patch_size * processor.spatial_merge_size)
+
+
+def _picture_inputs(pixels: Array, runtime: Mapping[str, Any]) -> dict[str, Array]:
+    """Of one picture, ``[3, height, width]``."""
+    patch, merge = runtime["patch"], runtime["merge"]
+    grid: Grid = (pixels.shape[1] // patch, pixels.shape[2] // patch)
+    patches = pixels.reshape(3, grid[0], patch, grid[1], patch).transpose(1, 3, 0, 2, 4)
+    cos, sin = axial_turns(grid, merge, np.asarray(runtime["frequencies"], np.float32))
+    return {
+        "patches": merged(patches.reshape(*grid, -1), merge),
+        "cos": cos,
+        "sin": sin,
+        "valid": np.ones(len(cos), np.float32),
+    }
+
+
+FAMILY = Mistral3()

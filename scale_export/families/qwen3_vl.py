@@ -1,0 +1,58 @@
+"""Qwen3-VL: interpolated positions in the tower, features of several depths in the decoder (Qwen team, 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..records import Array, DecoderSpec
+from ._patches import Grid, interpolation, merged
+from ._qwen import QwenVL
+
+if TYPE_CHECKING:
+    from ..vision import VisionTower
+
+
+class Qwen3VL(QwenVL):
+    """``Qwen3VLForConditionalGeneration`` in Hugging Face transformers; pictures, no videos."""
+
+    model_type = "qwen3_vl"
+    processor_class = "qwen3_vl.processing_qwen3_vl.Qwen3VLProcessor"
+    vision_rotary = "qwen3_vl.modeling_qwen3_vl.Qwen3VLVisionRotaryEmbedding"
+
+    def decoder_spec(self, config: Any) -> DecoderSpec:
+        depths = len(config.vision_config.deepstack_visual_indexes)
+        return replace(super().decoder_spec(config), deepstack_layers=depths)
+
+    def vision_module(self, model: Any) -> VisionTower:
+        from ._qwen_towers import DeepstackTower
+
+        return DeepstackTower(model.model.visual)
+
+    def runtime_config(self, config: Any) -> dict[str, Any]:
+        side = int(config.vision_config.num_position_embeddings**0.5)
+        return super().runtime_config(config) | {"learned_side": side}
+
+    def picture_inputs(self, patches: Array, grid: Grid, runtime: Mapping[str, Any]) -> dict[str, Array]:
+        taps, shares = interpolation(grid, runtime["learned_side"])
+        return {
+            **super().picture_inputs(patches, grid, runtime),
+            "taps": merged(taps, runtime["merge"]),
+            "shares": merged(shares, runtime["merge"]),
+        }
+
+    def deepstack(
+        self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Mapping[str, Any]
+    ) -> Array | None:
+        layers = [name for name in outputs if name.startswith("deepstack_")]
+        return np.stack([self.packed(outputs[name], inputs, runtime) for name in sorted(layers, key=_number)])
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("_")[2])
+
+
+FAMILY = Qwen3VL()
