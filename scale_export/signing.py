@@ -48,8 +48,8 @@ def sign_package(package: Path, key: Path, out: Path | None = None, *, force: bo
         UserError: a package that is not intact, a key that is none, a place that is taken or inside the package, or
             the library missing.
     """
-    signing, _, hashing = _library()
     open_package_files(package)
+    signing, _, hashing = _library()
     out = default_signature(package) if out is None else out.resolve()
     if out.is_relative_to(package.resolve()):
         raise UserError(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scale_export import fold, verify
+from scale_export import UserError, fold, verify
 from scale_export import measure as measuring
 from scale_export.datasets import Question
 from scale_export.measure import evaluation_set
@@ -20,7 +20,7 @@ from scale_export.parity import ParityReport, adds_up, attribution
 from scale_export.pipeline import Outcome
 from scale_export.resources import resource_dir
 from scale_export.statistics import equivalence
-from scale_export.targets import ParityLimits
+from scale_export.targets import ParityLimits, load_target
 from scale_export.task import MAX_LISTED, Answered, task_leg
 from tests.conftest import random_coefficients
 from tests.datasets import made
@@ -187,6 +187,23 @@ def test_questions_without_a_rule_are_unscored_and_still_compared():
     assert nothing["equivalence"]["all"] is None
     margin = ParityLimits(near_tie_budget=0, equivalence_margin=0.02)
     assert task_leg("s", some[2:], margin, scoring="official")["passed"] is False
+
+
+@pytest.mark.parametrize(("value", "fits"), [("0.02", True), ("0.0", False), ("1.0", False), ("-0.1", False)])
+def test_a_target_may_state_a_margin(tmp_path: Path, value: str, fits: bool):
+    text = (
+        (resource_dir("targets") / "cpu.toml")
+        .read_text(encoding="utf-8")
+        .replace('name = "cpu"', 'name = "own"')
+    )
+    path = tmp_path / "own.toml"
+    path.write_text(text.replace("[parity.int4]\n", f"[parity.int4]\nequivalence_margin = {value}\n"))
+    if fits:
+        parity = load_target(path).parity
+        assert (parity.of("int4").equivalence_margin, parity.of("int8").equivalence_margin) == (0.02, None)
+    else:
+        with pytest.raises(UserError, match="equivalence_margin"):
+            load_target(path)
 
 
 @pytest.fixture(scope="module")

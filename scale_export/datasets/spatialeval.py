@@ -67,7 +67,7 @@ def load(argument: str, split: Split, limit: int | None) -> list[Question]:
     """
     place = place_of("spatialeval", argument)
     directory = _configuration(place.directory)
-    parquet = sorted(directory.glob("*.parquet"))
+    parquet = _parquet_files(directory)
     rows = _parquet_rows(parquet) if parquet else _exported_rows(directory)
     chosen = place.choose(rows, lambda row: row.instance, split, limit)
     pictures = _parquet_pictures(parquet, {row.id for row in chosen}) if parquet else {}
@@ -77,7 +77,7 @@ def load(argument: str, split: Split, limit: int | None) -> list[Question]:
 
 
 def _configuration(directory: Path) -> Path:
-    if any(directory.glob("*.parquet")) or any(directory.glob("*.jsonl")):
+    if _parquet_files(directory) or any(directory.glob("*.jsonl")):
         return directory
     found = [name for name in CONFIGURATIONS if (directory / name).is_dir()]
     if len(found) != 1:
@@ -86,6 +86,11 @@ def _configuration(directory: Path) -> Path:
             f"{directory} is no one configuration of SpatialEval, {ways}: name one, {directory}/vqa"
         )
     return directory / found[0]
+
+
+def _parquet_files(directory: Path) -> list[Path]:
+    """Those of the set's main branch, or of the hub's converted one."""
+    return sorted(directory.glob("*.parquet")) or sorted(directory.glob("test/*.parquet"))
 
 
 def _question(row: Row, picture: StoredImage | None) -> Question:

@@ -11,15 +11,15 @@ from PIL import Image
 
 from tests.conftest import picture
 
-MAP = """A map of {n} shops. Please answer the following multiple-choice question.
+MAP = """Consider a map with multiple objects:
+Blue Barn is in the map. Cat Café is to the Northeast of Blue Barn.
 
-In which direction is Police Supply Store relative to Narwhal's Novelties?
-
-Available options:
+Please answer the following multiple-choice question based on the provided information. In which direction is Cat Café \
+relative to Blue Barn? Available options:
 A. Northeast
 B. Northwest
 C. Southwest
-D. Southeast"""
+D. Southeast."""
 COUNT = "How many shops are there?\n\nAvailable options:\nA. 1\nB. 11\nC. 2\nD. 4"
 OBJECT = "Which one is it?\n\nAvailable options:\nA. Cat\nB. Cat Café\nC. Dog House\nD. Zoo"
 PATH = "Is it the shortest path?\n\nAvailable options:\nA. Yes\nB. No"
@@ -39,23 +39,28 @@ def png(seed: int) -> bytes:
 
 
 def spatialeval_records(configuration: str = "vqa", instances: int = 12) -> list[dict[str, Any]]:
-    """Every question of every task on a few instances, as the published rows are; pictures by their bytes."""
+    """Every question of every task on a few instances, as the published rows are; pictures by their bytes.
+
+    The text configuration has no column of pictures.
+    """
     records = []
     for task, questions in ASKED.items():
         for instance in range(instances):
             for number, (text, answer) in enumerate(questions):
-                option = next((line[0] for line in text.splitlines() if line.endswith(f". {answer}")), "")
-                image = {"bytes": png(instance), "path": f"{task}_{instance}.png"}
-                records.append(
-                    {
-                        "id": f"{task}.{configuration}.{instance}.{number}",
-                        "image": None if configuration == "tqa" else image,
-                        "text": text,
-                        "oracle_answer": answer,
-                        "oracle_option": option,
-                        "oracle_full_answer": f"{option}. {answer}",
-                    }
+                option = next(
+                    (line[0] for line in text.splitlines() if line.rstrip(".").endswith(f". {answer}")), ""
                 )
+                record = {
+                    "id": f"{task}.{configuration}.{instance}.{number}",
+                    "image": {"bytes": png(instance), "path": f"{task}_{instance}.png"},
+                    "text": text,
+                    "oracle_answer": answer,
+                    "oracle_option": option,
+                    "oracle_full_answer": f"{option}. {answer}",
+                }
+                if configuration == "tqa":
+                    del record["image"]
+                records.append(record)
     return records
 
 

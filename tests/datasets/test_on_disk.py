@@ -114,6 +114,22 @@ def test_the_only_configuration_is_found_and_one_of_several_must_be_named(tmp_pa
         load_questions(f"spatialeval:{tmp_path}", "test")
 
 
+def test_the_hubs_converted_branch_is_read_too(tmp_path: Path):
+    folder = made.spatialeval_parquet(tmp_path / "main")
+    other = tmp_path / "converted/vqa"
+    (other / "test").mkdir(parents=True)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        file.rename(other / f"test/{number:04}.parquet")
+    assert len(load_questions(f"spatialeval:{tmp_path / 'converted'},whole", "test")) == 120
+
+
+def test_the_configurations_of_one_instance_share_a_split(tmp_path: Path):
+    for name in ("tqa", "vqa", "vtqa"):
+        made.spatialeval_parquet(tmp_path, name)
+    asked = [load_questions(f"spatialeval:{tmp_path}/{name}", "test") for name in ("tqa", "vqa", "vtqa")]
+    assert len({tuple(q.instance for q in questions) for questions in asked}) == 1
+
+
 def test_the_whole_set_can_be_the_test_split(tmp_path: Path):
     spec = f"spatialeval:{made.spatialeval_parquet(tmp_path)},whole"
     assert len(load_questions(spec, "test")) == 120
