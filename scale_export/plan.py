@@ -109,6 +109,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
             f"The context holds {context_length} tokens: the smaller of the target's {target.context_length} "
             f"and the model's {base.spec.max_positions}.",
             *why_so_many,
+            *_route(base),
             *_placement(base.spec, target),
         ),
     )
@@ -185,6 +186,16 @@ def _pixel_shape(
             f"{context_length}: choose another target"
         )
     return channels, height, width
+
+
+def _route(base: BaseModel) -> tuple[str, ...]:
+    """What is to be known of a model without a file of its own; a sentence."""
+    if not base.family.generic:
+        return ()
+    return (
+        f"Model type {base.family.model_type} has no file of its own and goes the generic route: its modules, weights "
+        f"and inputs were checked by name, and what proves it is this export's fold leg.",
+    )
 
 
 def _check_one_size(base: BaseModel, pixel_shape: tuple[int, int, int]) -> None:
