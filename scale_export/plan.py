@@ -110,6 +110,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
             _context_reason(context_length, target, base.spec.max_positions),
             *resized,
             *why_so_many,
+            *_route(base),
             *_placement(base.spec, target),
         ),
     )
@@ -233,6 +234,16 @@ def _tower_inputs(
             f"{context_length}: choose another target"
         )
     return found
+
+
+def _route(base: BaseModel) -> tuple[str, ...]:
+    """What is to be known of a model without a file of its own; a sentence."""
+    if not base.family.generic:
+        return ()
+    return (
+        f"Model type {base.family.model_type} has no file of its own and goes the generic route: its modules, weights "
+        f"and inputs were checked by name, and what proves it is this export's fold leg.",
+    )
 
 
 def _check_one_size(base: BaseModel, tower_inputs: Mapping[str, TowerInput]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UserError
 from ..records import Array, DecoderSpec
 from . import Family
 from ._text import text_spec
@@ -42,6 +43,14 @@ class PaliGemma(Family):
         processor = super().load_processor(directory)
         if processor.chat_template is None:
             processor.chat_template = CHAT_TEMPLATE
+        validate = processor.validate_inputs
+
+        def with_a_picture(images: Any = None, **inputs: Any) -> None:
+            if images is None:
+                raise UserError("PaliGemma answers questions about pictures only: give one with --image")
+            validate(images=images, **inputs)
+
+        processor.validate_inputs = with_a_picture
         return processor
 
     def decoder_spec(self, config: Any) -> DecoderSpec:

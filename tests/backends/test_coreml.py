@@ -56,6 +56,9 @@ EQUAL = [
     ("internvl", "qwen2", "float32", "gate", "last"),
     ("smolvlm", "llama", "float32", "gate", "last"),
     ("idefics3", "llama3-rope", "float32", "two-phase", "last"),
+    ("gemma3", "own", "float32", "two-phase", "last"),
+    ("gemma3", "own", "float32", "weights", "all"),
+    ("llava", "qwen3", "float32", "gate", "last"),
 ]
 
 

@@ -42,6 +42,11 @@ EQUAL = [
     *(("internvl", "qwen2", precision, "gate", "last") for precision in ("float32", "float16")),
     *(("smolvlm", "llama", precision, "gate", "last") for precision in ("float32", "float16")),
     ("idefics3", "llama3-rope", "float32", "two-phase", "last"),
+    ("gemma3", "own", "float32", "two-phase", "last"),
+    ("gemma3", "own", "float32", "weights", "all"),
+    ("gemma3", "own", "float16", "gate", "last"),
+    ("paligemma", "own", "float16", "gate", "last"),
+    ("llava", "qwen3", "float32", "gate", "last"),
 ]
 
 

@@ -270,6 +270,12 @@ again.
 CLOSING = """Random models spread float16's rounding over logits that are small beside their hidden states: no
 operator stands out there, and the float16 column is what float16 costs them. A package is held to 2e-3 on the model
 that it was made from; the shipped model's is at 7e-4.
+
+A model type without a row may go the generic route: a vision tower, a projector and a known text model, with nothing
+else between them. Modules, weights and the processor's inputs are checked by name before weights are read, and every
+export's fold leg runs the portable decoder beside Hugging Face's model; what has no place is refused by its name.
+Nothing of it is proved beforehand; the tests take ViP-LLaVA this way. Text models that families and the generic route
+know: Llama, Mistral, Ministral, Qwen2, Qwen3, Gemma and Gemma 3, without experts and soft caps.
 """
 
 

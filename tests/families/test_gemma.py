@@ -19,9 +19,10 @@ from scale_export.adapter import attach, attach_trainable
 from scale_export.backends import Scalars
 from scale_export.backends.coreai.bundle import refuse_unserved
 from scale_export.backends.coreml import backend as coreml
+from scale_export.backends.coreml import decoder as coreml_decoder
 from scale_export.backends.coreml.engine import CoreMLEngine
 from scale_export.backends.reference import ReferenceEngine
-from scale_export.base import BaseModel
+from scale_export.base import BaseModel, open_base
 from scale_export.coefficients import load_coefficients
 from scale_export.datasets import load_questions
 from scale_export.families import paligemma
@@ -42,7 +43,7 @@ from scale_export.training.prefix import PrefixStore, can_cache_prefix
 from tests.backends.emission import TOKENS, generator, prompt, reference
 from tests.conftest import picture, random_coefficients, saved
 from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, portable
-from tests.models_gemma import SIDE, TOKENS_PER_SIDE, WINDOW, tiny_paligemma
+from tests.models_gemma import SIDE, TOKENS_PER_SIDE, WINDOW, tiny_gemma3, tiny_paligemma
 from tests.test_training import EXACT, PAD, loss_and_gradient, scalars
 
 LIMIT = tolerances.FOLD_RELATIVE
@@ -453,6 +454,42 @@ def test_long_prompts_in_chunks_equal_the_portable_decoder(gemma3: BaseModel, tm
     assert relative_error(expected, cut) > 100 * LIMIT
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scaled", [True, False])
+def test_activations_beyond_float16s_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scaled: bool):
+    """A residual stream that passes 65,504, as Gemma 3's does: held by a factor, infinite without it."""
+    model = tiny_gemma3(directory=tmp_path / "model", dtype=torch.float16)
+    for layer in model.model.language_model.layers:
+        layer.post_attention_layernorm.weight.copy_((1 + layer.post_attention_layernorm.weight) * 40_000 - 1)
+        layer.post_feedforward_layernorm.weight.copy_(
+            (1 + layer.post_feedforward_layernorm.weight) * 40_000 - 1
+        )
+    model.save_pretrained(tmp_path / "model")
+    base = open_base(str(tmp_path / "model"))
+    if not scaled:
+        monkeypatch.setattr(coreml_decoder, "RESIDUAL_SCALE", 1.0)
+    plan = make_plan(
+        random_coefficients(base), base, load_target("coreml"), ExportOptions(precision="float16")
+    )
+    folded = fold(base.weights, plan.coefficients, "gate")
+    (tmp_path / "graphs").mkdir()
+    names = coreml.emit(
+        folded,
+        base.family.vision_module(base.model),
+        plan,
+        tmp_path / "graphs",
+        precision="float16",
+        vision_precision="float16",
+    )
+    engine = CoreMLEngine({role: tmp_path / "graphs" / name for role, name in names.items()})
+    inputs = inputs_of(base, "square")
+    expected = reference(plan, folded).forced_logits(inputs, TOKENS)
+    found = generator(engine, base, "gate").forced_logits(inputs, TOKENS)
+    assert np.isfinite(found).all() == scaled
+    if scaled:
+        np.testing.assert_array_equal(expected.argmax(-1), found.argmax(-1))
+
+
 # Training, and what has no place for a prompt without a picture.
 
 
@@ -498,7 +535,7 @@ def deployed_loss(base: BaseModel, source: Any, examples: Any) -> float:
 def test_prompts_without_a_picture_are_left_out_where_the_processor_takes_none(pali: BaseModel):
     assert [p.name for p in parity_prompts(2)][-1] == "no picture"
     assert all(p.images for p in parity_prompts(2, text_alone=pali.family.takes_text_alone))
-    with pytest.raises(ValueError, match="images"):
+    with pytest.raises(UserError, match="about pictures only: give one with --image"):
         encode_messages(pali.processor, [user_message([], "where ?")])
 
 

@@ -170,7 +170,8 @@ def test_inputs_that_have_no_place(base: BaseModel):
 
 def test_pictures_that_keep_their_proportions(base: BaseModel, monkeypatch: pytest.MonkeyPatch):
     pictures = base.processor.image_processor
-    make_plan(random_coefficients(base), base, load_target("cpu"), ExportOptions())
+    plan = make_plan(random_coefficients(base), base, load_target("cpu"), ExportOptions())
+    assert any("vipllava has no file of its own" in sentence for sentence in plan.decisions)
     monkeypatch.setattr(pictures, "do_center_crop", False)
     with pytest.raises(UserError, match=r"a wide picture 48 × 96 pixels and a square one 48 × 48"):
         make_plan(random_coefficients(base), base, load_target("cpu"), ExportOptions())

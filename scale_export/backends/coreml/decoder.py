@@ -55,6 +55,20 @@ class Storage:
         ]
 
 
+RESIDUAL_SCALE = 2.0**-6
+"""What the residual stream of a float16 decoder with sandwich norms is multiplied by.
+
+Gemma 3's checkpoints are reported to pass float16's 65,504 there (Hugging Face transformers, issue 36822). Nothing
+but norms reads that stream, and they take any factor out again: it comes in by the embeddings and by the norms whose
+output is added (the same, pull request 37226).
+"""
+
+
+def residual_scale(spec: DecoderSpec, *, half: bool) -> float:
+    """``RESIDUAL_SCALE`` where it applies, else 1."""
+    return RESIDUAL_SCALE if half and spec.sandwich_norms else 1.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Function:
     """One entry point of a decoder part: T tokens at once, and how its scalars enter."""
@@ -74,9 +88,11 @@ class TracedDecoder(nn.Module):
         norms: Mapping[str, Tensor],
         *,
         capacity: int,
+        residual_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.residual_scale = residual_scale
         self.layers = layers
         self.function = function
         self.norms = norms
@@ -117,7 +133,13 @@ class TracedDecoder(nn.Module):
             position=named["position"],
             attention_group=named.get("attention_group"),
         )
-        kernels = CoreMLKernels(self.spec, placement, self.norms, first_layer=self.layers.start)
+        kernels = CoreMLKernels(
+            self.spec,
+            placement,
+            self.norms,
+            first_layer=self.layers.start,
+            residual_scale=self.residual_scale,
+        )
         several = self.function.tokens > 1
         decoder = PortableDecoder(self.spec, kernels, layers=self.layers, last_logits_only=several)
         last = named["valid_length"] - 1 if "valid_length" in named else torch.zeros(1, dtype=torch.int32)
@@ -207,8 +229,12 @@ def emit_part(
     weights = {"prefill": folded.weights, "decode": scaled_weights}
     programs = {}
     for name, (function, matrices) in functions.items():
-        norms = {norm: weights[name].norm(norm) for norm in _norms(spec, layers)}
-        module = TracedDecoder(spec, layers, function, norms, capacity=capacity).eval()
+        scale = residual_scale(spec, half=storage.half)
+        norms = {
+            norm: weights[name].norm(norm) * (scale if norm.endswith("_output_norm") else 1.0)
+            for norm in _norms(spec, layers)
+        }
+        module = TracedDecoder(spec, layers, function, norms, capacity=capacity, residual_scale=scale).eval()
         programs[name] = convert_function(
             module,
             module.example(),

@@ -20,9 +20,9 @@ from ...vision import VisionTower
 from ...weights import DecoderWeights
 from . import host, swift
 from .convert import constant_name
-from .decoder import Storage, emit_part, split_layers
+from .decoder import Storage, emit_part, residual_scale, split_layers
 from .tables import CODES, EMBEDDING, SCALES, write_tables
-from .vision import emit_vision
+from .vision import ScaledFeatures, emit_vision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +69,13 @@ def emit_graphs(
         )
         graphs["decoder" if single else f"decoder_{number}"] = name
         parts.append(host.DecoderPart(file=name, first=layers.start, stop=layers.stop))
+    scale = residual_scale(spec, half=storage.half)
+    vision = ScaledFeatures(vision, scale)
     emit_vision(
         vision, plan.tower_inputs, directory / "vision.mlpackage", half=plan.vision_precision == "float16"
     )
     constants = {name: value.numpy().astype(np.float32) for name, value in vision.constants.items()}
-    write_tables(embedding_table(folded.weights, storage), constants, directory / "tables.safetensors")
+    write_tables(embedding_table(folded.weights, storage, scale), constants, directory / "tables.safetensors")
     config = host.HostConfig(
         fold=plan.fold,
         compute_units=plan.compute_units,
@@ -100,11 +102,13 @@ def emit_graphs(
     return {**graphs, "vision": "vision.mlpackage", "tables": "tables.safetensors", "runtime": host.FILE}
 
 
-def embedding_table(weights: DecoderWeights, storage: Storage) -> dict[str, Array]:
-    """The embedding in one of the layouts of ``tables``."""
+def embedding_table(weights: DecoderWeights, storage: Storage, scale: float) -> dict[str, Array]:
+    """The embedding, times ``scale``, in one of the layouts of ``tables``."""
     if not isinstance(weights, QuantizedWeights):
-        return {EMBEDDING: weights.embedding().numpy().astype(np.float16 if storage.half else np.float32)}
-    block = weights.quantizer.quantize(weights.base.embedding().numpy(), 8, weights.block_size)
+        table = weights.embedding().numpy() * np.float32(scale)
+        return {EMBEDDING: table.astype(np.float16 if storage.half else np.float32)}
+    table = weights.base.embedding().numpy() * np.float32(scale)
+    block = weights.quantizer.quantize(table, 8, weights.block_size)
     codes = (block.integers().astype(np.int16) - 128).astype(np.int8)
     return {CODES: codes, SCALES: block.scales.astype(np.float16)}
 

@@ -28,6 +28,9 @@ MARKER = "scale_export::linear"
 HIDDEN: float = -6e4
 """What a mask adds to the score of a slot that is not to be seen; float16 reaches to 65,504."""
 
+SMALLEST = 2.0**-24
+"""The smallest positive float16: a norm's epsilon below it would be none, and rows of zeros become NaN."""
+
 
 @torch.library.custom_op(MARKER, mutates_args=())
 def _linear(x: Tensor, name: str, out_features: int) -> Tensor:
@@ -55,23 +58,33 @@ class CoreMLKernels(nn.Module):
     Args:
         norms: the weight of every norm that this part of the decoder reads.
         first_layer: the layer whose keys and values are the cache's first.
+        residual_scale: what the residual stream carries as a factor.
     """
 
     def __init__(
-        self, spec: DecoderSpec, placement: Placement, norms: Mapping[str, Tensor], *, first_layer: int
+        self,
+        spec: DecoderSpec,
+        placement: Placement,
+        norms: Mapping[str, Tensor],
+        *,
+        first_layer: int,
+        residual_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.placement = placement
         self.norms = norms
         self.first_layer = first_layer
+        self.residual_eps = max(spec.rms_norm_eps * residual_scale**2, SMALLEST)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         y: Tensor = _linear(x, name, self.spec.linears()[name][0])
         return y
 
     def rms_norm(self, name: str, x: Tensor) -> Tensor:
-        return fused_rms_norm(x, self.norms[name], self.spec.rms_norm_eps)
+        reads_residual = name.rpartition(".")[2] in ("input_norm", "mlp_norm", "norm")
+        eps = self.residual_eps if reads_residual else self.spec.rms_norm_eps
+        return fused_rms_norm(x, self.norms[name], eps)
 
     def add_rms_norm(self, name: str, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         total = x + residual

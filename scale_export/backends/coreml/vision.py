@@ -13,6 +13,22 @@ from ...vision import VisionTower, example_inputs
 from .convert import convert_function, save_functions
 
 
+class ScaledFeatures(VisionTower):
+    """A tower whose image features, and constant rows among them, carry the factor of the residual stream."""
+
+    def __init__(self, tower: VisionTower, scale: float) -> None:
+        super().__init__()
+        self.tower = tower
+        self.scale = scale
+        self.constants = {name: value * scale for name, value in tower.constants.items()}
+
+    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        outputs = self.tower.encode(pixel_values)
+        if self.scale == 1:
+            return outputs
+        return outputs | {"image_features": outputs["image_features"] * self.scale}
+
+
 class _Face(nn.Module):
     """The tower's computed outputs as a tuple, which is what the tracer takes."""
 
