@@ -245,9 +245,10 @@ def page(table: Mapping[str, Any]) -> str:
 INTRODUCTION = """# Families
 
 What each family is proved to do: max |Δlogit| / max |logit|, the worst of twenty prompts with eight decode steps
-each, on a random model of three decoder layers over Llama. Prompts have one picture (square, wide, tall, tiny, large),
-two pictures or none, and enter whole, with padding on their right, or in two chunks. `python -m tests.families.proof`
-writes this page, and `scale-export families` prints the table; the tests measure it again.
+each, on a random model of three decoder layers over Llama, or the family's own decoder (Qwen's). Prompts have one
+picture (square, wide, tall, tiny, large), two pictures or none, and enter whole, with padding on their right, or in two
+chunks. `python -m tests.families.proof` writes this page, and `scale-export families` prints the table; the tests
+measure it again.
 """
 
 CLOSING = """Random models spread float16's rounding over logits that are small beside their hidden states: no

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_window_index
 
 from scale_export import UserError, fold, tolerances
 from scale_export.answers import answer_questions
@@ -154,6 +158,36 @@ def test_positions_are_hugging_faces(base_of: Any, family: str, name: str):
     expected, delta = base.model.model.get_rope_index(**_tensors({n: inputs[n] for n in names}))
     assert (expected.numpy() == positions).all()
     assert positions.max() + 1 - positions.shape[2] == int(delta)
+
+
+PUBLISHED_GRIDS = [(2, 400), (32, 32), (46, 60), (98, 4), (36, 54)]
+
+
+def test_the_published_geometry():
+    """Windows of 4 × 4 tokens, a table of 48 × 48 positions, and where tokens stand."""
+    grid_thw = torch.tensor([(1, *grid) for grid in PUBLISHED_GRIDS])
+    order, _ = get_vision_window_index(grid_thw, spatial_merge_size=2, window_size=112, patch_size=14)
+    taps, shares = get_vision_interpolation_indices_and_weights(
+        grid_thw, 48, mode="bilinear", align_corners=True, spatial_merge_size=2
+    )
+    ids = torch.cat([torch.tensor([1] + [7] * (h * w // 4)) for h, w in PUBLISHED_GRIDS])[None]
+    model = SimpleNamespace(config=Qwen2_5_VLConfig())
+    model.get_vision_position_ids = functools.partial(Qwen2_5_VLModel.get_vision_position_ids, model)
+    expected, _ = Qwen2_5_VLModel.get_rope_index(model, ids, (ids == 7).int(), grid_thw)
+    runtime = {"image_token_id": 7, "merge": 2}
+    inputs = {"input_ids": ids.numpy(), "image_grid_thw": grid_thw.numpy()}
+    assert (qwen2_5_vl.FAMILY.positions(inputs, runtime) == expected.numpy()).all()
+    tokens = patches = 0
+    for height, width in PUBLISHED_GRIDS:
+        ours, window = qwen2_5_vl._by_window((height // 2, width // 2), 4)
+        assert (ours + tokens == order[tokens : tokens + len(ours)].numpy()).all()
+        assert np.bincount(window).max() <= 16
+        found = [_patches.merged(v, 2).reshape(-1, 4) for v in _patches.interpolation((height, width), 48)]
+        of_picture = slice(patches, patches + height * width)
+        table = np.arange(48**2)  # entries beyond the last, of no share, may differ
+        assert np.allclose((table[found[0]] * found[1]).sum(1), (taps * shares)[of_picture].sum(1), atol=1e-3)
+        assert np.allclose(found[1], shares[of_picture], atol=1e-5)
+        tokens, patches = tokens + len(ours), patches + height * width
 
 
 def test_an_image_token_without_a_picture_counts_as_a_word(base_of: Any):
@@ -434,11 +468,11 @@ class _Elsewhere:
         self.directory = directory
 
 
-def test_a_context_holds_a_picture_and_as_much_beside_it(base_of: Any):
-    target = load_target("cpu").model_copy(update={"context_length": 40})
+def test_a_context_holds_four_pictures(base_of: Any):
+    target = load_target("cpu").model_copy(update={"context_length": 80})
     for family, size in (
         ("qwen2_vl", {"shortest_edge": 256, "longest_edge": 20 * 64}),
-        ("mistral3", {"longest_edge": 4 * 8}),
+        ("mistral3", {"longest_edge": 4 * 8}),  # and a word at the end of every row
     ):
         assert plan_for(base_named(base_of, family), target).base.picture_size == size
 
