@@ -192,15 +192,20 @@ def _check_widths(spec: DecoderSpec, target: Target, block_size: int) -> None:
             )
 
 
+PICTURES_IN_CONTEXT = 4
+"""How many of the largest pictures fill a context, where pictures have as many tokens as their size asks for."""
+
+
 def _fit_pictures(base: BaseModel, target: Target, context_length: int) -> tuple[BaseModel, tuple[str, ...]]:
     """The base with pictures that the target can hold, where they come in patches; and the sentence that says so."""
     if not base.family.patched or target.context_length is None:
         return base, ()
     side, own = target.max_tile_side, dict(base.processor.image_processor.size)
-    size = dict(base.family.fitting_size(base.processor, side=side, tokens=context_length // 2))
+    tokens = context_length // PICTURES_IN_CONTEXT
+    size = dict(base.family.fitting_size(base.processor, side=side, tokens=tokens))
     if size == own:
         return base, ()
-    room = f"half of the context, {context_length // 2} tokens"
+    room = f"{tokens} tokens, a quarter of the context"
     if side is not None:
         room = f"{room}, and in {side} × {side} pixels"
     return replace(base, picture_size=size), (

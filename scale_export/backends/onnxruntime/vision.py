@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import torch
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from torch import Tensor, nn
@@ -54,18 +55,32 @@ def emit_vision(
     with torch.no_grad():
         names = list(tower(**example))
     dtype = torch.float16 if precision == "float16" else torch.float32
-    free = {0: Dim("pictures"), 1: Dim("places")} if patched else {0: Dim("tiles")}
+    free = ("pictures", "places") if patched else ("tiles",)
     model = trace(
         _Face(copy.deepcopy(tower).to(dtype), dtype).eval(),  # the caller's tower is the reference
         (list(example), list(example.values())),
         input_names=list(example),
         output_names=names,
-        dynamic_shapes=([None] * len(example), [free] * len(example)),
+        dynamic_shapes=(
+            [None] * len(example),
+            [{i: Dim(name) for i, name in enumerate(free)}] * len(example),
+        ),
     )
+    for value in model.graph.inputs:
+        value.shape = ir.Shape((*free, *inputs[str(value.name)].shape[len(free) - 1 :]))
+    for value in model.graph.outputs:
+        value.shape = _named(value.shape, (free[0], "rows"))
     forget_inner_shapes(model)
     save_model(model, path)
     if precision in BITS:
         _quantize(path, BITS[precision])
+
+
+def _named(shape: ir.Shape | None, names: tuple[str, ...]) -> ir.Shape | None:
+    """A shape whose lengths, where they are free, have these names in place of the tracer's."""
+    if shape is None:
+        return None
+    return ir.Shape(length if isinstance(length, int) else names[min(i, 1)] for i, length in enumerate(shape))
 
 
 def _quantize(path: Path, bits: int) -> None:
