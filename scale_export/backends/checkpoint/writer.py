@@ -168,12 +168,13 @@ def _folded(raw: bytes, edit: Edit) -> bytes:
 
 
 def _copy(reader: BinaryIO, writer: BinaryIO, size: int) -> None:
+    buffer = memoryview(bytearray(min(size, CHUNK)))
     while size:
-        raw = reader.read(min(size, CHUNK))
-        if not raw:
+        count = reader.readinto(buffer[: min(size, CHUNK)])  # type: ignore[attr-defined]
+        if not count:
             raise UserError(f"{reader.name} ended while it was read: download that file again")
-        writer.write(raw)
-        size -= len(raw)
+        writer.write(buffer[:count])
+        size -= count
 
 
 def copy_other_files(source: Path, directory: Path) -> None:
