@@ -13,13 +13,14 @@ from safetensors.numpy import save_file
 LAYERS, HIDDEN, MLP, VOCABULARY = 2, 1024, 4096, 32768
 
 SCRIPT = """
-import resource, sys, time, types, shutil
+import shutil, sys
 from pathlib import Path
 import numpy as np
 from scale_export.backends.checkpoint.check import tensors_leg
 from scale_export.backends.checkpoint.writer import edits_of, write_weights
 from scale_export.checkpoint import Checkpoint
 from scale_export.folding import fold
+from scale_export.progress import peak_memory
 from scale_export.records import BaseIdentity, Bound, Coefficients, DecoderSpec
 from scale_export.weights import CheckpointWeights
 
@@ -42,21 +43,21 @@ coefficients = Coefficients(
     mlp_scale=rng.uniform(0, 2, layers).astype(np.float32), base=identity,
 )
 folded = fold(weights, coefficients, "weights")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory()
 out.mkdir()
 shutil.copy(base / "config.json", out)
 write_weights(weights.checkpoint, edits_of(folded, weights), out)
 leg = tensors_leg(folded, weights, out)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+after = peak_memory()
 assert leg["passed"], leg
-print((after - before) * 1024)
+print(after - before)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="the resource module is of Unix")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child counts its parent's memory")
 def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path):
-    """A 160 MB checkpoint with a tensor of 64 MB: less than that tensor beyond what the imports take."""
+    """A 130 MB checkpoint with a tensor of 67 MB: the pieces that are folded and checked stay below 100 MB."""
     rng = np.random.default_rng(0)
 
     def random(*shape: int) -> np.ndarray:
@@ -79,4 +80,4 @@ def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path):
     command = [sys.executable, "-c", SCRIPT, str(base), str(tmp_path / "out"), *sizes]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < largest
+    assert 0 < int(done.stdout) < 100_000_000 < 2 * largest, f"{int(done.stdout):,} bytes"

@@ -14,6 +14,7 @@ FOLDABLE = tuple(STORAGE_BITS)
 """The dtypes that scalars can be folded into, as safetensors spells them."""
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_EXPONENT_BITS = {"F32": 0x7F80_0000, "F16": 0x7C00, "BF16": 0x7F80}
 _SMALLEST_EXPONENT = {"F32": -126, "F16": -14, "BF16": -126}
 
 
@@ -29,11 +30,23 @@ def narrow(values: Float32, dtype: str) -> bytes:
     """The values in ``dtype``, rounded to nearest, ties to even; what overflows becomes infinite."""
     if dtype == "BF16":
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        even = (bits >> np.uint32(16)) & np.uint32(1)
-        rounded = (bits + np.uint32(0x7FFF) + even) >> np.uint32(16)
-        return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype("<u2").tobytes()
+        rounded = bits >> np.uint32(16)
+        rounded &= np.uint32(1)
+        rounded += np.uint32(0x7FFF)
+        rounded += bits
+        rounded >>= np.uint32(16)
+        halves = rounded.astype("<u2")
+        halves[np.isnan(values)] = 0x7FC0  # whose bits the addition may have carried away
+        return halves.tobytes()
     with np.errstate(over="ignore"):
         return values.astype("<f2" if dtype == "F16" else "<f4").tobytes()
+
+
+def all_finite(raw: bytes, dtype: str) -> bool:
+    """Whether ``raw`` holds neither infinities nor NaN."""
+    bits = np.frombuffer(raw, "<u4" if dtype == "F32" else "<u2")
+    special = bits.dtype.type(_EXPONENT_BITS[dtype])
+    return not bool(((bits & special) == special).any())
 
 
 def half_ulp(exact: NDArray[Any], dtype: str) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from ...errors import UserError
 from ...folding import FoldedDecoder
 from ...records import Float32
 from ...weights import CheckpointWeights
-from .storage import FOLDABLE, ITEM_BYTES, narrow, widen
+from .storage import FOLDABLE, ITEM_BYTES, all_finite, narrow, widen
 
 CHUNK = 2 << 20
 """Bytes that are folded at a time; their float32 and float64 copies set the peak memory."""
@@ -156,7 +156,7 @@ def _folded(raw: bytes, edit: Edit) -> bytes:
     if len(tensor.shape) > 1:
         values = values.reshape(-1, tensor.shape[-1])
     stored = narrow(edit.fold(values), tensor.dtype)
-    if not np.isfinite(widen(stored, tensor.dtype)).all():
+    if not all_finite(stored, tensor.dtype):
         raise UserError(
             f"a folded weight of {edit.name} is too large for {tensor.dtype}: save the base model in bfloat16, "
             f"or choose a target that gates, such as cpu"
@@ -168,12 +168,13 @@ def _folded(raw: bytes, edit: Edit) -> bytes:
 
 
 def _copy(reader: BinaryIO, writer: BinaryIO, size: int) -> None:
+    buffer = memoryview(bytearray(min(size, CHUNK)))
     while size:
-        raw = reader.read(min(size, CHUNK))
-        if not raw:
+        count = reader.readinto(buffer[: min(size, CHUNK)])  # type: ignore[attr-defined]
+        if not count:
             raise UserError(f"{reader.name} ended while it was read: download that file again")
-        writer.write(raw)
-        size -= len(raw)
+        writer.write(buffer[:count])
+        size -= count
 
 
 def copy_other_files(source: Path, directory: Path) -> None:
