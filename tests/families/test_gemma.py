@@ -34,7 +34,7 @@ from scale_export.metrics import relative_error
 from scale_export.plan import ExportOptions, make_plan
 from scale_export.prompts import encode_messages, user_message
 from scale_export.records import Array, DecoderSpec, Float32
-from scale_export.reference import FORCED_STEPS, _greedy_path, parity_prompts
+from scale_export.reference import FORCED_STEPS, _path, parity_prompts
 from scale_export.targets import load_target
 from scale_export.training.examples import encode_examples
 from scale_export.training.loop import FullScorer, PrefixScorer
@@ -113,7 +113,7 @@ def test_the_reference_asks_as_generate_does(base_of: Any, family: str):
     """``generate`` tells Hugging Face's model which tokens see one another; our forwards say the same."""
     base = base_of(family, "own")
     inputs = inputs_of(base, "two")
-    tokens, logits = _greedy_path(base.model, inputs)
+    tokens, logits = _path(base.model, inputs, FORCED_STEPS)
     tensors = {name: torch.tensor(value) for name, value in inputs.items()}
     output = base.model.generate(
         **tensors,

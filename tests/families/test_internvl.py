@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import Qwen3Config
+from transformers import Qwen2MoeConfig
 
 from scale_export import UserError, tolerances
 from scale_export.backends.coreai.bundle import refuse_unserved
@@ -81,7 +81,7 @@ def test_a_pixel_shuffle_that_goes_down_before_it_goes_right(
 def test_what_is_not_supported_is_refused(base: BaseModel):
     fields = base.config.to_dict()
     for change, sentence in [
-        ({"text_config": Qwen3Config().to_dict()}, r"text model 'qwen3' is not supported"),
+        ({"text_config": Qwen2MoeConfig().to_dict()}, r"text model 'qwen2_moe' is a mixture of experts"),
         ({"vision_feature_layer": [-1, -2]}, r"vision_feature_layer \[-1, -2\]"),
         ({"vision_feature_select_strategy": "full"}, r"vision_feature_select_strategy 'full'"),
     ]:
