@@ -349,7 +349,7 @@ def test_two_phases_of_a_prompt_that_sees_itself_are_refused(pali: BaseModel, ge
 
 def test_core_ais_engine_knows_no_groups(pali: BaseModel):
     plan = make_plan(random_coefficients(pali), pali, load_target("cpu"), ExportOptions())
-    with pytest.raises(UserError, match=r"some tokens of this family's prompts see later ones"):
+    with pytest.raises(UserError, match=r"tokens of this family see their whole group"):
         refuse_unserved(plan)
 
 
