@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from scale_export import UserError, fold, open_package, verify
 from scale_export import folding as foldings
-from scale_export.backends.checkpoint import backend
+from scale_export.backends.checkpoint import backend, writer
 from scale_export.backends.checkpoint.storage import FOLDABLE, half_ulp, narrow, widen
 from scale_export.base import BaseModel, open_base
 from scale_export.checkpoint import INDEX_FILE, Checkpoint
@@ -87,6 +87,27 @@ def test_the_checkpoint_loads_as_the_hooked_model(base_in: Any, tmp_path: Path, 
     assert {line.partition(":")[0] for line in outcome.parity["not_checked"]} == {
         "runtimes", "lowering", "quantization", "runtime", "task",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["gemma3", "paligemma", "qwen2_5_vl", "mistral3"])
+def test_every_familys_own_layout_folds(base_of: Any, tmp_path: Path, family: str):
+    """Gemma 3's scalar goes into the norm after the MLP, which multiplies by 1 + w: w' = s (1 + w) − 1."""
+    base = base_of(family, "own" if "gemma" in family else "llama")
+    outcome = export(base, saved(random_coefficients(base, "all"), tmp_path), tmp_path / "folded")
+    assert outcome.passed, outcome.parity
+    assert outcome.parity["legs"]["tensors"]["cases"] == 2 * base.spec.num_layers
+
+
+def test_a_norm_folded_without_its_offset_fails(
+    base_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(writer, "_fold_norm", lambda columns, offset, stored: columns * stored)
+    base = base_of("gemma3", "own")
+    outcome = export(base, saved(random_coefficients(base, "all"), tmp_path), tmp_path / "folded")
+    assert {name for name, leg in outcome.parity["legs"].items() if leg and leg["passed"] is False} >= {
+        "tensors",
+        "storage",
+    }
 
 
 def test_shards_names_order_and_metadata_are_the_bases(base_in: Any, package: Path):

@@ -74,16 +74,13 @@ def exact_folds(folded: FoldedDecoder, weights: CheckpointWeights) -> dict[str, 
             if spec.linears()[f"layers.{layer}.down_proj"][2]:
                 touch(f"layers.{layer}.down_proj", "bias", functools.partial(np.multiply, mlp))
             continue
-        # A norm is folded as its family defines it: the fold leg proves that formula, here its rounding is held.
-        for name in folded.factors.keys() - spec.linears().keys():
-            if name.startswith(f"layers.{layer}."):
-                norm = folded.weights.norm(name).numpy().astype(np.float64)
-                touch(name, "weight", functools.partial(_instead, norm))
+        touch(f"layers.{layer}.mlp_output_norm", "weight", _norm(mlp, spec.norm_offset))
     return found
 
 
-def _instead(expected: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return expected
+def _norm(scalar: np.float64, offset: float) -> Exact:
+    """Of a norm that multiplies by offset + w."""
+    return lambda values: scalar * (values + offset) - offset
 
 
 def _by_head(heads: NDArray[np.float64], head_dim: int) -> Exact:

@@ -54,10 +54,19 @@ def edits_of(folded: FoldedDecoder, weights: CheckpointWeights) -> list[Edit]:
             if np.any(columns != 1):
                 edits.append(_edit(weights, name, "weight", functools.partial(np.multiply, columns)))
             bias = folded.weights.bias(name)
-            edits += [] if bias is None else _vector_edit(weights, name, "bias", bias.numpy())
-        else:
-            edits += _vector_edit(weights, name, "weight", folded.weights.norm(name).numpy())
+            edits += [] if bias is None else _bias_edit(weights, name, bias.numpy())
+        elif np.any(factor.columns != 1):
+            offset = weights.spec.norm_offset
+            edits.append(
+                _edit(weights, name, "weight", functools.partial(_fold_norm, factor.columns, offset))
+            )
     return edits
+
+
+def _fold_norm(columns: Float32, offset: float, stored: Float32) -> Float32:
+    """w' with offset + w' = s · (offset + w), worked out in float64 since the difference cancels digits."""
+    folded: Float32 = (columns * (stored.astype(np.float64) + offset) - offset).astype(np.float32)
+    return folded
 
 
 def _edit(weights: CheckpointWeights, name: str, part: str, fold: Callable[[Float32], Float32]) -> Edit:
@@ -65,11 +74,11 @@ def _edit(weights: CheckpointWeights, name: str, part: str, fold: Callable[[Floa
     return Edit(name=weights.checkpoint.resolve(module), tensor=weights.checkpoint.stored(module), fold=fold)
 
 
-def _vector_edit(weights: CheckpointWeights, name: str, part: str, values: Float32) -> list[Edit]:
-    """The edit that puts ``values`` in the place of a vector; none where they are the base's."""
-    base = weights.bias(name) if part == "bias" else weights.norm(name)
+def _bias_edit(weights: CheckpointWeights, name: str, values: Float32) -> list[Edit]:
+    """The edit that puts ``values`` in the place of a bias; none where they are the base's."""
+    base = weights.bias(name)
     assert base is not None, "the folded weights have it"
-    return [] if np.array_equal(base.numpy(), values) else [_edit(weights, name, part, lambda _: values)]
+    return [] if np.array_equal(base.numpy(), values) else [_edit(weights, name, "bias", lambda _: values)]
 
 
 def refuse_unfoldable(checkpoint: Checkpoint, edits: Sequence[Edit]) -> None:
