@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import Gemma3Config, PaliGemmaConfig
 
 from scale_export import UserError, api, tolerances
 from scale_export.adapter import attach, attach_trainable
@@ -25,7 +26,7 @@ from scale_export.backends.reference import ReferenceEngine
 from scale_export.base import BaseModel, open_base
 from scale_export.coefficients import load_coefficients
 from scale_export.datasets import load_questions
-from scale_export.families import paligemma
+from scale_export.families import load_family, paligemma
 from scale_export.families._gemma import PooledProjector
 from scale_export.families._text import text_spec
 from scale_export.folding import Factor, FoldedWeights, fold, fold_factors
@@ -392,6 +393,31 @@ def test_text_models_that_are_not_proved(gemma3: BaseModel, changes: dict[str, A
         object.__setattr__(config, name, value)
     with pytest.raises(UserError, match=words):
         text_spec(config)
+
+
+def test_configs_as_published_say_what_they_mean():
+    """Gemma 3's name a stretch of the global layers only, and leave out what is their class's default."""
+    config = Gemma3Config.from_dict(
+        {
+            "text_config": {
+                "model_type": "gemma3_text",
+                "hidden_size": 2560,
+                "num_hidden_layers": 12,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+                "sliding_window": 1024,
+            },
+            "vision_config": {"model_type": "siglip_vision_model", "image_size": 896, "patch_size": 14},
+        }
+    )
+    spec = load_family("gemma3").decoder_spec(config)
+    assert spec.sliding_windows == (*(1024,) * 5, None) * 2
+    assert spec.layer_rotaries == (0, 0, 0, 0, 0, 1) * 2
+    local, far = (np.array(rotary.inv_freq) for rotary in spec.rotaries)
+    places = np.arange(0, 256, 2) / 256
+    np.testing.assert_allclose(local, 10_000.0**-places, rtol=1e-5)
+    np.testing.assert_allclose(far, 1_000_000.0**-places / 8, rtol=1e-5)
+    assert (spec.attention_scale, spec.embedding_scale) == (None, 2560**0.5)
+    assert load_family("paligemma").decoder_spec(PaliGemmaConfig()).attention_scale is None
 
 
 def test_towers_and_poolings_that_are_not_proved(gemma3: BaseModel):
