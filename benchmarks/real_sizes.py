@@ -38,13 +38,19 @@ from transformers import (
     LlavaConfig,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2VLImageProcessorPil,
 )
 
 from scale_export.base import open_base
 from scale_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from scale_export.coefficients import make_coefficients
+from scale_export.families import load_family
+from scale_export.families._processor import model_class
 from tests.models import CHAT_TEMPLATE, IMAGE
 from tests.models import _tokenizer as make_tokenizer
+from tests.models_qwen import PLACES, TEMPLATE
+from tests.models_qwen import _with_places as with_places
 
 SHARD_BYTES = 5_000_000_000
 CHUNK = 1 << 22
@@ -130,6 +136,33 @@ def smolvlm_processor(tokenizer: PreTrainedTokenizerFast) -> Idefics3Processor:
     )
 
 
+def qwen2_5_vl_3b(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+    """Qwen/Qwen2.5-VL-3B-Instruct."""
+    load_family("qwen2_5_vl").prepare_processor()
+    tokenizer.add_special_tokens({"additional_special_tokens": [*PLACES.values()]}, False)
+    return Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
+            "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 128000,
+            "rms_norm_eps": 1e-6, **special_ids(tokenizer),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
+        vision_config={
+            "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14,
+            "out_hidden_size": 2048, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+        tie_word_embeddings=True,
+        **{f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in PLACES.items()},
+    )  # fmt: skip
+
+
+def qwen_processor(tokenizer: PreTrainedTokenizerFast) -> Any:
+    """Pictures of up to 16,384 tokens as published; ``fold`` keeps them to what the target holds."""
+    pictures = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 12_845_056})
+    processor = model_class("qwen2_5_vl.processing_qwen2_5_vl.Qwen2_5_VLProcessor")
+    return processor(image_processor=pictures, tokenizer=with_places(tokenizer), chat_template=TEMPLATE)
+
+
 def _add_places(tokenizer: PreTrainedTokenizerFast) -> None:
     """The tokens that SmolVLM's processor puts around tiles."""
     places = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
@@ -139,6 +172,7 @@ def _add_places(tokenizer: PreTrainedTokenizerFast) -> None:
 
 SHAPES: Mapping[str, Shape] = {
     "smolvlm-256m": Shape(dtype=torch.bfloat16, config=smolvlm_256m, processor=smolvlm_processor),
+    "qwen2.5-vl-3b": Shape(dtype=torch.bfloat16, config=qwen2_5_vl_3b, processor=qwen_processor),
     "llava-1.5-7b": Shape(dtype=torch.float16, config=llava_7b, processor=llava_processor),
 }
 SAFETENSORS = {torch.float16: "F16", torch.bfloat16: "BF16"}
