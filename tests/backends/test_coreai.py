@@ -330,9 +330,7 @@ def test_tiles_are_refused(base_of: Any):
 def test_positions_of_several_axes_are_refused(base_of: Any, monkeypatch: pytest.MonkeyPatch):
     plan = plan_of(base_of("llava", "llama"))
     bundle.refuse_unserved(plan)
-    monkeypatch.setattr(
-        type(plan.base.family), "positions", lambda self, mask: np.zeros((3, *mask.shape), np.int64)
-    )
+    monkeypatch.setattr(type(plan.base.family), "position_axes", 3)
     with pytest.raises(UserError, match="several axes"):
         bundle.refuse_unserved(plan)
 
