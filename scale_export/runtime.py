@@ -36,6 +36,7 @@ PROCESSOR_FILES = (
     "chat_template.json",
     "processor_config.json",
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
 )
 """The files of a Hugging Face model directory that its processor reads; a package carries those there are."""
 

@@ -274,8 +274,9 @@ def test_vision_precisions(emitted: Any, tmp_path: Path, precision: Precision):
     exact = open_session(graphs["vision"], providers=CPU).run(None, {"pixel_values": pixels})[0]
     emit_vision(
         plan.base.family.vision_module(plan.base.model),
-        (3, 48, 48),
+        plan.tower_inputs,
         tmp_path / "vision.onnx",
+        patched=False,
         precision=precision,
     )
     after = plan.base.model.model.vision_tower.state_dict()
