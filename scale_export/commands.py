@@ -423,9 +423,9 @@ def run_families(*, as_json: bool) -> int:
     if as_json:
         print(json.dumps(found | {"generic": GENERIC_ROUTE}))
         return EXIT_OK
-    table = Table(title="worst relative error of twenty prompts on a random model")
+    table = Table(title="worst relative error of twenty prompts on a random model", box=None)
     for heading in ("model_type", *found["columns"]):
-        table.add_column(heading)
+        table.add_column(heading.replace(" ", "\n"), no_wrap=True)
     for family, errors in found["worst"].items():
         table.add_row(family, *(f"{errors[column]:.1e}" for column in found["columns"]))
     console.print(table)
