@@ -117,13 +117,16 @@ class Generator:
 
     def decode(self, cache: Any, token: int, position: int) -> Float32:
         """Run one generated token at its position; the logits ``[1, V]`` after it."""
+        return self.forward(cache, self.decode_step(token, position))
+
+    def decode_step(self, token: int, position: int) -> Step:
+        """The forward of one generated token at its position."""
         shape = (1, 1) if self.family.position_axes == 1 else (self.family.position_axes, 1, 1)
-        step = Step(
+        return Step(
             inputs_embeds=self.embed_tokens(np.array([[token]], np.int64)),
             lengths=np.ones(1, np.int64),
             position_ids=np.full(shape, position, np.int64),
         )
-        return self.forward(cache, step)
 
     def forward(self, cache: Any, step: Step) -> Float32:
         """One step on the weights of its phase; logits ``[B, V]``."""

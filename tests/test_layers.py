@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"plan", "train"},
     {"backends"},
     {"generation"},
-    {"runtime", "reference"},
+    {"runtime", "reference", "calibration"},
     {"parity", "report"},
     {"task", "selftest", "bench"},
     {"measure"},

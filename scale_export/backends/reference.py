@@ -23,7 +23,32 @@ class TorchCache:
     mask: NDArray[np.int64]
 
 
-class ReferenceEngine:
+class ReferenceInputs:
+    """What comes before the decoder, in float32: vision tower and embedding."""
+
+    def __init__(self, weights: DecoderWeights, vision: nn.Module, image_token_id: int) -> None:
+        self.spec = weights.spec
+        self._vision = vision.eval()
+        self._table = weights.embedding()
+        self._image_token_id = image_token_id
+
+    @property
+    def hidden_size(self) -> int:
+        return self.spec.hidden_size
+
+    @torch.no_grad()
+    def vision(self, pixel_values: Array) -> dict[str, Array]:
+        outputs = self._vision(torch.from_numpy(np.ascontiguousarray(pixel_values, np.float32)))
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    def embed(self, input_ids: Array, image_features: Array) -> Array:
+        embeds: Array = self._table[torch.from_numpy(input_ids)].numpy()
+        if len(image_features):  # a generated image token, without a picture, keeps its word embedding
+            embeds[input_ids == self._image_token_id] = image_features
+        return embeds
+
+
+class ReferenceEngine(ReferenceInputs):
     """Vision tower, embedding and portable decoder in float32.
 
     Args:
@@ -41,7 +66,7 @@ class ReferenceEngine:
         image_token_id: int,
         gate: tuple[Scope, Scalars] | None,
     ) -> None:
-        self.spec = weights.spec
+        super().__init__(weights, vision, image_token_id)
         base = PortableDecoder(self.spec, TorchKernels(weights), last_logits_only=True)
         folded = (
             base
@@ -49,14 +74,7 @@ class ReferenceEngine:
             else PortableDecoder(self.spec, TorchKernels(scaled), last_logits_only=True)
         )
         self._decoders: dict[Phase, PortableDecoder] = {"base": base, "scaled": folded}
-        self._vision = vision.eval()
-        self._table = weights.embedding()
-        self._image_token_id = image_token_id
         self._gate = gate
-
-    @property
-    def hidden_size(self) -> int:
-        return self.spec.hidden_size
 
     @property
     def executed_by(self) -> str:
@@ -65,17 +83,6 @@ class ReferenceEngine:
     @property
     def can_override(self) -> bool:
         return self._gate is not None
-
-    @torch.no_grad()
-    def vision(self, pixel_values: Array) -> dict[str, Array]:
-        outputs = self._vision(torch.from_numpy(np.ascontiguousarray(pixel_values, np.float32)))
-        return {name: value.numpy() for name, value in outputs.items()}
-
-    def embed(self, input_ids: Array, image_features: Array) -> Array:
-        embeds: Array = self._table[torch.from_numpy(input_ids)].numpy()
-        if len(image_features):  # a generated image token, without a picture, keeps its word embedding
-            embeds[input_ids == self._image_token_id] = image_features
-        return embeds
 
     def new_cache(self, rows: int) -> TorchCache:
         return TorchCache(layers=empty_cache(self.spec, rows), mask=np.zeros((rows, 0), np.int64))

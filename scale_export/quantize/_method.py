@@ -1,0 +1,68 @@
+"""What every quantization method offers, and the calibration statistics that it may use."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from ..blocks import Bits, BlockMatrix
+from ..records import Float32
+from ..weights import DecoderWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Second moments E[x xᵀ] of one matrix's inputs over calibration tokens: float32 ``[in, in]``, symmetric."""
+
+    matrix: Float32
+
+    @property
+    def diagonal(self) -> Float32:
+        """E[x²] of each input channel, ``[in]``."""
+        return np.ascontiguousarray(np.diagonal(self.matrix))
+
+    def divided(self, columns: Float32) -> Moments:
+        """The moments of x / ``columns [in]``."""
+        return Moments(self.matrix / np.outer(columns, columns))
+
+
+class Statistics(Protocol):
+    """Calibration statistics by the portable name of a matrix."""
+
+    def moments(self, name: str) -> Moments | None:
+        """Of that matrix's inputs; None where nothing was collected, as for the embedding."""
+        ...
+
+
+class NoStatistics:
+    """Nothing was collected."""
+
+    def moments(self, name: str) -> Moments | None:
+        return None
+
+
+Calibration = Literal["unused", "optional", "required"]
+
+
+class Method(ABC):
+    """One way to choose block scales and integer codes for a matrix.
+
+    Codes may depend on the base weights and on calibration, never on where scalars are folded.
+    """
+
+    calibration: Calibration
+
+    def prepare(
+        self, weights: DecoderWeights, statistics: Statistics, bits: Bits, block_size: int
+    ) -> tuple[DecoderWeights, Statistics]:
+        """Weights that compute the same function and round better, and their statistics; unchanged by default."""
+        return weights, statistics
+
+    @abstractmethod
+    def quantize(
+        self, weight: Float32, bits: Bits, block_size: int, moments: Moments | None = None
+    ) -> BlockMatrix:
+        """Quantize ``weight [out, in]`` symmetrically in blocks along the input dimension."""
