@@ -41,7 +41,7 @@ from scale_export.quantize._grid import blocked, reaching_scales, rounded
 from scale_export.records import Coefficients
 from scale_export.statistics import gain_retention, mean_kl, proportion, top1_agreement
 from scale_export.training.examples import Batch, encode_examples, whole_sequences
-from scale_export.weights import MODULE_NAMES, CheckpointWeights, DecoderWeights
+from scale_export.weights import CheckpointWeights, DecoderWeights
 
 TINY = Path(__file__).parents[1] / "examples/tiny_vlm"
 BATCH = 256
@@ -262,8 +262,11 @@ def plans(split: str) -> list[tuple[str, int, int, str]]:
 
 
 def main() -> None:
+    """Measure what is missing, and write what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="JSON with every row; rows found in it are kept")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="JSON with every row; rows found in it are kept"
+    )
     parser.add_argument("--split", default="validation")
     parser.add_argument("--limit", type=int, default=2048)
     parser.add_argument("--only", default="", help="regular expression over 'method bits block calibration'")

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,45 +33,18 @@ from .base import BaseModel
 from .datasets import Question, load_questions
 from .decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
 from .generation import Generator, Inputs
+from .plan import Plan
 from .progress import WorkLog, peak_memory
 from .prompts import encode_messages, user_message
-from .quantize import Moments
+from .quantize import CalibrationOptions, Moments, Weighting
 from .records import Array, Coefficients
 from .training.examples import target_ids
 
 SCHEMA = 1
 """Part of every cache entry's name; to be raised where the same inputs would give other moments."""
 
-Weighting = Literal["uniform", "last", "image"]
-WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
-
-DEFAULT_LIMIT = 128
-"""Questions of the calibration split."""
-
 REPRESENTATIVE = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 """Matrices that share another one's inputs → that one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationOptions:
-    """What statistics are collected on.
-
-    Attributes:
-        questions: a question set; its calibration split is taken.
-        limit: how many of its questions.
-        weighting: what a token counts for. ``uniform``: all the same; ``last``: the positions that predict the
-            answer together as much as all others of their question; ``image``: the image tokens likewise.
-        pictures: whether the questions keep their pictures.
-    """
-
-    questions: str
-    limit: int = DEFAULT_LIMIT
-    weighting: Weighting = "uniform"
-    pictures: bool = True
-
-    def __str__(self) -> str:
-        pictures = "" if self.pictures else " without their pictures"
-        return f"{self.limit} questions of {self.questions}{pictures}, {self.weighting} weighting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +77,24 @@ def _read(file: Path) -> dict[str, Array]:
 
 def _file_of(name: str) -> str:
     """The cache file that holds a matrix's moments."""
-    return f"{'.'.join(name.split('.')[:2])}.safetensors" if name.startswith("layers.") else "output.safetensors"
+    return (
+        f"{'.'.join(name.split('.')[:2])}.safetensors" if name.startswith("layers.") else "output.safetensors"
+    )
 
 
 def default_cache() -> Path:
     """``~/.cache/scale-export``, or what ``XDG_CACHE_HOME`` says."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "scale-export"
+
+
+def plan_statistics(plan: Plan, log: WorkLog | None = None) -> StoredStatistics | None:
+    """The statistics that a plan's quantizer uses; None where it uses none."""
+    if plan.calibration is None:
+        return None
+    return calibrate(
+        plan.base, plan.coefficients, plan.calibration, log or WorkLog(quiet=True), plan.calibration_cache
+    )
 
 
 def calibrate(
@@ -128,7 +112,9 @@ def calibrate(
     questions = load_questions(options.questions, "calibration", limit=options.limit)
     examples = [_encode(base, question, options.pictures) for question in questions]
     entry = (cache or default_cache()) / "calibration" / _key(base, coefficients, options, examples)
-    missing = [layer for layer in range(base.spec.num_layers) if not (entry / f"layers.{layer}.safetensors").exists()]
+    missing = [
+        layer for layer in range(base.spec.num_layers) if not (entry / f"layers.{layer}.safetensors").exists()
+    ]
     if missing or not (entry / "output.safetensors").exists():
         entry.mkdir(parents=True, exist_ok=True)
         with log.stage("calibration"), torch.no_grad():
@@ -170,7 +156,9 @@ def _key(
     digest = hashlib.sha256(json.dumps(facts).encode() + attn.tobytes() + mlp.tobytes())
     for example in examples:
         for name, value in sorted(example.inputs.items()):
-            digest.update(f"{name} {value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+            digest.update(
+                f"{name} {value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes()
+            )
         digest.update(json.dumps(example.target).encode())
     return digest.hexdigest()[:32]
 
@@ -204,7 +192,10 @@ def _collect(
     attn, mlp = (torch.from_numpy(values) for values in coefficients.dense(spec.num_layers, spec.num_heads))
     last = spec.num_layers - 1
     for layer in range(spec.num_layers):
-        files = [entry / f"layers.{layer}.safetensors", *([entry / "output.safetensors"] if layer == last else [])]
+        files = [
+            entry / f"layers.{layer}.safetensors",
+            *([entry / "output.safetensors"] if layer == last else []),
+        ]
         whole = all(file.exists() for file in files)
         kernels = _Recorder(TorchKernels(base.weights, layer=layer), _Sums())
         decoder = PortableDecoder(
@@ -330,4 +321,4 @@ def _write(tensors: dict[str, Array], file: Path) -> None:
     """A file that is whole or not there."""
     part = file.with_suffix(".part")
     save_file(tensors, part)
-    os.replace(part, file)
+    part.replace(file)

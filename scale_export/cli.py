@@ -36,6 +36,11 @@ class Scope(StrEnum):
     all = "all"
 
 
+CacheOption = Annotated[
+    Path | None, typer.Option(help="Where calibration statistics are kept; ~/.cache/scale-export otherwise.")
+]
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"scale-export {__version__}")
@@ -75,6 +80,26 @@ def fold(
     block_size: Annotated[
         int | None, typer.Option(help="Weights per quantization scale; the target's otherwise.")
     ] = None,
+    quantizer: Annotated[
+        str,
+        typer.Option(
+            help="rtn, mse, hqq, gptq or awq: how int8 and int4 weights are rounded; auto otherwise."
+        ),
+    ] = "auto",
+    calib: Annotated[
+        str, typer.Option(help="Question set of calibration: auto (the one trained on), none, or NAME.")
+    ] = "auto",
+    calib_limit: Annotated[int, typer.Option(min=1, help="At most so many of its questions.")] = 128,
+    calib_weighting: Annotated[
+        str,
+        typer.Option(
+            help="uniform, last (positions that predict the answer) or image (image tokens): what counts."
+        ),
+    ] = "uniform",
+    calib_text_only: Annotated[
+        bool, typer.Option("--calib-text-only", help="Calibrate on the questions without their pictures.")
+    ] = False,
+    cache: CacheOption = None,
     evaluation: Annotated[
         str,
         typer.Option(
@@ -104,6 +129,12 @@ def fold(
             precision=precision,
             fold=fold_mode,
             block_size=block_size,
+            quantizer=quantizer,
+            calib=calib,
+            calib_limit=calib_limit,
+            calib_weighting=calib_weighting,
+            calib_pictures=not calib_text_only,
+            cache=cache,
             evaluation=evaluation,
             eval_limit=eval_limit,
             dry_run=dry_run,
@@ -126,6 +157,7 @@ def verify(
         str, typer.Option("--eval", help="Question set of the task leg: auto, none, or NAME.")
     ] = "auto",
     eval_limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions of it.")] = None,
+    cache: CacheOption = None,
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Only hashes and golden cases: no base model, no torch.")
     ] = False,
@@ -146,6 +178,7 @@ def verify(
             target=target,
             evaluation=evaluation,
             eval_limit=eval_limit,
+            cache=cache,
             selftest_only=selftest,
             as_json=as_json,
         )

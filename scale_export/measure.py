@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from .backends import Engine, Scalars
 from .backends.reference import ReferenceEngine
+from .calibration import plan_statistics
 from .datasets import Question, dataset_names, load_questions
 from .folding import FoldedDecoder, fold
 from .generation import Generator
@@ -90,6 +91,8 @@ class Measurement:
     """One measurement of ``graphs`` (role → file) beside the processor files in ``directory``.
 
     ``scratch`` is a folder for graphs that are emitted to compare with, the system's own where None.
+    ``statistics_sha256`` is the hash of the calibration statistics that the package was made with, where it records
+    one: with others, integer codes can't be told from moved ones.
     """
 
     plan: Plan
@@ -97,6 +100,7 @@ class Measurement:
     graphs: Mapping[str, Path]
     log: WorkLog
     scratch: Path | None = None
+    statistics_sha256: str | None = None
 
     def run(self, eval_spec: str | None, limit: int | None) -> Measured:
         """Every leg that applies to the plan; those that don't are named in the report."""
@@ -190,7 +194,7 @@ class Measurement:
         report.legs["lowering"] = lowering_leg(portable, plain, "float32")
         strict = self._logits(self.graphs, cases, "quantization leg", strict=True)
         limits = plan.target.parity.of(plan.precision)
-        codes = self._codes_kept(folded)
+        codes = self._codes_kept(report, folded)
         report.legs["quantization"] = quantization_leg(plain, strict, limits, codes)
         report.legs["runtime"] = runtime_leg(strict, shipped, limits)
         return shipped
@@ -202,16 +206,23 @@ class Measurement:
             engine = load_backend(self.plan.target.backend).open_engine(graphs, self.plan, strict=strict)
             return path_logits(self._generator(engine), cases)
 
-    def _codes_kept(self, folded: FoldedDecoder) -> dict[str, bool | None]:
+    def _codes_kept(self, report: ParityReport, folded: FoldedDecoder) -> dict[str, bool | None]:
         """Matrix → whether the package's codes are those of the unfolded base, for every folded matrix."""
         plan, names = self.plan, folded.folded_matrices
-        if not names:
+        if not names or plan.quantizer is None:
             return {}
-        base = QuantizedWeights(
-            base=plan.base.weights,
-            quantizer=load_quantizer("rtn"),
+        statistics = plan_statistics(plan, self.log)
+        if statistics and self.statistics_sha256 not in (None, statistics.sha256):
+            report.skip(
+                "integer codes", "the calibration statistics collected here are not those of the export"
+            )
+            return {}
+        base = QuantizedWeights.prepared(
+            plan.base.weights,
+            load_quantizer(plan.quantizer),
             bits=4 if plan.precision == "int4" else 8,
             block_size=plan.block_size,
+            statistics=statistics,
         )
         found = load_backend(plan.target.backend).code_hashes(self.graphs, names)
         return {name: found[name] == base.block(name).codes_sha256 for name in names}

@@ -65,6 +65,16 @@ class DecoderFacts(_Record):
     kv_dtype: FloatType
 
 
+class CalibrationFacts(_Record):
+    """What a quantizer was calibrated on; see ``quantize.CalibrationOptions``."""
+
+    questions: str
+    limit: Count
+    weighting: str
+    pictures: bool
+    statistics_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Manifest(_Record):
     """What ``manifest.json`` says.
 
@@ -72,6 +82,8 @@ class Manifest(_Record):
         libraries: version of each library that shaped the files, by distribution name.
         model_type: the base model's family, as in its configuration.
         block_size: weights per scale of int8 and int4; None for float weights.
+        quantizer: the method that chose the integer weights; None for float weights.
+        calibration: what it was calibrated on; None where it was not.
         execution_providers: of the backend, in order of preference.
         graphs: the file or folder of each graph by its role: ``decoder`` (``decoder_1``, ``decoder_2``, … of a
             split one), and where there are such ones ``vision``, ``embedding``, ``decoder_folded`` (the second
@@ -95,6 +107,8 @@ class Manifest(_Record):
     fold: FoldMode
     precision: Precision
     block_size: Count | None
+    quantizer: str | None = None
+    calibration: CalibrationFacts | None = None
     context_length: Count
     graphs: dict[str, str]
     decoder: DecoderFacts

@@ -11,11 +11,12 @@ from typing import Any
 
 from . import __version__
 from .base import BaseModel, open_base
+from .calibration import plan_statistics
 from .coefficients import load_coefficients, save_coefficients
 from .errors import UserError
 from .folding import FoldedDecoder, fold
 from .measure import Measured, Measurement, evaluation_set, load_backend
-from .package import DecoderFacts, Manifest, Tool
+from .package import CalibrationFacts, DecoderFacts, Manifest, Tool
 from .plan import ExportOptions, Plan, make_plan
 from .progress import WorkLog
 from .quantize import load_quantizer, quantize
@@ -80,7 +81,7 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
     with StagedPackage(request.out, force=request.force) as staged:
         directory = staged.directory
         folded = fold(plan.base.weights, plan.coefficients, plan.fold)
-        graphs = emit(quantized(folded, plan), plan, directory, log)
+        graphs = emit(quantized(folded, plan, log), plan, directory, log)
         copy_processor(plan.base, directory)
         save_coefficients(portable_coefficients(plan), directory / COEFFICIENTS)
         paths = {role: directory / name for role, name in graphs.items()}
@@ -94,12 +95,18 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
     return Outcome(path=path, passed=passed, parity=measured.report.to_json(), plan=plan)
 
 
-def quantized(folded: FoldedDecoder, plan: Plan) -> FoldedDecoder:
-    """The folded decoder at the plan's weight precision."""
-    if plan.precision not in ("int8", "int4"):
+def quantized(folded: FoldedDecoder, plan: Plan, log: WorkLog | None = None) -> FoldedDecoder:
+    """The folded decoder at the plan's weight precision; collects calibration statistics where they are wanted."""
+    if plan.quantizer is None:
         return folded
     bits: Any = 4 if plan.precision == "int4" else 8
-    return quantize(folded, load_quantizer("rtn"), bits=bits, block_size=plan.block_size)
+    return quantize(
+        folded,
+        load_quantizer(plan.quantizer),
+        bits=bits,
+        block_size=plan.block_size,
+        statistics=plan_statistics(plan, log),
+    )
 
 
 def emit(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> dict[str, str]:
@@ -159,6 +166,19 @@ def write_proof(plan: Plan, measured: Measured, directory: Path, name: str) -> N
     (directory / "report.html").write_text(page, encoding="utf-8")
 
 
+def _calibration_facts(plan: Plan) -> CalibrationFacts | None:
+    statistics, chosen = plan_statistics(plan), plan.calibration
+    if statistics is None or chosen is None:
+        return None
+    return CalibrationFacts(
+        questions=chosen.questions,
+        limit=chosen.limit,
+        weighting=chosen.weighting,
+        pictures=chosen.pictures,
+        statistics_sha256=statistics.sha256,
+    )
+
+
 def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
     """The manifest but for its file table, which the package writer fills in."""
     base, spec = plan.base, plan.base.spec
@@ -176,6 +196,8 @@ def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
         fold=plan.fold,
         precision=plan.precision,
         block_size=plan.block_size if plan.quantized else None,
+        quantizer=plan.quantizer,
+        calibration=_calibration_facts(plan),
         context_length=plan.context_length,
         graphs=dict(graphs),
         decoder=DecoderFacts(

@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from .base import BaseModel
 from .coefficients import check_base
+from .datasets import dataset_names, load_questions
 from .errors import UserError, did_you_mean
 from .prompts import encode_messages, user_message
+from .quantize import WEIGHTINGS, CalibrationOptions, load_quantizer
 from .records import FOLD_MODES, Coefficients, DecoderSpec, FoldMode, Precision
 from .targets import FloatType, Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """What a user may ask beyond the coefficients and the target; None and ``auto`` take the target's choice."""
+    """What a user may ask beyond the coefficients and the target; None and ``auto`` take the target's choice.
+
+    Attributes:
+        calib: question set of calibration; ``auto`` is the one that the coefficients were trained on, ``none`` none.
+        calib_limit, calib_weighting, calib_pictures: see ``CalibrationOptions``.
+        cache: where statistics are kept; None is the user's own cache folder.
+    """
 
     precision: str | None = None
     fold: str = "auto"
     block_size: int | None = None
+    quantizer: str = "auto"
+    calib: str = "auto"
+    calib_limit: int = 128
+    calib_weighting: str = "uniform"
+    calib_pictures: bool = True
+    cache: Path | None = None
+
+
+DEFAULT_QUANTIZERS: dict[Precision, tuple[str, str]] = {"int8": ("rtn", "rtn"), "int4": ("gptq", "mse")}
+"""The quantizer of each precision with calibration, and without; measured in docs/quantization.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +48,8 @@ class Plan:
     """A decided export.
 
     ``decisions`` says, sentence by sentence, what was chosen and why; the report and ``--dry-run`` show it.
-    ``pixel_shape`` is (3, height, width) of one tile, as the model's own processor makes it.
+    ``pixel_shape`` is (3, height, width) of one tile, as the model's own processor makes it. ``quantizer`` is None
+    for float weights; ``calibration`` is what it is calibrated on, if it is.
     """
 
     base: BaseModel
@@ -42,6 +62,9 @@ class Plan:
     pixel_shape: tuple[int, int, int]
     fold: FoldMode
     decisions: tuple[str, ...]
+    quantizer: str | None = None
+    calibration: CalibrationOptions | None = None
+    calibration_cache: Path | None = None
 
     @property
     def quantized(self) -> bool:
@@ -80,6 +103,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         _check_widths(base.spec, target, block_size)
     straddles = quantized and _straddles(coefficients, base.spec.head_dim, block_size)
     fold, why = _fold_mode(coefficients, base.spec.num_layers, target, options.fold, straddles, block_size)
+    quantizer, calibration, how = _quantizer(coefficients, precision, options)
     context_length = min(target.context_length, base.spec.max_positions)
     pixel_shape = _pixel_shape(base, target, context_length)
     return Plan(
@@ -95,10 +119,14 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         decisions=(
             why,
             _precision_reason(precision, options.precision, target, block_size),
+            *how,
             f"The context holds {context_length} tokens: the smaller of the target's {target.context_length} "
             f"and the model's {base.spec.max_positions}.",
             *_placement(base.spec, target),
         ),
+        quantizer=quantizer,
+        calibration=calibration,
+        calibration_cache=options.cache,
     )
 
 
@@ -116,6 +144,69 @@ def _precision_reason(precision: Precision, asked: str | None, target: Target, b
     if precision in ("int8", "int4"):
         return f"Weights are {precision} in symmetric blocks of {block_size}, {who}."
     return f"Weights are {precision}, {who}."
+
+
+def _quantizer(
+    coefficients: Coefficients, precision: Precision, options: ExportOptions
+) -> tuple[str | None, CalibrationOptions | None, tuple[str, ...]]:
+    """The method, what it is calibrated on, and the sentence that says why."""
+    if precision not in DEFAULT_QUANTIZERS:
+        if options.quantizer != "auto":
+            raise UserError(
+                f"--quantizer {options.quantizer} is refused: it rounds int8 and int4 weights, and these are "
+                f"{precision}; leave it out or name another --precision"
+            )
+        return None, None, ()
+    calibration = _calibration(coefficients, options)
+    name, who = options.quantizer, "as asked"
+    if name == "auto":
+        name, who = DEFAULT_QUANTIZERS[precision][calibration is None], f"the default of {precision}"
+    method = load_quantizer(name)
+    if method.calibration == "required" and calibration is None:
+        raise UserError(
+            f"--quantizer {name} needs calibration, and there is no question set to take it from: name one with "
+            f"--calib, or use --quantizer mse, which does without"
+        )
+    if method.calibration == "unused":
+        return name, None, (f"The quantizer is {name}, {who}; it takes no calibration.",)
+    on = "without calibration" if calibration is None else f"calibrated on {calibration}"
+    return name, calibration, (f"The quantizer is {name}, {who}, {on}.",)
+
+
+def _calibration(coefficients: Coefficients, options: ExportOptions) -> CalibrationOptions | None:
+    """What to calibrate on; None for nothing.
+
+    Raises:
+        UserError: a question set that can't be loaded, or a weighting that there isn't.
+    """
+    weighting = next((w for w in WEIGHTINGS if w == options.calib_weighting), None)
+    if weighting is None:
+        known, asked = ", ".join(WEIGHTINGS), options.calib_weighting
+        raise UserError(
+            f"unknown --calib-weighting {asked!r}{did_you_mean(asked, WEIGHTINGS)}; known: {known}"
+        )
+    questions = _trained_on(coefficients) if options.calib == "auto" else options.calib
+    if questions is None or questions == "none":
+        return None
+    load_questions(questions, "calibration", limit=1)
+    return CalibrationOptions(
+        questions=questions,
+        limit=options.calib_limit,
+        weighting=weighting,
+        pictures=options.calib_pictures,
+    )
+
+
+def _trained_on(coefficients: Coefficients) -> str | None:
+    """The question set that the coefficients were trained on, if it is one of ours with a calibration split here."""
+    questions = str(coefficients.training.get("data", ""))
+    if questions.partition(":")[0] not in dataset_names():
+        return None
+    try:
+        found = load_questions(questions, "calibration", limit=1)
+    except UserError:
+        return None
+    return questions if found else None
 
 
 def scaled_layers(coefficients: Coefficients) -> tuple[int, ...]:

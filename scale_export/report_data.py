@@ -33,6 +33,7 @@ def report_data(plan: Plan, measured: Measured, directory: Path, name: str) -> R
         "Backend": plan.target.backend,
         "Measured on": measured.report.executed_by,
         "Precision": plan.precision,
+        **({} if plan.quantizer is None else {"Quantizer": _quantizer(plan)}),
         "Scope": "last token of each step" if coefficients.scope == "last" else "every token",
         "Scalars": f"{coefficients.count} in {len(coefficients.layer_indices)} layers",
         "Fold mode": plan.fold,
@@ -56,6 +57,11 @@ def report_data(plan: Plan, measured: Measured, directory: Path, name: str) -> R
         differing_total=len(differing),
         versions={"scale-export": __version__, **library_versions(plan)},
     )
+
+
+def _quantizer(plan: Plan) -> str:
+    on = "" if plan.calibration is None else f", calibrated on {plan.calibration}"
+    return f"{plan.quantizer}, blocks of {plan.block_size}{on}"
 
 
 def library_versions(plan: Plan) -> dict[str, str]:

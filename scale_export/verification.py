@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ def verify_package(
     eval_limit: int | None,
     selftest_only: bool,
     log: WorkLog,
+    cache: Path | None = None,
 ) -> Verification:
     """Check hashes and self-test, then measure every parity leg again from the package and the base model.
 
@@ -50,15 +51,22 @@ def verify_package(
         return Verification(passed=bool(selftest["passed"]), selftest=selftest, parity=None)
     from .measure import Measurement, evaluation_set
 
-    plan = _plan_again(package, model, target)
+    plan = _plan_again(package, model, target, cache)
     graphs = {str(role): package.files.path(name) for role, name in package.files.manifest.graphs.items()}
-    measurement = Measurement(plan=plan, directory=package.files.directory, graphs=graphs, log=log)
+    calibration = package.files.manifest.calibration
+    measurement = Measurement(
+        plan=plan,
+        directory=package.files.directory,
+        graphs=graphs,
+        log=log,
+        statistics_sha256=calibration.statistics_sha256 if calibration else None,
+    )
     report = measurement.run(evaluation_set(evaluation, package.coefficients), eval_limit).report
     passed = bool(selftest["passed"]) and report.passed
     return Verification(passed=passed, selftest=selftest, parity=report.to_json())
 
 
-def _plan_again(package: Package, model: str | None, target: str | None) -> Plan:
+def _plan_again(package: Package, model: str | None, target: str | None, cache: Path | None) -> Plan:
     """The plan that the package was made by, from what its manifest records."""
     from .base import open_base
     from .plan import ExportOptions, make_plan
@@ -69,5 +77,23 @@ def _plan_again(package: Package, model: str | None, target: str | None) -> Plan
         base = open_base(model or recorded.base_model, relative_to=files.directory)
     except UserError as error:
         raise UserError(f"{error}; or check the package alone with --selftest") from error
-    options = ExportOptions(precision=recorded.precision, fold=recorded.fold, block_size=recorded.block_size)
+    calibration = recorded.calibration
+    options = ExportOptions(
+        precision=recorded.precision,
+        fold=recorded.fold,
+        block_size=recorded.block_size,
+        # A package of an earlier version names no quantizer: there was one.
+        quantizer=recorded.quantizer or ("auto" if recorded.block_size is None else "rtn"),
+        cache=cache,
+    )
+    if calibration is not None:
+        options = replace(
+            options,
+            calib=calibration.questions,
+            calib_limit=calibration.limit,
+            calib_weighting=calibration.weighting,
+            calib_pictures=calibration.pictures,
+        )
+    else:
+        options = replace(options, calib="none")
     return make_plan(package.coefficients, base, load_target(target or recorded.target), options)

@@ -16,14 +16,17 @@ from ..errors import UserError, did_you_mean
 from ..folding import Factor, FoldedDecoder, FoldedWeights, fold_blocks
 from ..records import DecoderSpec
 from ..weights import DecoderWeights
-from ._method import Method, Moments, NoStatistics, Statistics
+from ._method import WEIGHTINGS, CalibrationOptions, Method, Moments, NoStatistics, Statistics, Weighting
 
 __all__ = [
+    "WEIGHTINGS",
+    "CalibrationOptions",
     "Method",
     "Moments",
     "NoStatistics",
     "QuantizedWeights",
     "Statistics",
+    "Weighting",
     "load_quantizer",
     "quantize",
     "quantizer_names",

@@ -25,7 +25,8 @@ _CHUNK = 1 << 21
 def blocked(values: Float32, block_size: int) -> Tensor:
     """``[R, in]`` → ``[R, B, S]``, the last block filled up with zeros."""
     padded = np.pad(values, ((0, 0), (0, -values.shape[1] % block_size)))
-    return torch.from_numpy(np.ascontiguousarray(padded, np.float32)).unflatten(1, (-1, block_size))
+    blocks: Tensor = torch.from_numpy(np.ascontiguousarray(padded, np.float32)).unflatten(1, (-1, block_size))
+    return blocks
 
 
 def channel_weights(second_moments: Float32 | None, in_features: int, block_size: int) -> Tensor:

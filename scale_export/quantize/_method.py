@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
@@ -42,6 +42,32 @@ class NoStatistics:
 
     def moments(self, name: str) -> Moments | None:
         return None
+
+
+Weighting = Literal["uniform", "last", "image"]
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationOptions:
+    """What statistics are collected on.
+
+    Attributes:
+        questions: a question set; its calibration split is taken.
+        limit: how many of its questions at the most.
+        weighting: what a token counts for. ``uniform``: all the same; ``last``: the positions that predict the
+            answer together as much as all others of their question; ``image``: the image tokens likewise.
+        pictures: whether the questions keep their pictures.
+    """
+
+    questions: str
+    limit: int = 128
+    weighting: Weighting = "uniform"
+    pictures: bool = True
+
+    def __str__(self) -> str:
+        pictures = "" if self.pictures else " without their pictures"
+        return f"up to {self.limit} questions of {self.questions}{pictures}, {self.weighting} weighting"
 
 
 Calibration = Literal["unused", "optional", "required"]

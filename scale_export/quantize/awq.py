@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..blocks import Bits, BlockMatrix
@@ -110,7 +111,9 @@ class EqualizedWeights:
 
     def norm(self, name: str) -> Tensor:
         weight, (prefix, _, part) = self.base.norm(name), name.rpartition(".")
-        fed = "lm_head" if name == "norm" else f"{prefix}.{NORM_INPUTS[part]}" if part in NORM_INPUTS else None
+        fed = (
+            "lm_head" if name == "norm" else f"{prefix}.{NORM_INPUTS[part]}" if part in NORM_INPUTS else None
+        )
         return weight if fed is None else weight / torch.from_numpy(self._found(group_of(fed)[0]))
 
     def embedding(self) -> Tensor:
@@ -140,9 +143,10 @@ class EqualizedWeights:
         return float(np.einsum("oi,oi->", error @ moments.matrix, error, dtype=np.float64))
 
 
-def _centred(factors: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Float32:
+def _centred(factors: NDArray[np.float64]) -> Float32:
     """The factors around 1: their smallest and their largest are each other's inverse."""
-    return (factors / np.sqrt(factors.min() * factors.max())).astype(np.float32)
+    middle = float(np.sqrt(factors.min() * factors.max()))
+    return np.asarray(factors / middle, np.float32)
 
 
 @dataclass(frozen=True, slots=True)

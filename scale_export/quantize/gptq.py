@@ -57,7 +57,8 @@ def _feedback(hessian: Float32, width: int) -> Tensor:
     damping = DAMPING * np.trace(full) / known
     full[np.arange(width), np.arange(width)] += damping
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(full)))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True).float()
+    return factor
 
 
 def _round_block(part: Tensor, scale: Tensor, feedback: Tensor, bits: int) -> tuple[Tensor, Tensor]:
