@@ -39,7 +39,7 @@ class ExportOptions:
     cache: Path | None = None
 
 
-DEFAULT_QUANTIZERS: dict[Precision, tuple[str, str]] = {"int8": ("rtn", "rtn"), "int4": ("gptq", "mse")}
+DEFAULT_QUANTIZERS: dict[Precision, tuple[str, str]] = {"int8": ("rtn", "rtn"), "int4": ("gptq", "rtn")}
 """The quantizer of each precision with calibration, and without; measured in docs/quantization.md."""
 
 
