@@ -17,7 +17,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,7 +59,7 @@ WHOLE_ROW = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One way to quantize, and what it came to; ``bits`` None is unquantized."""
+    """One way to quantize, and what it came to; 16 bits are unquantized."""
 
     method: str
     bits: int
@@ -250,15 +250,71 @@ def replaced(base: BaseModel, tensors: dict[str, Tensor]) -> Iterator[None]:
             parameters[f"{names.get(name) or weights.module_name(name)}.weight"].data = value
 
 
-def plans(split: str) -> list[tuple[str, int, int, str]]:
+SHAPES = ((8, 32), (8, 128), (4, 32), (4, 64), (4, 128), (4, WHOLE_ROW), (3, 32), (3, 128))
+"""Bits and block size."""
+
+
+def plans() -> list[tuple[str, int, int, str]]:
     """Method, bits, block size and calibration of every row."""
-    rows: list[tuple[str, int, int, str]] = []
-    shapes = [(8, 32), (8, 128), (4, 32), (4, 64), (4, 128), (4, WHOLE_ROW), (3, 32), (3, 128)]
-    for bits, block in shapes:
-        rows.append(("folded naively", bits, block, "none"))
-        rows += [(method, bits, block, "none") for method in FREE]
-        rows += [(m, bits, block, calibration) for m in TUNED for calibration in list(CALIBRATIONS)[1:]]
-    return rows
+    ways = [("folded naively", "none"), *((method, "none") for method in FREE)]
+    ways += [(method, calibration) for method in TUNED for calibration in list(CALIBRATIONS)[1:]]
+    return [(method, bits, block, calibration) for bits, block in SHAPES for method, calibration in ways]
+
+
+def shape_name(bits: int, block: int) -> str:
+    """``int4 b32``."""
+    return f"int{bits} {'row' if block == WHOLE_ROW else f'b{block}'}"
+
+
+def long_table(rows: Sequence[Row]) -> list[str]:
+    """Everything that was measured of each row, with 95 % intervals."""
+    lines = [
+        "| weights | method | calibration | MB | spatial | other | gain kept | KL, nats | top-1 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        shape = "float16" if row.bits == 16 else shape_name(row.bits, row.block_size)
+        words = [shape, row.method, row.calibration, f"{row.weight_bytes / 1e6:.2f}"]
+        words += [_interval(row.spatial), _interval(row.other), _interval(row.retention)]
+        lines.append(f"| {' | '.join(words)} | {_significant(row.kl)} | {row.top1:.3f} |")
+    return lines
+
+
+def pivot_table(rows: Sequence[Row], cell: Callable[[Row], str]) -> list[str]:
+    """One number per row and shape."""
+    found = {(r.method, r.calibration, r.bits, r.block_size): cell(r) for r in rows}
+    ways = list(dict.fromkeys((method, calibration) for method, _, _, calibration in plans()))
+    heads = [shape_name(*shape) for shape in SHAPES]
+    lines = [f"| method | calibration | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
+    for method, calibration in ways:
+        cells = [found.get((method, calibration, *shape), "") for shape in SHAPES]
+        lines.append(f"| {method} | {calibration} | {' | '.join(cells)} |")
+    return lines
+
+
+def _interval(values: tuple[float, float | None, float | None]) -> str:
+    value, low, high = values
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _significant(value: float) -> str:
+    return f"{value:.1e}" if 0 < value < 1e-3 else f"{value:.4f}"
+
+
+def write_page(rows: Sequence[Row], page: Path) -> None:
+    """Put the tables between their marks."""
+    tested, tried = ([row for row in rows if row.split == split] for split in ("test", "validation"))
+    tables = {
+        "test": long_table(sorted(tested, key=lambda r: (-r.bits, r.block_size))),
+        "divergence": pivot_table(tried, lambda row: _significant(row.kl)),
+        "retention": pivot_table(tried, lambda row: f"{row.retention[0]:.3f}"),
+    }
+    text = page.read_text(encoding="utf-8")
+    for name, lines in tables.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(start)
+        text = before + start + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
+    page.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -270,25 +326,26 @@ def main() -> None:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--limit", type=int, default=2048)
     parser.add_argument("--only", default="", help="regular expression over 'method bits block calibration'")
+    parser.add_argument("--write", type=Path, help="only put the tables into this page")
     arguments = parser.parse_args()
+    kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
+    rows = [Row(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in kept]
+    if arguments.write:
+        write_page(rows, arguments.write)
+        return
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
-    done = {(r["method"], r["bits"], r["block_size"], r["calibration"], r["split"]) for r in rows}
     bench = Bench(arguments.split, arguments.limit, Path(tempfile.gettempdir()) / "scale-export-bench")
-    for row in bench.references():
-        if (row.method, 16, 0, "none", row.split) not in done:
-            rows.append(asdict(row))
-    for plan in plans(arguments.split):
+    done = {(r.method, r.bits, r.block_size, r.calibration, r.split) for r in rows}
+    rows += [r for r in bench.references() if (r.method, 16, 0, "none", r.split) not in done]
+    for plan in plans():
         if (*plan, arguments.split) in done or not re.search(arguments.only, " ".join(map(str, plan))):
             continue
         row = bench.row(*plan)
-        rows.append(asdict(row))
-        print(
-            f"{row.method:15} int{row.bits} b{row.block_size:<4} {row.calibration:18} spatial {row.spatial[0]:.3f} "
-            f"other {row.other[0]:.3f} kept {row.retention[0]:.3f} KL {row.kl:.5f} {row.seconds:.2f} s",
-            flush=True,
-        )
-        arguments.out.write_text(json.dumps(rows, indent=1))
+        rows.append(row)
+        shape = shape_name(row.bits, row.block_size)
+        figures = f"spatial {row.spatial[0]:.3f} other {row.other[0]:.3f} kept {row.retention[0]:.3f}"
+        print(f"{row.method:15} {shape:9} {row.calibration:18} {figures} KL {row.kl:.5f}", flush=True)
+        arguments.out.write_text(json.dumps([asdict(r) for r in rows], indent=1))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ class StoredStatistics:
         """One hash of all moments: two machines that agree on it quantize by the same numbers."""
         digest = hashlib.sha256()
         for file in sorted(self.directory.glob("*.safetensors")):
-            digest.update(file.name.encode() + file.read_bytes())
+            with file.open("rb") as opened:
+                digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
         return digest.hexdigest()
 
 
@@ -83,9 +84,9 @@ def _file_of(name: str) -> str:
 
 
 def default_cache() -> Path:
-    """``~/.cache/scale-export``, or what ``XDG_CACHE_HOME`` says."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "scale-export"
+    """``SCALE_EXPORT_CACHE``, else ``scale-export`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    own, home = os.environ.get("SCALE_EXPORT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else (Path(home) if home else Path.home() / ".cache") / "scale-export"
 
 
 def plan_statistics(plan: Plan, log: WorkLog | None = None) -> StoredStatistics | None:
@@ -319,6 +320,6 @@ class _Recorder:
 
 def _write(tensors: dict[str, Array], file: Path) -> None:
     """A file that is whole or not there."""
-    part = file.with_suffix(".part")
+    part = file.with_suffix(f".{os.getpid()}.part")
     save_file(tensors, part)
     part.replace(file)
