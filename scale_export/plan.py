@@ -165,7 +165,7 @@ def _quantizer(
     if method.calibration == "required" and calibration is None:
         raise UserError(
             f"--quantizer {name} needs calibration, and there is no question set to take it from: name one with "
-            f"--calib, or use --quantizer mse, which does without"
+            f"--calib, or use --quantizer rtn, which does without"
         )
     if method.calibration == "unused":
         return name, None, (f"The quantizer is {name}, {who}; it takes no calibration.",)

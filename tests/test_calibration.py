@@ -214,7 +214,7 @@ def test_the_plan_chooses_a_quantizer_and_says_why(
         ({"precision": "int4", "quantizer": "gptq"}, ("needs calibration", "--calib")),
         (
             {"precision": "int4", "quantizer": "awq", "calib": "none"},
-            ("needs calibration", "--quantizer mse"),
+            ("needs calibration", "--quantizer rtn"),
         ),
         ({"precision": "int4", "quantizer": "gtpq"}, ("did you mean 'gptq'",)),
         ({"precision": "float32", "quantizer": "gptq"}, ("int8 and int4", "--precision")),

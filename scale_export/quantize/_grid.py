@@ -55,7 +55,7 @@ def search_scales(blocks: Tensor, weights: Tensor, bits: int) -> Tensor:
 
     Each candidate's codes get the scale that fits them best (least squares), as in llama.cpp's ``make_qx_quants``.
     """
-    return _in_chunks(lambda part: _search(part, weights, bits), blocks)
+    return in_chunks(lambda part: _search(part, weights, bits), blocks)
 
 
 def _search(blocks: Tensor, weights: Tensor, bits: int) -> Tensor:
@@ -74,7 +74,8 @@ def _search(blocks: Tensor, weights: Tensor, bits: int) -> Tensor:
     return best
 
 
-def _in_chunks(function: Callable[[Tensor], Tensor], blocks: Tensor) -> Tensor:
+def in_chunks(function: Callable[[Tensor], Tensor], blocks: Tensor) -> Tensor:
+    """``function(blocks)``, some rows at a time: temporary arrays stay small."""
     rows = max(1, _CHUNK // max(1, blocks[0].numel()))
     return torch.cat([function(part) for part in blocks.split(rows)])
 

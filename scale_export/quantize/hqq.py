@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..blocks import Bits, BlockMatrix
 from ..records import Float32
-from ._grid import blocked, reaching_scales, round_codes, rounded
+from ._grid import blocked, in_chunks, reaching_scales, round_codes, rounded
 from ._method import Method, Moments
 
 NORM = 0.7
@@ -35,7 +35,7 @@ class Hqq(Method):
         blocks = blocked(weight, block_size)
         start = reaching_scales(blocks, bits)
         unit = torch.where(start == 0, 1.0, start)
-        scales = _fit(blocks / unit.unsqueeze(-1), bits) * start
+        scales = in_chunks(lambda part: _fit(part, bits), blocks / unit.unsqueeze(-1)) * start
         return rounded(blocks, scales, bits, weight.shape[1])
 
 
