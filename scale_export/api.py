@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from .pipeline import FoldRequest, Outcome, fold_package
@@ -29,6 +30,7 @@ def fold(
     calib_limit: int = 128,
     calib_weighting: str = "uniform",
     calib_pictures: bool = True,
+    bits: Mapping[str, int] | None = None,
     cache: str | Path | None = None,
     evaluation: str = "auto",
     eval_limit: int | None = None,
@@ -59,6 +61,7 @@ def fold(
             calib_limit=calib_limit,
             calib_weighting=calib_weighting,
             calib_pictures=calib_pictures,
+            bits=bits or {},
             cache=None if cache is None else Path(cache),
         ),
         evaluation=evaluation,

@@ -110,8 +110,7 @@ def calibrate(
     Raises:
         UserError: the question set can't be loaded, or holds an answer without tokens.
     """
-    questions = load_questions(options.questions, "calibration", limit=options.limit)
-    examples = [_encode(base, question, options.pictures) for question in questions]
+    examples = calibration_examples(base, options)
     entry = (cache or default_cache()) / "calibration" / _key(base, coefficients, options, examples)
     missing = [
         layer for layer in range(base.spec.num_layers) if not (entry / f"layers.{layer}.safetensors").exists()
@@ -128,22 +127,30 @@ def calibrate(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Example:
+class Example:
+    """A question as the model takes it, and the tokens that should follow."""
+
     inputs: Inputs
     target: tuple[int, ...]
 
 
-def _encode(base: BaseModel, question: Question, pictures: bool) -> _Example:
+def calibration_examples(base: BaseModel, options: CalibrationOptions) -> list[Example]:
+    """The questions to calibrate on, in order; raises UserError as ``calibrate``."""
+    questions = load_questions(options.questions, "calibration", limit=options.limit)
+    return [_encode(base, question, options.pictures) for question in questions]
+
+
+def _encode(base: BaseModel, question: Question, pictures: bool) -> Example:
     image = question.image if pictures else None
     messages = [user_message([] if image is None else [image], question.prompt)]
     ends = end_tokens(base.model, base.processor)
-    return _Example(
+    return Example(
         inputs=encode_messages(base.processor, messages), target=target_ids(base.processor, question, ends)
     )
 
 
 def _key(
-    base: BaseModel, coefficients: Coefficients, options: CalibrationOptions, examples: Sequence[_Example]
+    base: BaseModel, coefficients: Coefficients, options: CalibrationOptions, examples: Sequence[Example]
 ) -> str:
     """The name of a cache entry (rule 3)."""
     attn, mlp = coefficients.dense(base.spec.num_layers, base.spec.num_heads)
@@ -183,7 +190,7 @@ def _collect(
     base: BaseModel,
     coefficients: Coefficients,
     weighting: Weighting,
-    examples: Sequence[_Example],
+    examples: Sequence[Example],
     entry: Path,
     log: WorkLog,
 ) -> None:
@@ -214,7 +221,7 @@ def _collect(
 
 
 def _paths(
-    base: BaseModel, examples: Sequence[_Example], weighting: Weighting, log: WorkLog
+    base: BaseModel, examples: Sequence[Example], weighting: Weighting, log: WorkLog
 ) -> Iterator[_Path]:
     """Every question's embedded tokens."""
     image_token = base.family.image_token_id(base.config)

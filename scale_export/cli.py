@@ -99,6 +99,9 @@ def fold(
     calib_text_only: Annotated[
         bool, typer.Option("--calib-text-only", help="Calibrate on the questions without their pictures.")
     ] = False,
+    bits_plan: Annotated[
+        Path | None, typer.Option(help="TOML file with the bits of single matrices, 4 or 8, under [bits].")
+    ] = None,
     cache: CacheOption = None,
     evaluation: Annotated[
         str,
@@ -134,6 +137,7 @@ def fold(
             calib_limit=calib_limit,
             calib_weighting=calib_weighting,
             calib_pictures=not calib_text_only,
+            bits_plan=bits_plan,
             cache=cache,
             evaluation=evaluation,
             eval_limit=eval_limit,

@@ -32,6 +32,7 @@ def run_fold(
     calib_limit: int,
     calib_weighting: str,
     calib_pictures: bool,
+    bits_plan: Path | None,
     cache: Path | None,
     evaluation: str,
     eval_limit: int | None,
@@ -43,6 +44,7 @@ def run_fold(
     from .api import default_out
     from .pipeline import FoldRequest, fold_package, plan_fold
     from .plan import ExportOptions
+    from .quantize import read_bits_plan
 
     quiet_libraries()
     request = FoldRequest(
@@ -59,6 +61,7 @@ def run_fold(
             calib_limit=calib_limit,
             calib_weighting=calib_weighting,
             calib_pictures=calib_pictures,
+            bits=read_bits_plan(bits_plan) if bits_plan else {},
             cache=cache,
         ),
         evaluation=evaluation,

@@ -220,9 +220,10 @@ class Measurement:
         base = QuantizedWeights.prepared(
             plan.base.weights,
             load_quantizer(plan.quantizer),
-            bits=4 if plan.precision == "int4" else 8,
+            bits=plan.bits,
             block_size=plan.block_size,
             statistics=statistics,
+            other_bits=plan.other_bits,
         )
         found = load_backend(plan.target.backend).code_hashes(self.graphs, names)
         return {name: found[name] == base.block(name).codes_sha256 for name in names}

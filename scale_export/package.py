@@ -83,6 +83,7 @@ class Manifest(_Record):
         model_type: the base model's family, as in its configuration.
         block_size: weights per scale of int8 and int4; None for float weights.
         quantizer: the method that chose the integer weights; None for float weights.
+        bits: matrices whose bits are not the precision's.
         calibration: what it was calibrated on; None where it was not.
         execution_providers: of the backend, in order of preference.
         graphs: the file or folder of each graph by its role: ``decoder`` (``decoder_1``, ``decoder_2``, … of a
@@ -109,6 +110,7 @@ class Manifest(_Record):
     block_size: Count | None
     quantizer: str | None = None
     calibration: CalibrationFacts | None = None
+    bits: dict[str, Literal[4, 8]] = Field(default_factory=dict)
     context_length: Count
     graphs: dict[str, str]
     decoder: DecoderFacts

@@ -99,13 +99,13 @@ def quantized(folded: FoldedDecoder, plan: Plan, log: WorkLog | None = None) -> 
     """The folded decoder at the plan's weight precision; collects calibration statistics where they are wanted."""
     if plan.quantizer is None:
         return folded
-    bits: Any = 4 if plan.precision == "int4" else 8
     return quantize(
         folded,
         load_quantizer(plan.quantizer),
-        bits=bits,
+        bits=plan.bits,
         block_size=plan.block_size,
         statistics=plan_statistics(plan, log),
+        other_bits=plan.other_bits,
     )
 
 
@@ -198,6 +198,7 @@ def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
         block_size=plan.block_size if plan.quantized else None,
         quantizer=plan.quantizer,
         calibration=_calibration_facts(plan),
+        bits=dict(plan.other_bits),
         context_length=plan.context_length,
         graphs=dict(graphs),
         decoder=DecoderFacts(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from .base import BaseModel
+from .blocks import Bits
 from .coefficients import check_base
 from .datasets import dataset_names, load_questions
 from .errors import UserError, did_you_mean
 from .prompts import encode_messages, user_message
-from .quantize import WEIGHTINGS, CalibrationOptions, load_quantizer
+from .quantize import WEIGHTINGS, CalibrationOptions, check_bits, load_quantizer
 from .records import FOLD_MODES, Coefficients, DecoderSpec, FoldMode, Precision
 from .targets import FloatType, Target
 
@@ -25,6 +27,7 @@ class ExportOptions:
     Attributes:
         calib: question set of calibration; ``auto`` is the one that the coefficients were trained on, ``none`` none.
         calib_limit, calib_weighting, calib_pictures: see ``CalibrationOptions``.
+        bits: bits of single matrices, in place of the precision's; see ``quantize.read_bits_plan``.
         cache: where statistics are kept; None is the user's own cache folder.
     """
 
@@ -36,6 +39,7 @@ class ExportOptions:
     calib_limit: int = 128
     calib_weighting: str = "uniform"
     calib_pictures: bool = True
+    bits: Mapping[str, int] = field(default_factory=dict)
     cache: Path | None = None
 
 
@@ -49,7 +53,8 @@ class Plan:
 
     ``decisions`` says, sentence by sentence, what was chosen and why; the report and ``--dry-run`` show it.
     ``pixel_shape`` is (3, height, width) of one tile, as the model's own processor makes it. ``quantizer`` is None
-    for float weights; ``calibration`` is what it is calibrated on, if it is.
+    for float weights; ``calibration`` is what it is calibrated on, if it is. ``other_bits``
+    names the matrices whose bits are not the precision's.
     """
 
     base: BaseModel
@@ -65,6 +70,12 @@ class Plan:
     quantizer: str | None = None
     calibration: CalibrationOptions | None = None
     calibration_cache: Path | None = None
+    other_bits: Mapping[str, Bits] = field(default_factory=dict)
+
+    @property
+    def bits(self) -> Bits:
+        """Of every quantized matrix but ``other_bits``."""
+        return 4 if self.precision == "int4" else 8
 
     @property
     def quantized(self) -> bool:
@@ -104,6 +115,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
     straddles = quantized and _straddles(coefficients, base.spec.head_dim, block_size)
     fold, why = _fold_mode(coefficients, base.spec.num_layers, target, options.fold, straddles, block_size)
     quantizer, calibration, how = _quantizer(coefficients, precision, options)
+    other_bits = _other_bits(options.bits, base.spec, target, precision)
     context_length = min(target.context_length, base.spec.max_positions)
     pixel_shape = _pixel_shape(base, target, context_length)
     return Plan(
@@ -120,6 +132,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
             why,
             _precision_reason(precision, options.precision, target, block_size),
             *how,
+            *_bits_reason(other_bits, base.spec),
             f"The context holds {context_length} tokens: the smaller of the target's {target.context_length} "
             f"and the model's {base.spec.max_positions}.",
             *_placement(base.spec, target),
@@ -127,6 +140,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         quantizer=quantizer,
         calibration=calibration,
         calibration_cache=options.cache,
+        other_bits=other_bits,
     )
 
 
@@ -173,6 +187,36 @@ def _quantizer(
     return name, calibration, (f"The quantizer is {name}, {who}, {on}.",)
 
 
+def _other_bits(
+    asked: Mapping[str, int], spec: DecoderSpec, target: Target, precision: Precision
+) -> dict[str, Bits]:
+    """The matrices with bits of their own; refuses them where a package stores one width only."""
+    if not asked:
+        return {}
+    if precision not in DEFAULT_QUANTIZERS:
+        raise UserError(f"a bits plan is for int8 and int4 weights, and these are {precision}: leave it out")
+    if target.backend != "onnxruntime":
+        raise UserError(
+            f"target {target.name} stores all matrices with the same bits: leave out the bits plan, or choose a target "
+            f"of ONNX Runtime"
+        )
+    return check_bits(asked, spec, 4 if precision == "int4" else 8)
+
+
+def with_bits(plan: Plan, bits: Mapping[str, int]) -> Plan:
+    """The plan with bits of its own for single matrices, and the sentence that says so."""
+    other_bits = _other_bits(bits, plan.base.spec, plan.target, plan.precision)
+    said = _bits_reason(other_bits, plan.base.spec)
+    return replace(plan, other_bits=other_bits, decisions=(*plan.decisions, *said))
+
+
+def _bits_reason(other_bits: Mapping[str, Bits], spec: DecoderSpec) -> tuple[str, ...]:
+    if not other_bits:
+        return ()
+    width = next(iter(other_bits.values()))
+    return (f"By the bits plan, {len(other_bits)} of {len(spec.linears()) + 1} matrices have {width} bits.",)
+
+
 def _calibration(coefficients: Coefficients, options: ExportOptions) -> CalibrationOptions | None:
     """What to calibrate on; None for nothing.
 
@@ -185,7 +229,7 @@ def _calibration(coefficients: Coefficients, options: ExportOptions) -> Calibrat
         raise UserError(
             f"unknown --calib-weighting {asked!r}{did_you_mean(asked, WEIGHTINGS)}; known: {known}"
         )
-    questions = _trained_on(coefficients) if options.calib == "auto" else options.calib
+    questions = trained_on_set(coefficients) if options.calib == "auto" else options.calib
     if questions is None or questions == "none":
         return None
     load_questions(questions, "calibration", limit=1)
@@ -197,7 +241,7 @@ def _calibration(coefficients: Coefficients, options: ExportOptions) -> Calibrat
     )
 
 
-def _trained_on(coefficients: Coefficients) -> str | None:
+def trained_on_set(coefficients: Coefficients) -> str | None:
     """The question set that the coefficients were trained on, if it is one of ours with a calibration split here."""
     questions = str(coefficients.training.get("data", ""))
     if questions.partition(":")[0] not in dataset_names():

@@ -77,6 +77,10 @@ def decode_costs(plan: Plan) -> tuple[tuple[str, str], ...]:
     scale_bytes, cache_bytes = (2 if kind == "float16" else 4 for kind in plan.float_types)
     per_token = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * cache_bytes
     read = weights * BYTES_PER_VALUE[plan.precision]
+    for name, bits in plan.other_bits.items():
+        if name != "embedding":
+            out, width, _ = spec.linears()[name]
+            read += out * width * (bits - plan.bits) / 8
     if plan.quantized:
         read += weights / plan.block_size * scale_bytes
     scalars = plan.coefficients.count

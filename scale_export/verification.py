@@ -84,6 +84,7 @@ def _plan_again(package: Package, model: str | None, target: str | None, cache: 
         block_size=recorded.block_size,
         # A package of an earlier version names no quantizer: there was one.
         quantizer=recorded.quantizer or ("auto" if recorded.block_size is None else "rtn"),
+        bits=recorded.bits,
         cache=cache,
     )
     if calibration is not None:

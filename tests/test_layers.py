@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"plan", "train"},
     {"backends"},
     {"generation"},
-    {"runtime", "reference", "calibration"},
+    {"runtime", "reference", "calibration", "budget"},
     {"parity", "report"},
     {"task", "selftest", "bench"},
     {"measure"},

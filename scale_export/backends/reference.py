@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ..decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
 from ..records import Array, Float32, Scope
@@ -67,7 +68,8 @@ class ReferenceEngine(ReferenceInputs):
         gate: tuple[Scope, Scalars] | None,
     ) -> None:
         super().__init__(weights, vision, image_token_id)
-        base = PortableDecoder(self.spec, TorchKernels(weights), last_logits_only=True)
+        self._kernels = TorchKernels(weights)
+        base = PortableDecoder(self.spec, self._kernels, last_logits_only=True)
         folded = (
             base
             if scaled is None
@@ -75,6 +77,19 @@ class ReferenceEngine(ReferenceInputs):
         )
         self._decoders: dict[Phase, PortableDecoder] = {"base": base, "scaled": folded}
         self._gate = gate
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The matrices of phase ``base``, the embedding among them."""
+        kept = self._kernels.tensors
+        return {**{name: kept[name] for name in self.spec.linears()}, "embedding": self._table}
+
+    def swap(self, name: str, value: Tensor) -> None:
+        """Put another matrix in the place of one of ``tensors``."""
+        if name == "embedding":
+            self._table = value
+        else:
+            self._kernels.tensors[name] = value
 
     @property
     def executed_by(self) -> str:

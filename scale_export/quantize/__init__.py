@@ -16,6 +16,7 @@ from ..errors import UserError, did_you_mean
 from ..folding import Factor, FoldedDecoder, FoldedWeights, fold_blocks
 from ..records import DecoderSpec
 from ..weights import DecoderWeights
+from ._bits import check_bits, read_bits_plan, write_bits_plan
 from ._method import WEIGHTINGS, CalibrationOptions, Method, Moments, NoStatistics, Statistics, Weighting
 
 __all__ = [
@@ -27,9 +28,12 @@ __all__ = [
     "QuantizedWeights",
     "Statistics",
     "Weighting",
+    "check_bits",
     "load_quantizer",
     "quantize",
     "quantizer_names",
+    "read_bits_plan",
+    "write_bits_plan",
 ]
 
 
@@ -62,6 +66,7 @@ class QuantizedWeights:
 
     Attributes:
         base: as the method prepared them, in ``prepared``.
+        bits: of every matrix but those in ``other_bits``.
         statistics: of the inputs of these matrices.
     """
 
@@ -71,6 +76,7 @@ class QuantizedWeights:
     block_size: int
     factors: Mapping[str, Factor] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=NoStatistics)
+    other_bits: Mapping[str, Bits] = field(default_factory=dict)
 
     @classmethod
     def prepared(
@@ -81,10 +87,22 @@ class QuantizedWeights:
         bits: Bits,
         block_size: int,
         statistics: Statistics | None = None,
+        other_bits: Mapping[str, Bits] | None = None,
     ) -> QuantizedWeights:
         """Unfolded weights, made ready by the method itself."""
         ready, seen = quantizer.prepare(base, statistics or NoStatistics(), bits, block_size)
-        return cls(base=ready, quantizer=quantizer, bits=bits, block_size=block_size, statistics=seen)
+        return cls(
+            base=ready,
+            quantizer=quantizer,
+            bits=bits,
+            block_size=block_size,
+            statistics=seen,
+            other_bits=other_bits or {},
+        )
+
+    def bits_of(self, name: str) -> Bits:
+        """Of a matrix, or of the embedding."""
+        return self.other_bits.get(name, self.bits)
 
     @property
     def spec(self) -> DecoderSpec:
@@ -98,7 +116,7 @@ class QuantizedWeights:
     def _block(self, name: str) -> BlockMatrix:
         weight = self.base.embedding() if name == "embedding" else self.base.matrix(name)
         moments = self.statistics.moments(name)
-        packed = self.quantizer.quantize(weight.numpy(), self.bits, self.block_size, moments)
+        packed = self.quantizer.quantize(weight.numpy(), self.bits_of(name), self.block_size, moments)
         factor = self.factors.get(name)
         return packed if factor is None else fold_blocks(name, packed, factor)
 
@@ -124,11 +142,12 @@ def quantize(
     bits: Bits,
     block_size: int,
     statistics: Statistics | None = None,
+    other_bits: Mapping[str, Bits] | None = None,
 ) -> FoldedDecoder:
     """The same decoder with its base weights quantized and the factors moved into block scales."""
     plain = folded.weights.base if isinstance(folded.weights, FoldedWeights) else folded.weights
     base = QuantizedWeights.prepared(
-        plain, quantizer, bits=bits, block_size=block_size, statistics=statistics
+        plain, quantizer, bits=bits, block_size=block_size, statistics=statistics, other_bits=other_bits
     )
 
     def packed(weights: DecoderWeights) -> QuantizedWeights:
