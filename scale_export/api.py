@@ -31,6 +31,7 @@ def fold(
     calib_weighting: str = "uniform",
     calib_pictures: bool = True,
     bits: Mapping[str, int] | None = None,
+    budget: str | None = None,
     cache: str | Path | None = None,
     evaluation: str = "auto",
     eval_limit: int | None = None,
@@ -66,6 +67,7 @@ def fold(
         ),
         evaluation=evaluation,
         eval_limit=eval_limit,
+        budget=budget,
         force=force,
     )
     return fold_package(request, WorkLog(quiet=quiet))

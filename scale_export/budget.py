@@ -32,6 +32,8 @@ from .statistics import mean_kl
 from .weights import DecoderWeights
 
 CHECKPOINTS = 16
+QUESTIONS = 64
+"""Of the calibration split: every matrix is measured on all of them."""
 _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9}
 
 
@@ -169,7 +171,8 @@ class _Bench:
             raise UserError(
                 "--budget measures on calibration questions, and there are none: name a set with --calib"
             )
-        self.plan, self.examples = plan, calibration_examples(plan.base, options)
+        few = replace(options, limit=min(options.limit, QUESTIONS))
+        self.plan, self.examples = plan, calibration_examples(plan.base, few)
         exact = self._engine(plan.base.weights)
         self.reference = self._logits(exact)
         self.reference_accuracy = float(self._right(self.reference).mean())

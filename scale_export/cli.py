@@ -102,6 +102,10 @@ def fold(
     bits_plan: Annotated[
         Path | None, typer.Option(help="TOML file with the bits of single matrices, 4 or 8, under [bits].")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Choose 4 or 8 bits per matrix: size=1.2MB, loss<=1pp or kl<=0.01."),
+    ] = None,
     cache: CacheOption = None,
     evaluation: Annotated[
         str,
@@ -138,6 +142,7 @@ def fold(
             calib_weighting=calib_weighting,
             calib_pictures=not calib_text_only,
             bits_plan=bits_plan,
+            budget=budget,
             cache=cache,
             evaluation=evaluation,
             eval_limit=eval_limit,

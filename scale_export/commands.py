@@ -33,6 +33,7 @@ def run_fold(
     calib_weighting: str,
     calib_pictures: bool,
     bits_plan: Path | None,
+    budget: str | None,
     cache: Path | None,
     evaluation: str,
     eval_limit: int | None,
@@ -66,6 +67,7 @@ def run_fold(
         ),
         evaluation=evaluation,
         eval_limit=eval_limit,
+        budget=budget,
         force=force,
     )
     if dry_run:

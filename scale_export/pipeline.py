@@ -11,13 +11,14 @@ from typing import Any
 
 from . import __version__
 from .base import BaseModel, open_base
+from .budget import BitsChoice, parse_budget, search_bits
 from .calibration import plan_statistics
 from .coefficients import load_coefficients, save_coefficients
 from .errors import UserError
 from .folding import FoldedDecoder, fold
 from .measure import Measured, Measurement, evaluation_set, load_backend
 from .package import CalibrationFacts, DecoderFacts, Manifest, Tool
-from .plan import ExportOptions, Plan, make_plan
+from .plan import ExportOptions, Plan, check_mixed_bits, make_plan, with_bits
 from .progress import WorkLog
 from .quantize import load_quantizer, quantize
 from .records import Coefficients
@@ -28,6 +29,8 @@ from .selftest import write_selftest
 from .staging import StagedPackage, check_destination
 from .targets import load_target
 
+BITS_PLAN = "bits.toml"
+"""What a search under a budget chose, with all that it measured; ``--bits-plan`` reads it."""
 COEFFICIENTS = "scale.safetensors"
 
 
@@ -40,6 +43,7 @@ class FoldRequest:
         evaluation: question set of the task leg; ``auto`` takes the one that the coefficients were trained
             on, ``none`` leaves the leg out.
         eval_limit: how many of its test questions, None for all.
+        budget: chooses 4 or 8 bits for every matrix, such as ``size=1.2MB``; see ``budget``.
     """
 
     coeffs: Path
@@ -49,6 +53,7 @@ class FoldRequest:
     options: ExportOptions = field(default_factory=ExportOptions)
     evaluation: str = "auto"
     eval_limit: int | None = None
+    budget: str | None = None
     force: bool = False
 
 
@@ -71,6 +76,9 @@ def plan_fold(request: FoldRequest) -> Plan:
     evaluation_set(request.evaluation, coefficients)
     plan = make_plan(coefficients, base, target, request.options)
     load_backend(target.backend).check(plan)
+    if request.budget is not None:
+        parse_budget(request.budget)
+        check_mixed_bits(plan)
     return plan
 
 
@@ -78,8 +86,11 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
     """Plan, fold, quantize, emit, verify, and write the package whole or not at all."""
     plan = plan_fold(request)
     evaluation = evaluation_set(request.evaluation, plan.coefficients)
+    plan, choice = within_budget(plan, request.budget, log)
     with StagedPackage(request.out, force=request.force) as staged:
         directory = staged.directory
+        if choice is not None:
+            choice.write(directory / BITS_PLAN)
         folded = fold(plan.base.weights, plan.coefficients, plan.fold)
         graphs = emit(quantized(folded, plan, log), plan, directory, log)
         copy_processor(plan.base, directory)
@@ -93,6 +104,15 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
         passed = measured.report.passed
         path = staged.commit(manifest(plan, graphs, request.out.name)) if passed else staged.fail()
     return Outcome(path=path, passed=passed, parity=measured.report.to_json(), plan=plan)
+
+
+def within_budget(plan: Plan, budget: str | None, log: WorkLog) -> tuple[Plan, BitsChoice | None]:
+    """The plan with the bits that a budget leaves each matrix; unchanged without a budget."""
+    if budget is None:
+        return plan, None
+    with log.stage("bits under the budget"):
+        choice = search_bits(plan, parse_budget(budget), log)
+    return with_bits(plan, choice.bits, f"--budget {budget}"), choice
 
 
 def quantized(folded: FoldedDecoder, plan: Plan, log: WorkLog | None = None) -> FoldedDecoder:

@@ -193,28 +193,41 @@ def _other_bits(
     """The matrices with bits of their own; refuses them where a package stores one width only."""
     if not asked:
         return {}
+    _check_mixed(target, precision)
+    return check_bits(asked, spec, 4 if precision == "int4" else 8)
+
+
+def check_mixed_bits(plan: Plan) -> None:
+    """Refuse bits per matrix where a package has no integer weights, or one width only."""
+    _check_mixed(plan.target, plan.precision)
+
+
+def _check_mixed(target: Target, precision: Precision) -> None:
     if precision not in DEFAULT_QUANTIZERS:
-        raise UserError(f"a bits plan is for int8 and int4 weights, and these are {precision}: leave it out")
+        raise UserError(
+            f"bits per matrix are for int8 and int4 weights, and these are {precision}: name another --precision"
+        )
     if target.backend != "onnxruntime":
         raise UserError(
             f"target {target.name} stores all matrices with the same bits: leave out the bits plan, or choose a target "
             f"of ONNX Runtime"
         )
-    return check_bits(asked, spec, 4 if precision == "int4" else 8)
 
 
-def with_bits(plan: Plan, bits: Mapping[str, int]) -> Plan:
+def with_bits(plan: Plan, bits: Mapping[str, int], why: str) -> Plan:
     """The plan with bits of its own for single matrices, and the sentence that says so."""
     other_bits = _other_bits(bits, plan.base.spec, plan.target, plan.precision)
-    said = _bits_reason(other_bits, plan.base.spec)
+    said = _bits_reason(other_bits, plan.base.spec, why)
     return replace(plan, other_bits=other_bits, decisions=(*plan.decisions, *said))
 
 
-def _bits_reason(other_bits: Mapping[str, Bits], spec: DecoderSpec) -> tuple[str, ...]:
+def _bits_reason(
+    other_bits: Mapping[str, Bits], spec: DecoderSpec, why: str = "the bits plan"
+) -> tuple[str, ...]:
     if not other_bits:
         return ()
     width = next(iter(other_bits.values()))
-    return (f"By the bits plan, {len(other_bits)} of {len(spec.linears()) + 1} matrices have {width} bits.",)
+    return (f"By {why}, {len(other_bits)} of {len(spec.linears()) + 1} matrices have {width} bits.",)
 
 
 def _calibration(coefficients: Coefficients, options: ExportOptions) -> CalibrationOptions | None:
