@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .pipeline import FoldRequest, Outcome, fold_package
@@ -26,6 +26,14 @@ def fold(
     precision: str | None = None,
     fold: str = "auto",
     block_size: int | None = None,
+    quantizer: str = "auto",
+    calib: str = "auto",
+    calib_limit: int = 128,
+    calib_weighting: str = "uniform",
+    calib_pictures: bool = True,
+    bits: Mapping[str, int] | None = None,
+    budget: str | None = None,
+    cache: str | Path | None = None,
     evaluation: str = "auto",
     eval_limit: int | None = None,
     scoring: Scoring = "strict",
@@ -48,11 +56,23 @@ def fold(
         target=target,
         out=default_out(coeffs, target) if out is None else Path(out),
         model=model,
-        options=ExportOptions(precision=precision, fold=fold, block_size=block_size),
+        options=ExportOptions(
+            precision=precision,
+            fold=fold,
+            block_size=block_size,
+            quantizer=quantizer,
+            calib=calib,
+            calib_limit=calib_limit,
+            calib_weighting=calib_weighting,
+            calib_pictures=calib_pictures,
+            bits=bits or {},
+            cache=None if cache is None else Path(cache),
+        ),
         evaluation=evaluation,
         eval_limit=eval_limit,
         scoring=scoring,
         parity=parity,
+        budget=budget,
         force=force,
     )
     return fold_package(request, WorkLog(quiet=quiet))
@@ -71,6 +91,8 @@ def verify(
     public_key: str | Path | None = None,
     parity: str = "auto",
     selftest_only: bool = False,
+    calib: str | None = None,
+    cache: str | Path | None = None,
     quiet: bool = True,
 ) -> Verification:
     """``scale-export verify``: check a package's hashes, its self-test and, with the base model, every parity leg.
@@ -90,5 +112,7 @@ def verify(
         public_key=None if public_key is None else Path(public_key),
         selftest_only=selftest_only,
         parity=parity,
+        calib=calib,
+        cache=None if cache is None else Path(cache),
         log=WorkLog(quiet=quiet),
     )

@@ -47,7 +47,7 @@ class BlockMatrix:
     @staticmethod
     def packed(integers: NDArray[np.uint8], bits: Bits) -> NDArray[np.uint8]:
         """What ``integers`` undoes, where blocks are whole: the bytes of ``codes`` as ``[out, in · bits / 8]``."""
-        if bits == 8:
+        if bits != 4:
             return integers
         low, high = integers[:, 0::2], integers[:, 1::2]
         return np.asarray(low | high << 4, np.uint8)

@@ -48,6 +48,9 @@ ScoringOption = Annotated[
     Scoring,
     typer.Option(help="strict: the right option and no other; official: the rules of the set's authors."),
 ]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="Where calibration statistics are kept; ~/.cache/scale-export otherwise.")
+]
 
 
 def _version(value: bool) -> None:
@@ -89,6 +92,33 @@ def fold(
     block_size: Annotated[
         int | None, typer.Option(help="Weights per quantization scale; the target's otherwise.")
     ] = None,
+    quantizer: Annotated[
+        str,
+        typer.Option(
+            help="rtn, mse, hqq, gptq or awq: how int8 and int4 weights are rounded; auto otherwise."
+        ),
+    ] = "auto",
+    calib: Annotated[
+        str, typer.Option(help="Question set of calibration: auto (the one trained on), none, or NAME.")
+    ] = "auto",
+    calib_limit: Annotated[int, typer.Option(min=1, help="At most so many of its questions.")] = 128,
+    calib_weighting: Annotated[
+        str,
+        typer.Option(
+            help="uniform, last (positions that predict the answer) or image (image tokens): what counts."
+        ),
+    ] = "uniform",
+    calib_text_only: Annotated[
+        bool, typer.Option("--calib-text-only", help="Calibrate on the questions without their pictures.")
+    ] = False,
+    bits_plan: Annotated[
+        Path | None, typer.Option(help="TOML file with the bits of single matrices, 4 or 8, under [bits].")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Choose 4 or 8 bits per matrix: size=1.2MB, loss<=1pp or kl<=0.01."),
+    ] = None,
+    cache: CacheOption = None,
     evaluation: Annotated[
         str,
         typer.Option(
@@ -125,6 +155,14 @@ def fold(
             precision=precision,
             fold=fold_mode,
             block_size=block_size,
+            quantizer=quantizer,
+            calib=calib,
+            calib_limit=calib_limit,
+            calib_weighting=calib_weighting,
+            calib_pictures=not calib_text_only,
+            bits_plan=bits_plan,
+            budget=budget,
+            cache=cache,
             evaluation=evaluation,
             eval_limit=eval_limit,
             scoring=scoring.value,
@@ -166,6 +204,13 @@ def verify(
             help="The float32 reference: full (loaded), streamed (from disk, few prompts), auto; files runs no model."
         ),
     ] = "auto",
+    calib: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the set lies that the package was calibrated on, NAME:DIR, if it is on a disk."
+        ),
+    ] = None,
+    cache: CacheOption = None,
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Only hashes and golden cases: no base model, no torch.")
     ] = False,
@@ -191,6 +236,8 @@ def verify(
             signature=signature,
             public_key=public_key,
             parity=parity,
+            calib=calib,
+            cache=cache,
             selftest_only=selftest,
             as_json=as_json,
         )

@@ -31,6 +31,14 @@ def run_fold(
     precision: str | None,
     fold: str,
     block_size: int | None,
+    quantizer: str,
+    calib: str,
+    calib_limit: int,
+    calib_weighting: str,
+    calib_pictures: bool,
+    bits_plan: Path | None,
+    budget: str | None,
+    cache: Path | None,
     evaluation: str,
     eval_limit: int | None,
     scoring: Scoring,
@@ -43,6 +51,7 @@ def run_fold(
     from .api import default_out
     from .pipeline import FoldRequest, fold_package, plan_fold
     from .plan import ExportOptions
+    from .quantize import read_bits_plan
 
     quiet_libraries()
     request = FoldRequest(
@@ -50,11 +59,23 @@ def run_fold(
         target=target,
         out=out or default_out(coeffs, target),
         model=model,
-        options=ExportOptions(precision=precision, fold=fold, block_size=block_size),
+        options=ExportOptions(
+            precision=precision,
+            fold=fold,
+            block_size=block_size,
+            quantizer=quantizer,
+            calib=calib,
+            calib_limit=calib_limit,
+            calib_weighting=calib_weighting,
+            calib_pictures=calib_pictures,
+            bits=read_bits_plan(bits_plan) if bits_plan else {},
+            cache=cache,
+        ),
         evaluation=evaluation,
         eval_limit=eval_limit,
         scoring=scoring,
         parity=parity,
+        budget=budget,
         force=force,
     )
     if dry_run:
@@ -86,6 +107,8 @@ def run_verify(
     signature: Path | None,
     public_key: Path | None,
     parity: str,
+    calib: str | None,
+    cache: Path | None,
     selftest_only: bool,
     as_json: bool,
 ) -> int:
@@ -105,6 +128,8 @@ def run_verify(
         public_key=public_key,
         selftest_only=selftest_only,
         parity=parity,
+        calib=calib,
+        cache=cache,
         log=WorkLog(),
     )
     selftest, passed, signed = found.selftest, found.passed, found.signature

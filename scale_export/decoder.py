@@ -238,20 +238,28 @@ def rotary_tables(
 
 
 class TorchKernels(nn.Module):
-    """Plain PyTorch arithmetic in one dtype: the reference that every emitted graph is measured against."""
+    """Plain PyTorch arithmetic in one dtype: the reference that every emitted graph is measured against.
 
-    def __init__(self, weights: DecoderWeights, dtype: torch.dtype = torch.float32) -> None:
+    ``layer`` holds the weights of that layer only (the last one's, with those of the output): for a decoder of one.
+    """
+
+    def __init__(
+        self, weights: DecoderWeights, dtype: torch.dtype = torch.float32, *, layer: int | None = None
+    ) -> None:
         super().__init__()
         self.spec = weights.spec
         self.tensors: dict[str, Tensor] = {}
         for name, (_, _, has_bias) in weights.spec.linears().items():
+            if not _of_layer(name, layer, weights.spec):
+                continue
             self.tensors[name] = weights.matrix(name).to(dtype)
             if has_bias:
                 bias = weights.bias(name)
                 assert bias is not None
                 self.tensors[f"{name}.bias"] = bias.to(dtype)
         for name in weights.spec.norms():
-            self.tensors[name] = weights.norm(name).to(dtype)
+            if _of_layer(name, layer, weights.spec):
+                self.tensors[name] = weights.norm(name).to(dtype)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self.tensors[name], self.tensors.get(f"{name}.bias"))
@@ -314,6 +322,13 @@ def fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     width = weight.shape[0]
     weights = torch.cat((weight, torch.zeros_like(weight)))
     return F.layer_norm(torch.cat((x, -x), dim=-1), (2 * width,), weights, eps=eps)[..., :width]
+
+
+def _of_layer(name: str, layer: int | None, spec: DecoderSpec) -> bool:
+    """Whether a weight is used by a decoder of that one layer; every weight is where it is None."""
+    if layer is None or name.startswith(f"layers.{layer}."):
+        return True
+    return layer == spec.num_layers - 1 and not name.startswith("layers.")
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ from .backends.reference import TappedKernels
 from .coefficients import load_coefficients
 from .departure import Product, Recorder, explain, first_departure, largest_error
 from .folding import fold
-from .generation import EmbeddedPrompt, Generator
-from .measure import generator_of, levels_per_unit, load_backend, quantized, reference_engine
+from .generation import EmbeddedPrompt, Generator, generator_of
+from .measure import levels_per_unit, load_backend, quantized, reference_engine
 from .metrics import relative_error
 from .package import PackageFiles, open_package_files
 from .parity import preprocessing_leg

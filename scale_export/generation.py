@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from .backends import Engine, Scalars, Step
 from .families import Family
 from .records import Array, Float32, FoldMode
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 Inputs = Mapping[str, Array]
 """A processor's NumPy output for one prompt: ``input_ids [1, T]``, its mask, pixels and what goes with them."""
@@ -154,3 +157,15 @@ class Generator:
             yield token
             if offset + 1 < max_new_tokens:
                 logits = self.decode(start.cache, token, start.next_position + offset)
+
+
+def generator_of(plan: Plan, engine: Engine) -> Generator:
+    """An engine with a plan's family rules and fold mode."""
+    base = plan.base
+    return Generator(
+        engine=engine,
+        family=base.family,
+        fold=plan.fold,
+        image_token_id=base.family.image_token_id(base.config),
+        runtime_config=base.family.runtime_config(base.config),
+    )

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 from .backends import Engine, Scalars, Tap
 from .backends.reference import ReferenceEngine
-from .blocks import Bits
+from .calibration import plan_statistics
 from .datasets import Question, dataset_names, digest, load_questions, public_name
 from .decoder import TorchKernels
 from .errors import UserError
 from .folding import FoldedDecoder, fold
-from .generation import Generator, Inputs
+from .generation import Generator, Inputs, generator_of
 from .parity import (
     ParityReport,
     attribution,
@@ -146,6 +146,8 @@ class Measurement:
     ``scratch`` is a folder for graphs that are emitted to compare with, the system's own where None.
     ``parity`` says whether models are loaded or streamed from disk; see ``streaming.must_stream``. ``scoring`` judges
     the task leg's answers.
+    ``statistics_sha256`` is the hash of the calibration statistics that the package was made with, where it records
+    one: with others, integer codes can't be told from moved ones.
     """
 
     plan: Plan
@@ -155,6 +157,7 @@ class Measurement:
     scratch: Path | None = None
     parity: ParityMode = "auto"
     scoring: Scoring = "strict"
+    statistics_sha256: str | None = None
 
     def run(self, eval_spec: str | None, limit: int | None) -> Measured:
         """Every leg that applies to the plan; those that don't are named in the report."""
@@ -272,7 +275,7 @@ class Measurement:
                 f"quantized graph with the portable decoder in float32"
             )
         limits = plan.target.parity.of(plan.precision)
-        codes = self._codes_kept(folded)
+        codes = self._codes_kept(report, folded)
         report.legs["quantization"] = quantization_leg(plain, strict, limits, codes)
         report.legs["runtime"] = runtime_leg(strict, shipped, limits)
         return [("lowering", plain), ("quantization", strict), ("runtime", shipped)]
@@ -298,16 +301,24 @@ class Measurement:
             engine = load_backend(self.plan.target.backend).open_engine(graphs, self.plan, strict=True)
             return path_logits(self._generator(engine), cases)
 
-    def _codes_kept(self, folded: FoldedDecoder) -> dict[str, bool | None]:
+    def _codes_kept(self, report: ParityReport, folded: FoldedDecoder) -> dict[str, bool | None]:
         """Matrix → whether the package's codes are those of the unfolded base, for every folded matrix."""
         plan, names = self.plan, folded.folded_matrices
-        if not names:
+        if not names or plan.quantizer is None:
             return {}
-        base = QuantizedWeights(
-            base=plan.base.weights,
-            quantizer=load_quantizer("rtn"),
-            bits=4 if plan.precision == "int4" else 8,
+        statistics = plan_statistics(plan, self.log)
+        if statistics and self.statistics_sha256 not in (None, statistics.sha256):
+            report.skip(
+                "integer codes", "the calibration statistics collected here are not those of the export"
+            )
+            return {}
+        base = QuantizedWeights.prepared(
+            plan.base.weights,
+            load_quantizer(plan.quantizer),
+            bits=plan.bits,
             block_size=plan.block_size,
+            statistics=statistics,
+            other_bits=plan.other_bits,
         )
         found = load_backend(plan.target.backend).code_hashes(self.graphs, names)
         return {name: found[name] == base.block(name).codes_sha256 for name in names}
@@ -390,18 +401,6 @@ def _prepared(
     ]
 
 
-def generator_of(plan: Plan, engine: Engine) -> Generator:
-    """An engine with the plan's family rules and fold mode."""
-    base = plan.base
-    return Generator(
-        engine=engine,
-        family=base.family,
-        fold=plan.fold,
-        image_token_id=base.family.image_token_id(base.config),
-        runtime_config=base.family.runtime_config(base.config),
-    )
-
-
 def reference_engine(
     plan: Plan, folded: FoldedDecoder, kernels: Callable[[DecoderWeights], TorchKernels] = TorchKernels
 ) -> ReferenceEngine:
@@ -427,12 +426,18 @@ def measurement_of(plan: Plan) -> type[Measurement]:
     return Measurement
 
 
-def quantized(folded: FoldedDecoder, plan: Plan) -> FoldedDecoder:
-    """The folded decoder at the plan's weight precision."""
-    if plan.precision not in ("int8", "int4"):
+def quantized(folded: FoldedDecoder, plan: Plan, log: WorkLog | None = None) -> FoldedDecoder:
+    """The folded decoder at the plan's weight precision; collects calibration statistics where they are wanted."""
+    if plan.quantizer is None:
         return folded
-    bits: Bits = 4 if plan.precision == "int4" else 8
-    return quantize(folded, load_quantizer("rtn"), bits=bits, block_size=plan.block_size)
+    return quantize(
+        folded,
+        load_quantizer(plan.quantizer),
+        bits=plan.bits,
+        block_size=plan.block_size,
+        statistics=plan_statistics(plan, log),
+        other_bits=plan.other_bits,
+    )
 
 
 def evaluation_set(asked: str, coefficients: Coefficients) -> str | None:

@@ -71,6 +71,16 @@ class DecoderFacts(_Record):
     kv_dtype: FloatType | None
 
 
+class CalibrationFacts(_Record):
+    """What a quantizer was calibrated on; see ``quantize.CalibrationOptions``."""
+
+    questions: str
+    limit: Count
+    weighting: str
+    pictures: bool
+    statistics_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Manifest(_Record):
     """What ``manifest.json`` says.
 
@@ -79,6 +89,9 @@ class Manifest(_Record):
         model_type: the base model's family, as in its configuration.
         generic: whether that family has no file of its own, see ``families/_generic.py``.
         block_size: weights per scale of int8 and int4; None for float weights.
+        quantizer: the method that chose the integer weights; None for float weights.
+        bits: matrices whose bits are not the precision's.
+        calibration: what it was calibrated on; None where it was not.
         execution_providers: of the backend, in order of preference.
         graphs: the file or folder of each graph by its role: ``decoder`` (``decoder_1``, ``decoder_2``, … of a
             split one), and where there are such ones ``vision``, ``embedding``, ``decoder_folded`` (the second
@@ -104,6 +117,9 @@ class Manifest(_Record):
     fold: FoldMode
     precision: Precision
     block_size: Count | None
+    quantizer: str | None = None
+    calibration: CalibrationFacts | None = None
+    bits: dict[str, Literal[4, 8]] = Field(default_factory=dict)
     context_length: Count
     graphs: dict[str, str]
     decoder: DecoderFacts

@@ -12,12 +12,15 @@ from typing import Any, Final
 from . import __version__
 from .backends.checkpoint import backend as checkpoint
 from .base import BaseModel, open_base
+from .budget import BitsChoice, parse_budget, search_bits
+from .calibration import plan_statistics
 from .coefficients import load_coefficients, save_coefficients
+from .datasets import public_name
 from .errors import UserError
 from .folding import FoldedDecoder, fold
 from .measure import Measured, backend_of, evaluation_set, load_backend, measurement_of, quantized
-from .package import DecoderFacts, Manifest, Tool
-from .plan import ExportOptions, Plan, make_plan
+from .package import CalibrationFacts, DecoderFacts, Manifest, Tool
+from .plan import ExportOptions, Plan, check_mixed_bits, make_plan, with_bits
 from .progress import WorkLog
 from .records import Coefficients
 from .report import render_report
@@ -29,6 +32,8 @@ from .staging import StagedPackage, check_destination
 from .streaming import parity_mode
 from .targets import load_target
 
+BITS_PLAN: Final = "bits.toml"
+"""What a search under a budget chose, with all that it measured; ``--bits-plan`` reads it."""
 COEFFICIENTS: Final = "scale.safetensors"
 CHECKPOINT_COEFFICIENTS: Final = "scale/scale.safetensors"
 """In a folder, since loaders of checkpoints take every safetensors file beside the weights for weights."""
@@ -46,6 +51,7 @@ class FoldRequest:
         scoring: ``strict``, or ``official`` for the rules of the set's authors.
         parity: ``full`` loads the float32 reference, ``streamed`` reads it from disk layer by layer, ``auto``
             decides by memory (see ``streaming.must_stream``), ``files`` checks a checkpoint without running it.
+        budget: chooses 4 or 8 bits for every matrix, such as ``size=1.2MB``; see ``budget``.
     """
 
     coeffs: Path
@@ -57,6 +63,7 @@ class FoldRequest:
     eval_limit: int | None = None
     scoring: Scoring = "strict"
     parity: str = "auto"
+    budget: str | None = None
     force: bool = False
 
 
@@ -84,6 +91,9 @@ def plan_fold(request: FoldRequest) -> Plan:
             f"them: use --parity streamed"
         )
     backend_of(plan).check(plan)
+    if request.budget is not None:
+        parse_budget(request.budget)
+        check_mixed_bits(plan)
     return plan
 
 
@@ -91,8 +101,11 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
     """Plan, fold, quantize, write graphs or a checkpoint, verify, and put the package in place whole or not at all."""
     plan = plan_fold(request)
     evaluation = evaluation_set(request.evaluation, plan.coefficients)
+    plan, choice = within_budget(plan, request.budget, log)
     with StagedPackage(request.out, force=request.force, needed_bytes=least_bytes(plan)) as staged:
         directory = staged.directory
+        if choice is not None:
+            choice.write(directory / BITS_PLAN)
         folded = fold(plan.base.weights, plan.coefficients, plan.fold)
         write = write_checkpoint if plan.precision == "stored" else write_graphs
         graphs = write(folded, plan, directory, log)
@@ -123,6 +136,15 @@ def write_checkpoint(folded: FoldedDecoder, plan: Plan, directory: Path, log: Wo
         return checkpoint.write(folded, plan, directory)
 
 
+def within_budget(plan: Plan, budget: str | None, log: WorkLog) -> tuple[Plan, BitsChoice | None]:
+    """The plan with the bits that a budget leaves each matrix; unchanged without a budget."""
+    if budget is None:
+        return plan, None
+    with log.stage("bits under the budget"):
+        choice = search_bits(plan, parse_budget(budget), log)
+    return with_bits(plan, choice.bits, f"--budget {budget}"), choice
+
+
 def write_graphs(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> dict[str, str]:
     """Write the target's graphs, side files and the processor; role → file name."""
     backend = load_backend(plan.target.backend)
@@ -130,7 +152,7 @@ def write_graphs(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLo
         vision = plan.base.vision
     with log.stage(f"{plan.precision} graphs"):
         graphs = backend.emit(
-            quantized(folded, plan),
+            quantized(folded, plan, log),
             vision,
             plan,
             directory,
@@ -208,6 +230,19 @@ def write_proof(plan: Plan, measured: Measured, directory: Path, name: str) -> N
     (directory / "report.html").write_text(page, encoding="utf-8")
 
 
+def _calibration_facts(plan: Plan) -> CalibrationFacts | None:
+    statistics, chosen = plan_statistics(plan), plan.calibration
+    if statistics is None or chosen is None:
+        return None
+    return CalibrationFacts(
+        questions=public_name(chosen.questions),
+        limit=chosen.limit,
+        weighting=chosen.weighting,
+        pictures=chosen.pictures,
+        statistics_sha256=statistics.sha256,
+    )
+
+
 def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
     """The manifest but for its file table, which the package writer fills in."""
     base, spec = plan.base, plan.base.spec
@@ -226,6 +261,9 @@ def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
         fold=plan.fold,
         precision=plan.precision,
         block_size=plan.block_size if plan.quantized else None,
+        quantizer=plan.quantizer,
+        calibration=_calibration_facts(plan),
+        bits=dict(plan.other_bits),
         context_length=plan.context_length,
         graphs=dict(graphs),
         decoder=DecoderFacts(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from .base import BaseModel
+from .blocks import Bits
 from .coefficients import check_base
+from .datasets import dataset_names, load_questions
 from .errors import UserError, did_you_mean
 from .prompts import encode_messages, user_message
+from .quantize import WEIGHTINGS, CalibrationOptions, check_bits, load_quantizer
 from .records import FOLD_MODES, Array, Coefficients, DecoderSpec, FoldMode, Precision, TowerInput
+from .streaming import must_stream
 from .targets import FloatType, Target
 
 PREFILL_STEP = 64
@@ -21,11 +26,29 @@ PREFILL_STEP = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """What a user may ask beyond the coefficients and the target; None and ``auto`` take the target's choice."""
+    """What a user may ask beyond the coefficients and the target; None and ``auto`` take the target's choice.
+
+    Attributes:
+        calib: question set of calibration; ``auto`` is the one that the coefficients were trained on, ``none`` none.
+        calib_limit, calib_weighting, calib_pictures: see ``CalibrationOptions``.
+        bits: bits of single matrices, in place of the precision's; see ``quantize.read_bits_plan``.
+        cache: where statistics are kept; None is the user's own cache folder.
+    """
 
     precision: str | None = None
     fold: str = "auto"
     block_size: int | None = None
+    quantizer: str = "auto"
+    calib: str = "auto"
+    calib_limit: int = 128
+    calib_weighting: str = "uniform"
+    calib_pictures: bool = True
+    bits: Mapping[str, int] = field(default_factory=dict)
+    cache: Path | None = None
+
+
+DEFAULT_QUANTIZERS: dict[Precision, tuple[str, str]] = {"int8": ("rtn", "rtn"), "int4": ("gptq", "rtn")}
+"""The quantizer of each precision with calibration, and without; measured in docs/quantization.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +58,8 @@ class Plan:
     ``decisions`` says, sentence by sentence, what was chosen and why; the report and ``--dry-run`` show it.
     ``tower_inputs`` are those of one tile as the model's own processor makes it, or of the largest picture;
     ``prefill_tokens`` is how many tokens Core ML's function ``prefill`` takes at once. ``block_size`` is 0 on a target
-    that quantizes nothing.
+    that quantizes nothing. ``quantizer`` is None for float weights; ``calibration`` is what it is calibrated on, if
+    it is; ``other_bits`` names the matrices whose bits are not the precision's.
     """
 
     base: BaseModel
@@ -49,6 +73,15 @@ class Plan:
     prefill_tokens: int | None
     fold: FoldMode
     decisions: tuple[str, ...]
+    quantizer: str | None = None
+    calibration: CalibrationOptions | None = None
+    calibration_cache: Path | None = None
+    other_bits: Mapping[str, Bits] = field(default_factory=dict)
+
+    @property
+    def bits(self) -> Bits:
+        """Of every quantized matrix but ``other_bits``."""
+        return 4 if self.precision == "int4" else 8
 
     @property
     def quantized(self) -> bool:
@@ -93,6 +126,8 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
     if base.family.generic:
         _check_one_size(base, tower_inputs)
     prefill_tokens, why_so_many = _prefill_tokens(base, target, trial)
+    quantizer, calibration, how = _quantizer(coefficients, base, precision, options)
+    other_bits = _other_bits(options.bits, base.spec, target, precision)
     return Plan(
         base=base,
         coefficients=coefficients,
@@ -107,12 +142,18 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         decisions=(
             why,
             _precision_reason(precision, options.precision, target, block_size),
+            *how,
+            *_bits_reason(other_bits, base.spec),
             _context_reason(context_length, target, base.spec.max_positions),
             *resized,
             *why_so_many,
             *_route(base),
             *_placement(base.spec, target),
         ),
+        quantizer=quantizer,
+        calibration=calibration,
+        calibration_cache=options.cache,
+        other_bits=other_bits,
     )
 
 
@@ -152,6 +193,116 @@ def _precision_reason(precision: Precision, asked: str | None, target: Target, b
     if precision in ("int8", "int4"):
         return f"Weights are {precision} in symmetric blocks of {block_size}, {who}."
     return f"Weights are {precision}, {who}."
+
+
+def _quantizer(
+    coefficients: Coefficients, base: BaseModel, precision: Precision, options: ExportOptions
+) -> tuple[str | None, CalibrationOptions | None, tuple[str, ...]]:
+    """The method, what it is calibrated on, and the sentence that says why."""
+    if precision not in DEFAULT_QUANTIZERS:
+        if options.quantizer != "auto":
+            raise UserError(
+                f"--quantizer {options.quantizer} is refused: it rounds int8 and int4 weights, and these are "
+                f"{precision}; leave it out or name another --precision"
+            )
+        return None, None, ()
+    calibration = _calibration(coefficients, options)
+    name, who = options.quantizer, "as asked"
+    if name == "auto":
+        too_large = must_stream(base.checkpoint, "auto") is not None
+        without = calibration is None or too_large
+        name, who = DEFAULT_QUANTIZERS[precision][without], f"the default of {precision}"
+        if too_large:
+            who = f"{who} for models larger than memory"
+    method = load_quantizer(name)
+    if method.calibration == "required" and calibration is None:
+        raise UserError(
+            f"--quantizer {name} needs calibration, and there is no question set to take it from: name one with "
+            f"--calib, or use --quantizer rtn, which does without"
+        )
+    if method.calibration == "unused":
+        return name, None, (f"The quantizer is {name}, {who}; it takes no calibration.",)
+    on = "without calibration" if calibration is None else f"calibrated on {calibration}"
+    return name, calibration, (f"The quantizer is {name}, {who}, {on}.",)
+
+
+def _other_bits(
+    asked: Mapping[str, int], spec: DecoderSpec, target: Target, precision: Precision
+) -> dict[str, Bits]:
+    """The matrices with bits of their own; refuses them where a package stores one width only."""
+    if not asked:
+        return {}
+    _check_mixed(target, precision)
+    return check_bits(asked, spec, 4 if precision == "int4" else 8)
+
+
+def check_mixed_bits(plan: Plan) -> None:
+    """Refuse bits per matrix where a package has no integer weights, or one width only."""
+    _check_mixed(plan.target, plan.precision)
+
+
+def _check_mixed(target: Target, precision: Precision) -> None:
+    if precision not in DEFAULT_QUANTIZERS:
+        raise UserError(
+            f"bits per matrix are for int8 and int4 weights, and these are {precision}: name another --precision"
+        )
+    if target.backend != "onnxruntime":
+        raise UserError(
+            f"target {target.name} stores all matrices with the same bits: leave out the bits plan, or choose a target "
+            f"of ONNX Runtime"
+        )
+
+
+def with_bits(plan: Plan, bits: Mapping[str, int], why: str) -> Plan:
+    """The plan with bits of its own for single matrices, and the sentence that says so."""
+    other_bits = _other_bits(bits, plan.base.spec, plan.target, plan.precision)
+    said = _bits_reason(other_bits, plan.base.spec, why)
+    return replace(plan, other_bits=other_bits, decisions=(*plan.decisions, *said))
+
+
+def _bits_reason(
+    other_bits: Mapping[str, Bits], spec: DecoderSpec, why: str = "the bits plan"
+) -> tuple[str, ...]:
+    if not other_bits:
+        return ()
+    width = next(iter(other_bits.values()))
+    return (f"By {why}, {len(other_bits)} of {len(spec.linears()) + 1} matrices have {width} bits.",)
+
+
+def _calibration(coefficients: Coefficients, options: ExportOptions) -> CalibrationOptions | None:
+    """What to calibrate on; None for nothing.
+
+    Raises:
+        UserError: a question set that can't be loaded, or a weighting that there isn't.
+    """
+    weighting = next((w for w in WEIGHTINGS if w == options.calib_weighting), None)
+    if weighting is None:
+        known, asked = ", ".join(WEIGHTINGS), options.calib_weighting
+        raise UserError(
+            f"unknown --calib-weighting {asked!r}{did_you_mean(asked, WEIGHTINGS)}; known: {known}"
+        )
+    questions = trained_on_set(coefficients) if options.calib == "auto" else options.calib
+    if questions is None or questions == "none":
+        return None
+    load_questions(questions, "calibration", limit=1)
+    return CalibrationOptions(
+        questions=questions,
+        limit=options.calib_limit,
+        weighting=weighting,
+        pictures=options.calib_pictures,
+    )
+
+
+def trained_on_set(coefficients: Coefficients) -> str | None:
+    """The question set that the coefficients were trained on, if it is one of ours with a calibration split here."""
+    questions = str(coefficients.training.get("data", ""))
+    if questions.partition(":")[0] not in dataset_names():
+        return None
+    try:
+        found = load_questions(questions, "calibration", limit=1)
+    except UserError:
+        return None
+    return questions if found else None
 
 
 def scaled_layers(coefficients: Coefficients) -> tuple[int, ...]:

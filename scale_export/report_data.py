@@ -33,6 +33,7 @@ def report_data(plan: Plan, measured: Measured, directory: Path, name: str) -> R
         "Backend": plan.target.backend,
         "Measured on": measured.report.executed_by,
         "Precision": plan.precision,
+        **({} if plan.quantizer is None else {"Quantizer": _quantizer(plan)}),
         "Scope": "last token of each step" if coefficients.scope == "last" else "every token",
         "Scalars": f"{coefficients.count} in {len(coefficients.layer_indices)} layers",
         "Fold mode": plan.fold,
@@ -58,6 +59,11 @@ def report_data(plan: Plan, measured: Measured, directory: Path, name: str) -> R
     )
 
 
+def _quantizer(plan: Plan) -> str:
+    on = "" if plan.calibration is None else f", calibrated on {plan.calibration}"
+    return f"{plan.quantizer}, blocks of {plan.block_size}{on}"
+
+
 def library_versions(plan: Plan) -> dict[str, str]:
     """The version of every library that shaped the package, by distribution name."""
     names = {*LIBRARIES, *backend_of(plan).LIBRARIES}
@@ -74,6 +80,10 @@ def decode_costs(plan: Plan) -> tuple[tuple[str, str], ...]:
     scale_bytes, cache_bytes = (2 if kind == "float16" else 4 for kind in plan.float_types)
     per_token = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * cache_bytes
     read = weights * BYTES_PER_VALUE[plan.precision]
+    for name, bits in plan.other_bits.items():
+        if name != "embedding":
+            out, width, _ = spec.linears()[name]
+            read += out * width * (bits - plan.bits) / 8
     if plan.quantized:
         read += weights / plan.block_size * scale_bytes
     gate = spec.num_layers * (spec.num_heads * spec.head_dim + spec.hidden_size) if plan.fold == "gate" else 0

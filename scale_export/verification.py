@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ def verify_package(
     selftest_only: bool,
     parity: str = "auto",
     log: WorkLog,
+    calib: str | None = None,
+    cache: Path | None = None,
 ) -> Verification:
     """Check hashes and self-test, then measure every parity leg again from the package and the base model.
 
@@ -83,8 +85,9 @@ def verify_package(
     from .measure import evaluation_set, measurement_of
     from .streaming import parity_mode
 
-    plan = plan_again(package.files, package.coefficients, model, target)
+    plan = plan_again(package.files, package.coefficients, model, target, calib, cache)
     graphs = {str(role): package.files.path(name) for role, name in package.files.manifest.graphs.items()}
+    calibration = package.files.manifest.calibration
     measurement = measurement_of(plan)(
         plan=plan,
         directory=package.files.directory,
@@ -92,6 +95,7 @@ def verify_package(
         log=log,
         parity=parity_mode(parity),
         scoring=scoring,
+        statistics_sha256=calibration.statistics_sha256 if calibration else None,
     )
     report = measurement.run(evaluation_set(evaluation, package.coefficients), eval_limit).report
     measured = report.to_json()
@@ -103,9 +107,17 @@ def verify_package(
 
 
 def plan_again(
-    files: PackageFiles, coefficients: Coefficients, model: str | None, target: str | None
+    files: PackageFiles,
+    coefficients: Coefficients,
+    model: str | None,
+    target: str | None,
+    calib: str | None = None,
+    cache: Path | None = None,
 ) -> Plan:
-    """The plan that a package was made by, from what its manifest records."""
+    """The plan that a package was made by, from what its manifest records.
+
+    ``calib`` names the question set of calibration with its place, where that is one on a disk.
+    """
     from .base import open_base
     from .plan import ExportOptions, make_plan
     from .targets import load_target
@@ -115,5 +127,24 @@ def plan_again(
         base = open_base(model or recorded.base_model, relative_to=files.directory)
     except UserError as error:
         raise UserError(f"{error}; or check the package alone with --selftest") from error
-    options = ExportOptions(precision=recorded.precision, fold=recorded.fold, block_size=recorded.block_size)
+    calibration = recorded.calibration
+    options = ExportOptions(
+        precision=recorded.precision,
+        fold=recorded.fold,
+        block_size=recorded.block_size,
+        # A package of an earlier version names no quantizer: there was one.
+        quantizer=recorded.quantizer or ("auto" if recorded.block_size is None else "rtn"),
+        bits=recorded.bits,
+        cache=cache,
+    )
+    if calibration is not None:
+        options = replace(
+            options,
+            calib=calib or calibration.questions,
+            calib_limit=calibration.limit,
+            calib_weighting=calibration.weighting,
+            calib_pictures=calibration.pictures,
+        )
+    else:
+        options = replace(options, calib="none")
     return make_plan(coefficients, base, load_target(target or recorded.target), options)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,9 @@ from tests import (
 )
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "SCALE_EXPORT_CACHE" not in os.environ:
+    os.environ["SCALE_EXPORT_CACHE"] = tempfile.mkdtemp(prefix="scale-export-tests-")
+    atexit.register(shutil.rmtree, os.environ["SCALE_EXPORT_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)
 engine.DEFAULT_THREADS = 1  # test processes run side by side; spinning threads would only be in their way
 

@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"plan", "train"},
     {"backends"},
     {"generation"},
-    {"runtime", "reference"},
+    {"runtime", "reference", "calibration", "budget"},
     {"departure", "parity", "report", "requirements"},
     {"task", "selftest", "bench"},
     {"measure", "measure_checkpoint"},

@@ -37,7 +37,32 @@ class TappedKernels(TorchKernels):
         return y
 
 
-class ReferenceEngine:
+class ReferenceInputs:
+    """What comes before the decoder, in float32: vision tower and embedding."""
+
+    def __init__(self, weights: DecoderWeights, vision: nn.Module, image_token_id: int) -> None:
+        self.spec = weights.spec
+        self._vision = vision.eval()
+        self._table = weights.embedding()
+        self._image_token_id = image_token_id
+
+    @property
+    def hidden_size(self) -> int:
+        return self.spec.hidden_size
+
+    @torch.no_grad()
+    def vision(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        outputs = self._vision(**{n: torch.from_numpy(value) for n, value in tower_feeds(inputs).items()})
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    def embed(self, input_ids: Array, image_features: Array) -> Array:
+        embeds: Array = self._table[torch.from_numpy(input_ids)].numpy()
+        if len(image_features):  # a generated image token, without a picture, keeps its word embedding
+            embeds[input_ids == self._image_token_id] = image_features
+        return embeds
+
+
+class ReferenceEngine(ReferenceInputs):
     """Vision tower, embedding and portable decoder in float32.
 
     Args:
@@ -57,24 +82,28 @@ class ReferenceEngine:
         gate: tuple[Scope, Scalars] | None,
         kernels: Callable[[DecoderWeights], TorchKernels] = TorchKernels,
     ) -> None:
-        self.spec = weights.spec
+        super().__init__(weights, vision, image_token_id)
 
-        def decoder(weights: DecoderWeights) -> PortableDecoder:
-            return PortableDecoder(self.spec, kernels(weights), last_logits_only=True)
-
-        base = decoder(weights)
+        self._kernels = kernels(weights)
+        second = self._kernels if scaled is None else kernels(scaled)
         self._decoders: dict[Phase, PortableDecoder] = {
-            "base": base,
-            "scaled": base if scaled is None else decoder(scaled),
+            "base": PortableDecoder(self.spec, self._kernels, last_logits_only=True),
+            "scaled": PortableDecoder(self.spec, second, last_logits_only=True),
         }
-        self._vision = vision.eval()
-        self._table = weights.embedding()
-        self._image_token_id = image_token_id
         self._gate = gate
 
     @property
-    def hidden_size(self) -> int:
-        return self.spec.hidden_size
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The matrices of phase ``base``, the embedding among them."""
+        kept = self._kernels.tensors
+        return {**{name: kept[name] for name in self.spec.linears()}, "embedding": self._table}
+
+    def swap(self, name: str, value: Tensor) -> None:
+        """Put another matrix in the place of one of ``tensors``."""
+        if name == "embedding":
+            self._table = value
+        else:
+            self._kernels.tensors[name] = value
 
     @property
     def executed_by(self) -> str:
@@ -83,17 +112,6 @@ class ReferenceEngine:
     @property
     def can_override(self) -> bool:
         return self._gate is not None
-
-    @torch.no_grad()
-    def vision(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        outputs = self._vision(**{n: torch.from_numpy(value) for n, value in tower_feeds(inputs).items()})
-        return {name: value.numpy() for name, value in outputs.items()}
-
-    def embed(self, input_ids: Array, image_features: Array) -> Array:
-        embeds: Array = self._table[torch.from_numpy(input_ids)].numpy()
-        if len(image_features):  # a generated image token, without a picture, keeps its word embedding
-            embeds[input_ids == self._image_token_id] = image_features
-        return embeds
 
     def new_cache(self, rows: int) -> TorchCache:
         return TorchCache(layers=empty_cache(self.spec, rows), mask=np.zeros((rows, 0), np.int64))

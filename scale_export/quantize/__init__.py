@@ -4,31 +4,57 @@ from __future__ import annotations
 
 import functools
 import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..blocks import Bits, BlockMatrix
+from ..errors import UserError, did_you_mean
 from ..folding import Factor, FoldedDecoder, FoldedWeights, fold_blocks
-from ..records import DecoderSpec, Float32
+from ..records import DecoderSpec
 from ..weights import DecoderWeights
+from ._bits import check_bits, read_bits_plan, write_bits_plan
+from ._method import WEIGHTINGS, CalibrationOptions, Method, Moments, NoStatistics, Statistics, Weighting
+
+__all__ = [
+    "WEIGHTINGS",
+    "CalibrationOptions",
+    "Method",
+    "Moments",
+    "NoStatistics",
+    "QuantizedWeights",
+    "Statistics",
+    "Weighting",
+    "check_bits",
+    "load_quantizer",
+    "quantize",
+    "quantizer_names",
+    "read_bits_plan",
+    "write_bits_plan",
+]
 
 
-class Quantizer(Protocol):
-    """What a method's file offers."""
-
-    def quantize(self, weight: Float32, bits: Bits, block_size: int) -> BlockMatrix:
-        """Quantize ``weight [out, in]`` in blocks along the input dimension."""
-        ...
+def quantizer_names() -> list[str]:
+    """Every method, one per file of this package."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
-def load_quantizer(name: str) -> Quantizer:
-    """The method of that name: the module of this package that is called so."""
-    quantizer: Quantizer = importlib.import_module(f"{__name__}.{name}")
-    return quantizer
+def load_quantizer(name: str) -> Method:
+    """The method of that name: ``METHOD`` in the module of this package that is called so.
+
+    Raises:
+        UserError: there is none.
+    """
+    known = quantizer_names()
+    if name not in known:
+        raise UserError(
+            f"unknown quantizer {name!r}{did_you_mean(name, known)}; known quantizers: {', '.join(known)}"
+        )
+    method: Method = importlib.import_module(f"{__name__}.{name}").METHOD
+    return method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +63,46 @@ class QuantizedWeights:
 
     The base weights are what is quantized, never the folded ones: integer codes don't depend on
     ``factors``. As ``DecoderWeights``, it answers with the dequantized values that a runtime computes with.
+
+    Attributes:
+        base: as the method prepared them, in ``prepared``.
+        bits: of every matrix but those in ``other_bits``.
+        statistics: of the inputs of these matrices.
     """
 
     base: DecoderWeights
-    quantizer: Quantizer
+    quantizer: Method
     bits: Bits
     block_size: int
     factors: Mapping[str, Factor] = field(default_factory=dict)
+    statistics: Statistics = field(default_factory=NoStatistics)
+    other_bits: Mapping[str, Bits] = field(default_factory=dict)
+
+    @classmethod
+    def prepared(
+        cls,
+        base: DecoderWeights,
+        quantizer: Method,
+        *,
+        bits: Bits,
+        block_size: int,
+        statistics: Statistics | None = None,
+        other_bits: Mapping[str, Bits] | None = None,
+    ) -> QuantizedWeights:
+        """Unfolded weights, made ready by the method itself."""
+        ready, seen = quantizer.prepare(base, statistics or NoStatistics(), bits, block_size)
+        return cls(
+            base=ready,
+            quantizer=quantizer,
+            bits=bits,
+            block_size=block_size,
+            statistics=seen,
+            other_bits=other_bits or {},
+        )
+
+    def bits_of(self, name: str) -> Bits:
+        """Of a matrix, or of the embedding."""
+        return self.other_bits.get(name, self.bits)
 
     @property
     def spec(self) -> DecoderSpec:
@@ -56,7 +115,8 @@ class QuantizedWeights:
 
     def _block(self, name: str) -> BlockMatrix:
         weight = self.base.embedding() if name == "embedding" else self.base.matrix(name)
-        packed = self.quantizer.quantize(weight.numpy(), self.bits, self.block_size)
+        moments = self.statistics.moments(name)
+        packed = self.quantizer.quantize(weight.numpy(), self.bits_of(name), self.block_size, moments)
         factor = self.factors.get(name)
         return packed if factor is None else fold_blocks(name, packed, factor)
 
@@ -75,16 +135,23 @@ class QuantizedWeights:
         return torch.from_numpy(self.block("embedding").dequantize())
 
 
-def quantize(folded: FoldedDecoder, quantizer: Quantizer, *, bits: Bits, block_size: int) -> FoldedDecoder:
+def quantize(
+    folded: FoldedDecoder,
+    quantizer: Method,
+    *,
+    bits: Bits,
+    block_size: int,
+    statistics: Statistics | None = None,
+    other_bits: Mapping[str, Bits] | None = None,
+) -> FoldedDecoder:
     """The same decoder with its base weights quantized and the factors moved into block scales."""
+    plain = folded.weights.base if isinstance(folded.weights, FoldedWeights) else folded.weights
+    base = QuantizedWeights.prepared(
+        plain, quantizer, bits=bits, block_size=block_size, statistics=statistics, other_bits=other_bits
+    )
 
     def packed(weights: DecoderWeights) -> QuantizedWeights:
-        base, factors = (
-            (weights.base, weights.factors) if isinstance(weights, FoldedWeights) else (weights, {})
-        )
-        return QuantizedWeights(
-            base=base, quantizer=quantizer, bits=bits, block_size=block_size, factors=factors
-        )
+        return replace(base, factors=weights.factors if isinstance(weights, FoldedWeights) else {})
 
     scaled = None if folded.scaled is None else packed(folded.scaled)
     return replace(folded, weights=packed(folded.weights), scaled=scaled)

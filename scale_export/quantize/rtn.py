@@ -10,13 +10,23 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 
 from ..blocks import Bits, BlockMatrix
 from ..records import Float32
+from ._method import Method, Moments
 
 
-def quantize(weight: Float32, bits: Bits, block_size: int) -> BlockMatrix:
-    """Quantize ``weight [out, in]`` symmetrically in blocks along the input dimension."""
-    config = DefaultWeightOnlyQuantConfig(block_size=block_size, is_symmetric=True, bits=bits)
-    by_input = np.ascontiguousarray(weight.T, dtype=np.float32)
-    codes, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(by_input)
-    return BlockMatrix(
-        codes=codes, scales=scales, bits=bits, block_size=block_size, in_features=weight.shape[1]
-    )
+class Rtn(Method):
+    """Each block's scale reaches its largest weight."""
+
+    calibration = "unused"
+
+    def quantize(
+        self, weight: Float32, bits: Bits, block_size: int, moments: Moments | None = None
+    ) -> BlockMatrix:
+        config = DefaultWeightOnlyQuantConfig(block_size=block_size, is_symmetric=True, bits=bits)
+        by_input = np.ascontiguousarray(weight.T, dtype=np.float32)
+        codes, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(by_input)
+        return BlockMatrix(
+            codes=codes, scales=scales, bits=bits, block_size=block_size, in_features=weight.shape[1]
+        )
+
+
+METHOD = Rtn()

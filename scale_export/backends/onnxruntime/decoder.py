@@ -75,8 +75,9 @@ class TracedDecoder(nn.Module):
         return [logits.to(torch.float32), *(tensor for present in presents for tensor in present)]
 
 
-def placeholders(spec: DecoderSpec, options: GraphOptions, context_length: int) -> dict[str, Tensor]:
+def placeholders(weights: DecoderWeights, options: GraphOptions, context_length: int) -> dict[str, Tensor]:
     """Uninitialised tensors of every weight's shape in the graph; their pages are never touched."""
+    spec = weights.spec
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for name, (out_features, in_features, has_bias) in spec.linears().items():
         if options.bits is None:
@@ -84,7 +85,7 @@ def placeholders(spec: DecoderSpec, options: GraphOptions, context_length: int) 
         else:
             blocks = -(-in_features // options.block_size)
             shapes[f"{name}.codes"] = (
-                (out_features, blocks, options.block_size * options.bits // 8),
+                (out_features, blocks, options.block_size * _bits(weights, name, options.bits) // 8),
                 torch.uint8,
             )
             shapes[f"{name}.scales"] = ((out_features, blocks), options.dtype)
@@ -95,6 +96,10 @@ def placeholders(spec: DecoderSpec, options: GraphOptions, context_length: int) 
     for name in _tables(spec):
         shapes[name] = ((context_length, spec.head_dim // 2), options.dtype)
     return {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+
+
+def _bits(weights: DecoderWeights, name: str, default: int) -> int:
+    return weights.bits_of(name) if isinstance(weights, QuantizedWeights) else default
 
 
 def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str], NDArray[Any]]:
@@ -160,7 +165,7 @@ def emit_decoder(
         gate: the scalars' defaults, or None where the weights hold them.
     """
     spec = weights.spec
-    tensors = placeholders(spec, options, context_length)
+    tensors = placeholders(weights, options, context_length)
     model = _trace(spec, options, tensors, gate, last_logits_only)
     attach_weights(model, tensors, tensor_values(weights, context_length))
     if gate:

@@ -47,7 +47,7 @@ class TracedEmbedding(nn.Module):
             "com.microsoft::GatherBlockQuantized",
             [table[0], input_ids, table[1]],
             {
-                "bits": self.options.bits,
+                "bits": table[0].shape[-1] * 8 // self.hidden_size,
                 "block_size": self.options.block_size,
                 "gather_axis": 0,
                 "quantize_axis": 1,
@@ -89,7 +89,7 @@ def _table(weights: DecoderWeights, options: GraphOptions) -> tuple[dict[str, Te
     blocks = spec.hidden_size // options.block_size
     placeholders = {
         "embed_tokens.codes": torch.empty(
-            spec.vocab_size, spec.hidden_size * options.bits // 8, dtype=torch.uint8
+            spec.vocab_size, spec.hidden_size * weights.bits_of("embedding") // 8, dtype=torch.uint8
         ),
         "embed_tokens.scales": torch.empty(spec.vocab_size, blocks, dtype=options.dtype),
     }

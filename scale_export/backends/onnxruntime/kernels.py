@@ -33,7 +33,7 @@ class GraphOptions:
 
     @property
     def bits(self) -> int | None:
-        """Bits of a quantized weight, or None where weights are floats."""
+        """Bits of a quantized weight, where its matrix has no others; None where weights are floats."""
         return BITS.get(self.precision)
 
     @property
@@ -74,14 +74,15 @@ class OnnxKernels(nn.Module):
         if self.options.bits is None:
             y = torch.matmul(x, self.weights[name])
             return y if bias is None else y + bias
-        inputs = [x, self.weights[f"{name}.codes"], self.weights[f"{name}.scales"], None, None, bias]
+        codes = self.weights[f"{name}.codes"]
+        inputs = [x, codes, self.weights[f"{name}.scales"], None, None, bias]
         return symbolic(
             "com.microsoft::MatMulNBits",
             inputs if has_bias else inputs[:3],
             {
                 "K": in_features,
                 "N": out_features,
-                "bits": self.options.bits,
+                "bits": codes.shape[-1] * 8 // self.options.block_size,
                 "block_size": self.options.block_size,
                 "accuracy_level": self.options.accuracy_level,
             },

@@ -1,0 +1,238 @@
+"""Choosing 4 or 8 bits for every matrix, under a budget of bytes or of loss.
+
+1. All matrices begin at 8 bits. Each alone goes to 4, and the divergence from the unquantized ScAle model is measured
+   over the answers' positions of the calibration questions, on the portable decoder with dequantized weights.
+2. They go to 4 bits for good in the order of divergence per byte saved (greedy: interactions are not searched).
+3. Along the way divergence and accuracy are measured again at up to ``CHECKPOINTS`` places, the last of them where
+   everything has 4 bits. A budget of bytes stops at the first size within it, one of loss at the last place within it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends import Scalars
+from .backends.reference import ReferenceEngine
+from .blocks import Bits
+from .calibration import calibration_examples, plan_statistics
+from .errors import UserError
+from .generation import generator_of
+from .plan import Plan, trained_on_set
+from .progress import WorkLog
+from .quantize import CalibrationOptions, QuantizedWeights, load_quantizer
+from .records import Float32
+from .statistics import mean_kl
+from .weights import DecoderWeights
+
+CHECKPOINTS = 16
+QUESTIONS = 64
+"""Of the calibration split: every matrix is measured on all of them."""
+_UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """``size``: bytes of the decoder's codes and scales; ``loss``: accuracy, as a share; ``kl``: nats."""
+
+    kind: Literal["size", "loss", "kl"]
+    limit: float
+
+
+def parse_budget(text: str) -> Budget:
+    """``size=1.2MB``, ``loss<=1pp`` or ``kl<=0.01``.
+
+    Raises:
+        UserError: anything else.
+    """
+    words = re.sub(r"\s", "", text.lower())
+    if found := re.fullmatch(r"size(?:=|<=)(\d+(?:\.\d+)?)(kb|mb|gb)", words):
+        return Budget(kind="size", limit=float(found[1]) * _UNITS[found[2]])
+    if found := re.fullmatch(r"loss<=(\d+(?:\.\d+)?)pp", words):
+        return Budget(kind="loss", limit=float(found[1]) / 100)
+    if found := re.fullmatch(r"kl<=(\d+(?:\.\d+)?)", words):
+        return Budget(kind="kl", limit=float(found[1]))
+    raise UserError(f"--budget {text!r} is refused: write size=1.2MB, loss<=1pp or kl<=0.01")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One place on the frontier: the first ``narrow`` matrices of the order at 4 bits."""
+
+    narrow: int
+    size: int
+    kl: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitsChoice:
+    """What the search came to: bits of every matrix, what each cost alone, and the frontier that was measured."""
+
+    bits: Mapping[str, Bits]
+    sensitivity: Mapping[str, float]
+    frontier: Sequence[Point]
+    chosen: Point
+    reference_accuracy: float
+
+    def write(self, path: Path) -> None:
+        """A bits plan that repeats the choice, with what was measured in comments."""
+        lines = [
+            f"# {p.narrow} of {len(self.bits)} matrices at 4 bits: {p.size} bytes, KL {p.kl:.3g}, accuracy "
+            f"{p.accuracy:.3f} (unquantized {self.reference_accuracy:.3f}){' <- chosen' if p == self.chosen else ''}"
+            for p in self.frontier
+        ]
+        rows = [
+            f'"{name}" = {self.bits[name]}  # alone at 4 bits: KL {kl:.3g}'
+            for name, kl in self.sensitivity.items()
+        ]
+        path.write_text("\n".join([*lines, "[bits]", *rows, ""]), encoding="utf-8")
+
+
+def search_bits(plan: Plan, budget: Budget, log: WorkLog) -> BitsChoice:
+    """Choose bits for every matrix of a quantized plan.
+
+    Raises:
+        UserError: float weights, no questions to measure on, or a budget that nothing meets.
+    """
+    bench = _Bench(plan, log)
+    names = [*plan.base.spec.linears(), "embedding"]
+    sensitivity = {}
+    for done, name in enumerate(names, 1):
+        bench.narrow([name])
+        sensitivity[name] = bench.measure()[0]
+        bench.widen([name])
+        log.advance("sensitivity", done, len(names))
+    order = sorted(names, key=lambda name: sensitivity[name] / bench.saved(name))
+    sizes = [bench.size]
+    for name in order:
+        sizes.append(sizes[-1] - bench.saved(name))
+    fitting = next((count for count, size in enumerate(sizes) if size <= budget.limit), None)
+    places = {round(place) for place in np.linspace(0, len(order), CHECKPOINTS)}
+    if budget.kind == "size" and fitting is not None:
+        places.add(fitting)
+    frontier = []
+    for count in sorted(places):
+        bench.narrow(order[:count])
+        kl, accuracy = bench.measure()
+        frontier.append(Point(narrow=count, size=sizes[count], kl=kl, accuracy=accuracy))
+        log.advance("frontier", len(frontier), len(places))
+    chosen = _chosen(budget, frontier, fitting, bench.reference_accuracy)
+    narrow = set(order[: chosen.narrow])
+    return BitsChoice(
+        bits={name: 4 if name in narrow else 8 for name in names},
+        sensitivity={name: sensitivity[name] for name in order},
+        frontier=frontier,
+        chosen=chosen,
+        reference_accuracy=bench.reference_accuracy,
+    )
+
+
+def _chosen(budget: Budget, frontier: Sequence[Point], fitting: int | None, reference: float) -> Point:
+    """Rule 3."""
+    if budget.kind == "size":
+        within = [point for point in frontier if point.narrow == fitting]
+        least = f"{frontier[-1].size:,} bytes is the least that 4 bits reach"
+    elif budget.kind == "kl":
+        within = [point for point in frontier if point.kl <= budget.limit]
+        least = f"8 bits everywhere come to KL {frontier[0].kl:.3g}"
+    else:
+        within = [point for point in frontier if reference - point.accuracy <= budget.limit]
+        least = f"8 bits everywhere lose {reference - frontier[0].accuracy:.2%}"
+    if not within:
+        raise UserError(
+            f"nothing keeps to --budget {budget.kind} {budget.limit:g}: {least}; name a wider one"
+        )
+    return within[-1]
+
+
+def _questions(plan: Plan) -> CalibrationOptions | None:
+    """What to measure on where the quantizer itself takes no calibration."""
+    trained_on = trained_on_set(plan.coefficients)
+    return None if trained_on is None else CalibrationOptions(questions=trained_on)
+
+
+class _Bench:
+    """The portable decoder with 8-bit weights, whose matrices can be swapped for their 4-bit form."""
+
+    def __init__(self, plan: Plan, log: WorkLog) -> None:
+        if plan.quantizer is None:
+            raise UserError(
+                f"--budget chooses between int4 and int8, and weights are {plan.precision}: name --precision int4"
+            )
+        options = plan.calibration or _questions(plan)
+        if options is None:
+            raise UserError(
+                "--budget measures on calibration questions, and there are none: name a set with --calib"
+            )
+        few = replace(options, limit=min(options.limit, QUESTIONS))
+        self.plan, self.examples = plan, calibration_examples(plan.base, few)
+        exact = self._engine(plan.base.weights)
+        self.reference = self._logits(exact)
+        self.reference_accuracy = float(self._right(self.reference).mean())
+        narrow = QuantizedWeights.prepared(
+            plan.base.weights,
+            load_quantizer(plan.quantizer),
+            bits=4,
+            block_size=plan.block_size,
+            statistics=plan_statistics(plan, log),
+        )
+        self.weights: dict[int, QuantizedWeights] = {4: narrow, 8: replace(narrow, bits=8)}
+        self.engine = self._engine(self.weights[8])
+        self.wide = dict(self.engine.tensors)
+        self.size = sum(self._bytes(name, 8) for name in self.wide)
+
+    def _bytes(self, name: str, bits: int) -> int:
+        out, width = self.wide[name].shape
+        blocks = -(-width // self.plan.block_size)
+        scale = 2 if self.plan.float_types[0] == "float16" else 4
+        return int(out * blocks * (self.plan.block_size * bits // 8 + scale))
+
+    def saved(self, name: str) -> int:
+        """Bytes less at 4 bits."""
+        return self._bytes(name, 8) - self._bytes(name, 4)
+
+    def narrow(self, names: Sequence[str]) -> None:
+        """Put 4-bit values in place."""
+        for name in names:
+            if self.engine.tensors[name] is self.wide[name]:
+                weights = self.weights[4]
+                value = weights.embedding() if name == "embedding" else weights.matrix(name)
+                self.engine.swap(name, value)
+
+    def widen(self, names: Sequence[str]) -> None:
+        """Put the 8-bit values back."""
+        for name in names:
+            self.engine.swap(name, self.wide[name])
+
+    def measure(self) -> tuple[float, float]:
+        """KL in nats from the unquantized model, and accuracy."""
+        logits = self._logits(self.engine)
+        kl = mean_kl(np.concatenate(self.reference), np.concatenate(logits))
+        assert kl is not None, "there are questions"
+        return kl, float(self._right(logits).mean())
+
+    def _right(self, logits: Sequence[Float32]) -> NDArray[np.bool_]:
+        pairs = zip(logits, self.examples, strict=True)
+        return np.array([tuple(rows.argmax(-1)) == example.target for rows, example in pairs])
+
+    def _engine(self, weights: DecoderWeights) -> ReferenceEngine:
+        plan, base = self.plan, self.plan.base
+        attn, mlp = plan.coefficients.dense(base.spec.num_layers, base.spec.num_heads)
+        return ReferenceEngine(
+            weights,
+            scaled=None,
+            vision=base.vision,
+            image_token_id=base.family.image_token_id(base.config),
+            gate=(plan.coefficients.scope, Scalars(attn=attn, mlp=mlp)),
+        )
+
+    def _logits(self, engine: ReferenceEngine) -> list[Float32]:
+        generator = replace(generator_of(self.plan, engine), fold="gate")
+        return [generator.forced_logits(e.inputs, e.target[:-1]) for e in self.examples]

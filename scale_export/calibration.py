@@ -1,0 +1,332 @@
+"""Calibration: second moments of every matrix's inputs, collected layer by layer from the portable decoder.
+
+1. The decoder runs as it is deployed: the base weights with ScAle as a gate, a prefill of the prompt and one forward
+   for each token of the right answer, whatever the fold mode (folding into weights is the same function).
+2. One layer's weights and moments are in memory at a time, beside the hidden states of all questions. Each layer's
+   moments go to a file of the cache when they are whole: a run that was stopped goes on behind the last of them.
+3. A cache entry is named by a hash of all that decides it: the model's weights and configuration, the scalars, the
+   prepared inputs (token ids, pixels, answers) and the weighting.
+4. ``lm_head`` sees the positions that predict an answer and no others, as on the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from .answers import end_tokens
+from .backends import Engine, Step
+from .backends.reference import ReferenceInputs
+from .base import BaseModel
+from .datasets import Question, load_questions
+from .decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
+from .generation import Generator, Inputs
+from .plan import Plan
+from .progress import WorkLog, peak_memory
+from .prompts import encode_messages, user_message
+from .quantize import CalibrationOptions, Moments, Weighting
+from .records import Array, Coefficients
+from .training.examples import target_ids
+
+SCHEMA = 1
+"""Part of every cache entry's name; to be raised where the same inputs would give other moments."""
+
+REPRESENTATIVE = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+"""Matrices that share another one's inputs → that one."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStatistics:
+    """The moments in one cache entry, read layer by layer."""
+
+    directory: Path
+
+    def moments(self, name: str) -> Moments | None:
+        """Of a matrix's inputs, by its portable name; None for the embedding."""
+        if name == "embedding":
+            return None
+        prefix, _, part = name.rpartition(".")
+        site = f"{prefix}.{REPRESENTATIVE.get(part, part)}" if prefix else name
+        return Moments(_read(self.directory / _file_of(name))[site])
+
+    @property
+    def sha256(self) -> str:
+        """One hash of all moments: two machines that agree on it quantize by the same numbers."""
+        digest = hashlib.sha256()
+        for file in sorted(self.directory.glob("*.safetensors")):
+            with file.open("rb") as opened:
+                digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+        return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _read(file: Path) -> dict[str, Array]:
+    return load_file(file)
+
+
+def _file_of(name: str) -> str:
+    """The cache file that holds a matrix's moments."""
+    return (
+        f"{'.'.join(name.split('.')[:2])}.safetensors" if name.startswith("layers.") else "output.safetensors"
+    )
+
+
+def default_cache() -> Path:
+    """``SCALE_EXPORT_CACHE``, else ``scale-export`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    own, home = os.environ.get("SCALE_EXPORT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else (Path(home) if home else Path.home() / ".cache") / "scale-export"
+
+
+def plan_statistics(plan: Plan, log: WorkLog | None = None) -> StoredStatistics | None:
+    """The statistics that a plan's quantizer uses; None where it uses none."""
+    if plan.calibration is None:
+        return None
+    return calibrate(
+        plan.base, plan.coefficients, plan.calibration, log or WorkLog(quiet=True), plan.calibration_cache
+    )
+
+
+def calibrate(
+    base: BaseModel,
+    coefficients: Coefficients,
+    options: CalibrationOptions,
+    log: WorkLog,
+    cache: Path | None = None,
+) -> StoredStatistics:
+    """The statistics of one model, one set of scalars and one set of questions: from the cache, or collected into it.
+
+    Raises:
+        UserError: the question set can't be loaded, or holds an answer without tokens.
+    """
+    examples = calibration_examples(base, options)
+    entry = (cache or default_cache()) / "calibration" / _key(base, coefficients, options, examples)
+    missing = [
+        layer for layer in range(base.spec.num_layers) if not (entry / f"layers.{layer}.safetensors").exists()
+    ]
+    if missing or not (entry / "output.safetensors").exists():
+        entry.mkdir(parents=True, exist_ok=True)
+        with log.stage("calibration"), torch.no_grad():
+            started = time.perf_counter()
+            _collect(base, coefficients, options.weighting, examples, entry, log)
+            seconds = time.perf_counter() - started
+        facts = {"options": str(options), "seconds": seconds, "peak_bytes": peak_memory()}
+        (entry / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return StoredStatistics(entry)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A question as the model takes it, and the tokens that should follow."""
+
+    inputs: Inputs
+    target: tuple[int, ...]
+
+
+def calibration_examples(base: BaseModel, options: CalibrationOptions) -> list[Example]:
+    """The questions to calibrate on, in order; raises UserError as ``calibrate``."""
+    questions = load_questions(options.questions, "calibration", limit=options.limit)
+    return [_encode(base, question, options.pictures) for question in questions]
+
+
+def _encode(base: BaseModel, question: Question, pictures: bool) -> Example:
+    image = question.image if pictures else None
+    messages = [user_message([] if image is None else [image], question.prompt)]
+    ends = end_tokens(base.model, base.processor)
+    return Example(
+        inputs=encode_messages(base.processor, messages), target=target_ids(base.processor, question, ends)
+    )
+
+
+def _key(
+    base: BaseModel, coefficients: Coefficients, options: CalibrationOptions, examples: Sequence[Example]
+) -> str:
+    """The name of a cache entry (rule 3)."""
+    attn, mlp = coefficients.dense(base.spec.num_layers, base.spec.num_heads)
+    stored = base.checkpoint
+    facts = [
+        SCHEMA,
+        stored.config_sha256(),
+        [[name, stored.sha256(name)] for name in stored.stored_names()],
+        [coefficients.scope, coefficients.mlp_site, options.weighting],
+    ]
+    digest = hashlib.sha256(json.dumps(facts).encode() + attn.tobytes() + mlp.tobytes())
+    for example in examples:
+        for name, value in sorted(example.inputs.items()):
+            digest.update(
+                f"{name} {value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes()
+            )
+        digest.update(json.dumps(example.target).encode())
+    return digest.hexdigest()[:32]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Path:
+    """One question on its way through the layers: the forwards of its prompt and of each answer token.
+
+    Attributes:
+        steps: positions and extras of each forward.
+        hidden: float32 ``[1, T, D]`` before the next layer, one per forward.
+        token_weights: float32 ``[T]``, one per forward.
+    """
+
+    steps: list[Step]
+    hidden: list[Tensor]
+    token_weights: list[Tensor]
+
+
+def _collect(
+    base: BaseModel,
+    coefficients: Coefficients,
+    weighting: Weighting,
+    examples: Sequence[Example],
+    entry: Path,
+    log: WorkLog,
+) -> None:
+    """Write what an entry lacks, layer by layer (rule 2)."""
+    spec = base.spec
+    paths = list(_paths(base, examples, weighting, log))
+    attn, mlp = (torch.from_numpy(values) for values in coefficients.dense(spec.num_layers, spec.num_heads))
+    last = spec.num_layers - 1
+    for layer in range(spec.num_layers):
+        files = [
+            entry / f"layers.{layer}.safetensors",
+            *([entry / "output.safetensors"] if layer == last else []),
+        ]
+        whole = all(file.exists() for file in files)
+        kernels = _Recorder(TorchKernels(base.weights, layer=layer), _Sums())
+        decoder = PortableDecoder(
+            spec, cast(Any, kernels), layers=range(layer, layer + 1), last_logits_only=True
+        )
+        rows = slice(layer, layer + 1)
+        gate = Gate(scope=coefficients.scope, attn_scale=attn[rows], mlp_scale=mlp[rows])
+        for done, path in enumerate(paths, 1):
+            _advance(decoder, kernels, gate, path, layer, recorded=not whole)
+            log.advance(f"calibration, layer {layer + 1} of {spec.num_layers}", done, len(paths))
+        if not whole:
+            moments = kernels.sums.moments()
+            for file in files:
+                _write({name: value for name, value in moments.items() if _file_of(name) == file.name}, file)
+
+
+def _paths(
+    base: BaseModel, examples: Sequence[Example], weighting: Weighting, log: WorkLog
+) -> Iterator[_Path]:
+    """Every question's embedded tokens."""
+    image_token = base.family.image_token_id(base.config)
+    front = ReferenceInputs(base.weights, base.vision, image_token)
+    generator = Generator(
+        engine=cast(Engine, front),
+        family=base.family,
+        fold="gate",
+        image_token_id=image_token,
+        runtime_config=base.family.runtime_config(base.config),
+    )
+    for done, example in enumerate(examples, 1):
+        prompt = generator.embed_prompt(example.inputs)
+        steps = [prompt.step(slice(0, prompt.tokens), gated=True)]
+        for offset, token in enumerate(example.target[:-1]):
+            steps.append(generator.decode_step(token, prompt.next_position + offset))
+        at_image = example.inputs["input_ids"][0] == image_token
+        yield _Path(
+            steps=steps,
+            hidden=[torch.from_numpy(np.ascontiguousarray(step.inputs_embeds, np.float32)) for step in steps],
+            token_weights=_token_weights(weighting, at_image, len(steps) - 1),
+        )
+        log.advance("calibration, pictures", done, len(examples))
+
+
+def _token_weights(weighting: Weighting, at_image: Array, answered: int) -> list[Tensor]:
+    """What each token of the prompt ``[T]``, then each of the answer's ``[1]``, counts for."""
+    tokens = len(at_image) + answered
+    chosen = np.zeros(tokens, np.bool_)
+    if weighting == "last":
+        chosen[len(at_image) - 1 :] = True
+    elif weighting == "image":
+        chosen[: len(at_image)] = at_image
+    picked = int(chosen.sum())
+    weights = np.ones(tokens, np.float32)
+    if 0 < picked < tokens:
+        weights[chosen] = (tokens - picked) / picked
+    prompt, *answers = np.split(weights, range(len(at_image), tokens))
+    return [torch.from_numpy(part) for part in (prompt, *answers)]
+
+
+def _advance(
+    decoder: PortableDecoder, kernels: _Recorder, gate: Gate, path: _Path, layer: int, *, recorded: bool
+) -> None:
+    """One question through one layer, forward by forward over a growing cache."""
+    cache: list[Cache] = empty_cache(decoder.spec, 1)[:1]
+    seen = 0
+    for index, (step, hidden) in enumerate(zip(path.steps, path.hidden, strict=True)):
+        seen += hidden.shape[1]
+        group, deepstack = step.attention_group, step.deepstack
+        kernels.weights = path.token_weights[index] if recorded else None
+        path.hidden[index], cache = decoder(
+            hidden,
+            torch.ones(1, seen, dtype=torch.int64),
+            torch.from_numpy(step.position_ids),
+            cache,
+            gate,
+            torch.tensor([-1]),
+            None if group is None else torch.from_numpy(group),
+            () if deepstack is None else list(torch.from_numpy(deepstack[layer : layer + 1])),
+        )
+
+
+class _Sums:
+    """Weighted sums of x xᵀ by matrix, and of the weights."""
+
+    def __init__(self) -> None:
+        self.products: dict[str, Tensor] = {}
+        self.totals: dict[str, float] = {}
+
+    def add(self, name: str, x: Tensor, weights: Tensor) -> None:
+        """``x [T, in]``, ``weights [T]``."""
+        if name not in self.products:
+            self.products[name] = torch.zeros(x.shape[1], x.shape[1])
+            self.totals[name] = 0.0
+        self.products[name].addmm_((x * weights[:, None]).T, x)
+        self.totals[name] += float(weights.sum())
+
+    def moments(self) -> dict[str, Array]:
+        """E[x xᵀ] by matrix, float32 ``[in, in]``, symmetric to the bit."""
+        means = {name: product / self.totals[name] for name, product in self.products.items()}
+        return {name: ((mean + mean.T) / 2).numpy() for name, mean in means.items()}
+
+
+class _Recorder:
+    """Kernels that take note of what goes into each matrix, once where several share it; else those within."""
+
+    def __init__(self, kernels: TorchKernels, sums: _Sums) -> None:
+        self.kernels = kernels
+        self.sums = sums
+        self.weights: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kernels, name)
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        if self.weights is not None and name.rpartition(".")[2] not in REPRESENTATIVE:
+            # The output's matrix sees one position of each forward (rule 4).
+            weights = self.weights if x.shape[1] == len(self.weights) else torch.ones(x.shape[1])
+            self.sums.add(name, x[0], weights)
+        return self.kernels.linear(name, x)
+
+
+def _write(tensors: dict[str, Array], file: Path) -> None:
+    """A file that is whole or not there."""
+    part = file.with_suffix(f".{os.getpid()}.part")
+    save_file(tensors, part)
+    part.replace(file)

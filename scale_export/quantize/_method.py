@@ -1,0 +1,95 @@
+"""What every quantization method offers, and the calibration statistics that it may use."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+
+from ..blocks import Bits, BlockMatrix
+from ..datasets import public_name
+from ..records import Float32
+from ..weights import DecoderWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Second moments E[x xᵀ] of one matrix's inputs over calibration tokens: float32 ``[in, in]``, symmetric."""
+
+    matrix: Float32
+
+    @property
+    def diagonal(self) -> Float32:
+        """E[x²] of each input channel, ``[in]``."""
+        return np.ascontiguousarray(np.diagonal(self.matrix))
+
+    def divided(self, columns: Float32) -> Moments:
+        """The moments of x / ``columns [in]``."""
+        return Moments(self.matrix / np.outer(columns, columns))
+
+
+class Statistics(Protocol):
+    """Calibration statistics by the portable name of a matrix."""
+
+    def moments(self, name: str) -> Moments | None:
+        """Of that matrix's inputs; None where nothing was collected, as for the embedding."""
+        ...
+
+
+class NoStatistics:
+    """Nothing was collected."""
+
+    def moments(self, name: str) -> Moments | None:
+        return None
+
+
+Weighting = Literal["uniform", "last", "image"]
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationOptions:
+    """What statistics are collected on.
+
+    Attributes:
+        questions: a question set; its calibration split is taken.
+        limit: how many of its questions at the most.
+        weighting: what a token counts for. ``uniform``: all the same; ``last``: the positions that predict the
+            answer together as much as all others of their question; ``image``: the image tokens likewise.
+        pictures: whether the questions keep their pictures.
+    """
+
+    questions: str
+    limit: int = 128
+    weighting: Weighting = "uniform"
+    pictures: bool = True
+
+    def __str__(self) -> str:
+        pictures = "" if self.pictures else " without their pictures"
+        return f"up to {self.limit} questions of {public_name(self.questions)}{pictures}, {self.weighting} weighting"
+
+
+Calibration = Literal["unused", "optional", "required"]
+
+
+class Method(ABC):
+    """One way to choose block scales and integer codes for a matrix.
+
+    Codes may depend on the base weights and on calibration, never on where scalars are folded.
+    """
+
+    calibration: Calibration
+
+    def prepare(
+        self, weights: DecoderWeights, statistics: Statistics, bits: Bits, block_size: int
+    ) -> tuple[DecoderWeights, Statistics]:
+        """Weights that compute the same function and round better, and their statistics; unchanged by default."""
+        return weights, statistics
+
+    @abstractmethod
+    def quantize(
+        self, weight: Float32, bits: Bits, block_size: int, moments: Moments | None = None
+    ) -> BlockMatrix:
+        """Quantize ``weight [out, in]`` symmetrically in blocks along the input dimension."""

@@ -1,0 +1,291 @@
+"""Calibration: the moments of the deployed function, kept by content, and what they are worth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scale_export import UserError, calibration, fold, folding, measure, verify
+from scale_export.adapter import attach
+from scale_export.base import open_base
+from scale_export.calibration import _token_weights, calibrate
+from scale_export.coefficients import load_coefficients
+from scale_export.datasets import load_questions
+from scale_export.measure import Measurement
+from scale_export.package import open_package_files
+from scale_export.parity import ParityReport
+from scale_export.pipeline import quantized
+from scale_export.plan import ExportOptions, make_plan
+from scale_export.progress import WorkLog
+from scale_export.quantize import CalibrationOptions, QuantizedWeights, load_quantizer
+from scale_export.records import Coefficients
+from scale_export.targets import load_target
+from scale_export.training.examples import encode_examples, whole_sequences
+from tests.conftest import random_coefficients, saved
+from tests.test_pipeline import tree
+
+OPTIONS = CalibrationOptions(questions="gridworld", limit=4)
+EXAMPLE = Path(__file__).parents[1] / "examples/tiny_vlm"
+QUIET = WorkLog(quiet=True)
+
+
+def hooked_moments(base: Any, coefficients: Coefficients, name: str, *, answers_only: bool = False) -> Any:
+    """E[x xᵀ] of one module's inputs in the hooked Hugging Face model, over every token of the same questions."""
+    questions = load_questions("gridworld", "calibration", limit=OPTIONS.limit)
+    examples = encode_examples(base.model, base.processor, questions, lambda *_: None, "")
+    found: list[torch.Tensor] = []
+    module = base.model.get_submodule(name)
+    with attach(base.model, coefficients) as handle:
+        # Registered after ScAle's own hooks: what it sees is scaled.
+        hook = module.register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))
+        try:
+            for example in examples:
+                batch = whole_sequences([example], 0)
+                handle.gate_mask = batch.gate
+                base.model(**batch.inputs)
+                if answers_only:
+                    found[-1] = found[-1][batch.gate > 0]
+        finally:
+            hook.remove()
+    rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in found]).double()
+    return (rows.T @ rows / len(rows)).numpy()
+
+
+@pytest.mark.parametrize("scope", ["last", "all"])
+@pytest.mark.parametrize("family", ["llava", "smolvlm"])
+def test_moments_are_those_of_the_hooked_model(base_of: Any, tmp_path: Path, family: str, scope: Any):
+    base = base_of(family, "llama")
+    coefficients = random_coefficients(base, scope)
+    found = calibrate(base, coefficients, OPTIONS, QUIET, tmp_path)
+    prefix = base.family.text_prefix
+    for layer, part in (
+        (0, "self_attn.v_proj"),
+        (1, "self_attn.o_proj"),
+        (2, "mlp.up_proj"),
+        (2, "mlp.down_proj"),
+    ):
+        expected = hooked_moments(base, coefficients, f"{prefix}.layers.{layer}.{part}")
+        moments = found.moments(f"layers.{layer}.{part.partition('.')[2]}")
+        assert moments is not None
+        np.testing.assert_allclose(moments.matrix, expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max())
+        np.testing.assert_array_equal(moments.matrix, moments.matrix.T)
+    expected = hooked_moments(base, coefficients, "lm_head", answers_only=True)
+    moments = found.moments("lm_head")
+    assert moments is not None
+    np.testing.assert_allclose(moments.matrix, expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max())
+    assert found.moments("embedding") is None
+
+
+def test_moments_are_of_the_scaled_model_not_of_the_base(base_of: Any, tmp_path: Path):
+    base = base_of("llava", "llama")
+    coefficients = random_coefficients(base)
+    name = f"{base.family.text_prefix}.layers.1.self_attn.o_proj"
+    found = calibrate(base, coefficients, OPTIONS, QUIET, tmp_path).moments("layers.1.o_proj")
+    ones = replace(
+        coefficients,
+        head_scale=tuple(np.ones_like(row) for row in coefficients.head_scale),
+        mlp_scale=np.ones_like(coefficients.mlp_scale),
+    )
+    unscaled = hooked_moments(base, ones, name)
+    assert found is not None
+    assert np.abs(found.matrix - unscaled).max() > 1e-3 * np.abs(unscaled).max()
+
+
+def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(
+    base_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base = base_of("llava", "llama")
+    coefficients = random_coefficients(base)
+    found = calibrate(base, coefficients, OPTIONS, QUIET, tmp_path)
+    whole, sha256 = {f.name: f.read_bytes() for f in found.directory.glob("*.safetensors")}, found.sha256
+    assert set(whole) == {
+        "layers.0.safetensors",
+        "layers.1.safetensors",
+        "layers.2.safetensors",
+        "output.safetensors",
+    }
+
+    def stop(tensors: Any, file: Path) -> None:
+        raise KeyboardInterrupt
+
+    (found.directory / "layers.1.safetensors").unlink()
+    (found.directory / "output.safetensors").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(calibration, "_write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(base, coefficients, OPTIONS, QUIET, tmp_path)
+    written: list[str] = []
+    honest = calibration._write
+    monkeypatch.setattr(calibration, "_write", lambda t, file: (written.append(file.name), honest(t, file)))
+    again = calibrate(base, coefficients, OPTIONS, QUIET, tmp_path)
+    assert again.sha256 == sha256
+    assert {f.name: f.read_bytes() for f in again.directory.glob("*.safetensors")} == whole
+    assert written == ["layers.1.safetensors", "layers.2.safetensors", "output.safetensors"]
+    monkeypatch.setattr(calibration, "_collect", stop)
+    assert calibrate(base, coefficients, OPTIONS, QUIET, tmp_path).sha256 == sha256
+
+
+def test_all_that_decides_the_moments_names_their_entry(base_of: Any, tmp_path: Path):
+    base = base_of("llava", "llama")
+    coefficients = random_coefficients(base)
+    variants = [
+        (coefficients, OPTIONS),
+        (replace(coefficients, mlp_scale=coefficients.mlp_scale * np.float32(1.01)), OPTIONS),
+        (replace(coefficients, scope="all"), OPTIONS),
+        (coefficients, replace(OPTIONS, limit=3)),
+        (coefficients, replace(OPTIONS, pictures=False)),
+        (coefficients, replace(OPTIONS, weighting="last")),
+        (coefficients, replace(OPTIONS, weighting="image")),
+        (coefficients, replace(OPTIONS, questions="gridworld:seed=1")),
+    ]
+    found = [calibrate(base, scalars, options, QUIET, tmp_path) for scalars, options in variants]
+    assert len({f.directory for f in found}) == len({f.sha256 for f in found}) == len(variants)
+
+
+def test_chosen_tokens_weigh_as_much_as_the_others():
+    at_image = np.array([False, True, True, False, False, False])
+    prompt, *answers = _token_weights("last", at_image, 1)
+    np.testing.assert_allclose(prompt, [1, 1, 1, 1, 1, 2.5])
+    np.testing.assert_allclose(answers[0], [2.5])
+    np.testing.assert_allclose(_token_weights("image", at_image, 1)[0], [1, 2.5, 2.5, 1, 1, 1])
+    np.testing.assert_allclose(_token_weights("uniform", at_image, 0)[0], np.ones(6))
+    np.testing.assert_allclose(_token_weights("image", np.zeros(3, np.bool_), 0)[0], np.ones(3))
+
+
+def test_calibration_without_pictures_is_worse_on_questions_with_them(tmp_path: Path):
+    """Sabotage: the shipped model's products after gptq, on other scenes than it was calibrated on."""
+    base = open_base(str(EXAMPLE / "model"))
+    coefficients = load_coefficients(EXAMPLE / "spatial.pt")
+    options = replace(OPTIONS, limit=32)
+    held_out = calibrate(base, coefficients, replace(options, questions="gridworld:seed=1"), QUIET, tmp_path)
+
+    def error(statistics: Any) -> float:
+        total = 0.0
+        for name in (
+            f"layers.{layer}.{part}" for layer in range(4) for part in ("v_proj", "up_proj", "down_proj")
+        ):
+            weight, inputs = base.weights.matrix(name).numpy(), held_out.moments(name)
+            assert inputs is not None
+            block = load_quantizer("gptq").quantize(weight, 4, 32, statistics.moments(name))
+            rounding = block.dequantize() - weight
+            scale = np.einsum("oi,oi->", weight @ inputs.matrix, weight)
+            total += float(np.einsum("oi,oi->", rounding @ inputs.matrix, rounding) / scale)
+        return total
+
+    seen = calibrate(base, coefficients, options, QUIET, tmp_path)
+    blind = calibrate(base, coefficients, replace(options, pictures=False), QUIET, tmp_path)
+    assert error(blind) > 1.5 * error(seen)
+
+
+def plan_of(base: Any, training: dict[str, Any] | None = None, **options: Any) -> Any:
+    coefficients = replace(random_coefficients(base), training=training or {})
+    return make_plan(coefficients, base, load_target("cpu"), ExportOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("training", "options", "quantizer", "calibrated"),
+    [
+        ({"data": "gridworld"}, {"precision": "int4"}, "gptq", True),
+        ({"data": "gridworld"}, {"precision": "int4", "calib": "none"}, "rtn", False),
+        ({"data": "mine"}, {"precision": "int4"}, "rtn", False),
+        ({"data": "mine"}, {"precision": "int4", "calib": "gridworld"}, "gptq", True),
+        ({"data": "gridworld"}, {"precision": "int8"}, "rtn", False),
+        ({"data": "gridworld"}, {"precision": "int8", "quantizer": "mse"}, "mse", True),
+        ({"data": "gridworld"}, {"precision": "float32"}, None, False),
+    ],
+)
+def test_the_plan_chooses_a_quantizer_and_says_why(
+    base_of: Any, training: Any, options: Any, quantizer: str | None, calibrated: bool
+):
+    plan = plan_of(base_of("llava", "llama"), training, **options)
+    assert plan.quantizer == quantizer and (plan.calibration is not None) == calibrated
+    assert any(f"quantizer is {quantizer}" in said for said in plan.decisions) == (quantizer is not None)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "int4", "quantizer": "gptq"}, ("needs calibration", "--calib")),
+        (
+            {"precision": "int4", "quantizer": "awq", "calib": "none"},
+            ("needs calibration", "--quantizer rtn"),
+        ),
+        ({"precision": "int4", "quantizer": "gtpq"}, ("did you mean 'gptq'",)),
+        ({"precision": "float32", "quantizer": "gptq"}, ("int8 and int4", "--precision")),
+        ({"precision": "int4", "calib": "gridwrold"}, ("did you mean 'gridworld'",)),
+        ({"precision": "int4", "calib": "gridworld", "calib_weighting": "lats"}, ("did you mean 'last'",)),
+    ],
+)
+def test_refusals_say_the_way_out(base_of: Any, options: Any, words: tuple[str, ...]):
+    with pytest.raises(UserError) as refusal:
+        plan_of(base_of("llava", "llama"), **options)
+    assert all(word in str(refusal.value) for word in words)
+
+
+@pytest.mark.slow
+def test_a_calibrated_package_reproduces_and_verifies(base_of: Any, tmp_path: Path):
+    base = base_of("llava", "llama")
+    coeffs = saved(random_coefficients(base, "all"), tmp_path)
+    for run in ("first", "second"):
+        outcome = fold(
+            coeffs,
+            "cpu",
+            out=tmp_path / run / "package",
+            model=str(base.directory),
+            precision="int8",
+            quantizer="awq",
+            calib="gridworld",
+            calib_limit=4,
+            cache=tmp_path / run / "cache",
+            evaluation="none",
+        )
+        assert outcome.passed and outcome.parity["legs"]["quantization"]["codes_identical"] is True
+    first, second = (tree(tmp_path / run / "package") for run in ("first", "second"))
+    assert first == second
+    facts = open_package_files(tmp_path / "first/package").manifest.calibration
+    assert facts is not None and facts.questions == "gridworld" and facts.limit == 4
+    again = {"model": str(base.directory), "evaluation": "none", "cache": tmp_path / "first/cache"}
+    found = verify(tmp_path / "first/package", **again)  # type: ignore[arg-type]
+    assert found.parity is not None and found.parity["legs"]["quantization"]["codes_identical"] is True
+
+
+def codes_kept(
+    base: Any, cache: Path, statistics_sha256: str | None, **calibration: Any
+) -> tuple[Any, list[str]]:
+    """What the quantization leg is told of a package whose codes are gptq's on 4 questions."""
+    coefficients = random_coefficients(base, "all")
+    options = ExportOptions(
+        precision="int8", quantizer="gptq", calib="gridworld", calib_limit=4, cache=cache, fold="weights"
+    )
+    plan = make_plan(coefficients, base, load_target("cpu"), options)
+    made = quantized(folding.fold(base.weights, coefficients, "weights"), plan).weights
+    assert isinstance(made, QuantizedWeights)
+    measurement = Measurement(
+        plan=replace(plan, calibration=replace(plan.calibration or OPTIONS, **calibration)),
+        directory=cache,
+        graphs={},
+        log=QUIET,
+        statistics_sha256=statistics_sha256,
+    )
+    report = ParityReport(executed_by="")
+    hashes = SimpleNamespace(code_hashes=lambda _, names: {n: made.block(n).codes_sha256 for n in names})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(measure, "load_backend", lambda _: hashes)
+        folded = folding.fold(base.weights, coefficients, "weights")
+        return measurement._codes_kept(report, folded), report.not_checked
+
+
+def test_codes_are_compared_with_those_of_the_same_calibration_or_not_at_all(base_of: Any, tmp_path: Path):
+    base = base_of("llava", "llama")
+    kept, said = codes_kept(base, tmp_path, None)
+    assert kept and all(kept.values()) and not said
+    other, said = codes_kept(base, tmp_path, None, pictures=False)
+    assert other and not all(other.values()) and not said
+    unknown, said = codes_kept(base, tmp_path, "0" * 64)
+    assert unknown == {} and "not those of the export" in said[0]
