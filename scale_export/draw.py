@@ -76,6 +76,16 @@ class AccuracyBar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierPoint:
+    """One choice of bits per matrix: its ``size`` in bytes, and what was measured of it."""
+
+    size: int
+    kl: float
+    accuracy: float
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LegError:
     """One measured error against its limit, both in ``metric``'s unit.
 
@@ -250,6 +260,47 @@ def _bars(ax: Axes, x: list[float], rows: Sequence[AccuracyBar], width: float, c
     ax.errorbar(x, values, yerr=[below, above], fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
     for place, row in zip(x, rows, strict=True):
         ax.text(place, row.high + 0.02, f"{100 * row.value:.1f}", ha="center", va="bottom", fontsize=8)
+
+
+def frontier_chart(points: Sequence[FrontierPoint], reference: float) -> Figure:
+    """Accuracy over size for every width of weights that was tried, the chosen one filled; ``reference`` unquantized.
+
+    Raises:
+        ValueError: no points.
+    """
+    from matplotlib.figure import Figure
+
+    if not points:
+        raise ValueError("there are no points to draw")
+    sizes = [point.size / 1e6 for point in points]
+    with _style():
+        figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
+        accuracy, divergence = figure.subplots(2, sharex=True)
+        accuracy.axhline(
+            100 * reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="unquantized"
+        )
+        accuracy.plot(
+            sizes, [100 * point.accuracy for point in points], color=SERIES[0], marker="o", markersize=4
+        )
+        divergence.plot(sizes, [point.kl for point in points], color=SERIES[0], marker="o", markersize=4)
+        for point in points:
+            if point.chosen:
+                accuracy.scatter(
+                    [point.size / 1e6],
+                    [100 * point.accuracy],
+                    s=110,
+                    color=SERIES[1],
+                    zorder=3,
+                    label="chosen",
+                )
+                divergence.scatter([point.size / 1e6], [point.kl], s=110, color=SERIES[1], zorder=3)
+        accuracy.set_ylabel("right answers, %")
+        divergence.set(ylabel="KL, nats", xlabel="codes and scales, MB", ylim=(0, None))
+        for ax in (accuracy, divergence):
+            ax.grid(color=MUTED, alpha=0.3, linewidth=0.6)
+            ax.spines[["right", "top"]].set_visible(False)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        return _arranged(figure)
 
 
 def leg_chart(legs: Sequence[LegError]) -> Figure:

@@ -123,7 +123,7 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
         )
         measured = measurement.run(evaluation, request.eval_limit)
         with log.stage("report and self-test"):
-            write_proof(plan, measured, directory, request.out.name)
+            write_proof(plan, measured, directory, request.out.name, choice)
         check_budget(plan, directory)
         passed, described = measured.report.passed, manifest(plan, graphs, request.out.name)
         path = staged.commit(described) if passed else staged.fail(described)
@@ -217,7 +217,9 @@ def _set_picture_size(directory: Path, size: Mapping[str, int]) -> None:
             path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_proof(plan: Plan, measured: Measured, directory: Path, name: str) -> None:
+def write_proof(
+    plan: Plan, measured: Measured, directory: Path, name: str, choice: BitsChoice | None
+) -> None:
     """Write the self-test (a checkpoint has none, since nothing here runs it), ``parity.json``, ``report.html``."""
     if plan.precision != "stored":
         answers = measured.scale_answers
@@ -226,7 +228,7 @@ def write_proof(plan: Plan, measured: Measured, directory: Path, name: str) -> N
         measured.report.to_json(), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False
     )
     (directory / "parity.json").write_text(text + "\n", encoding="utf-8")
-    page = render_report(report_data(plan, measured, directory, name))
+    page = render_report(report_data(plan, measured, directory, name, choice))
     (directory / "report.html").write_text(page, encoding="utf-8")
 
 

@@ -18,7 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from .draw import AccuracyBar, LegError, Values, accuracy_bars, heat_map, leg_chart, short_number, to_svg
+from .draw import (
+    AccuracyBar,
+    FrontierPoint,
+    LegError,
+    Values,
+    accuracy_bars,
+    frontier_chart,
+    heat_map,
+    leg_chart,
+    short_number,
+    to_svg,
+)
 
 Json = Mapping[str, Any]
 
@@ -70,6 +81,8 @@ class ReportData:
         costs: (what, how much) of one token, from shapes alone.
         differing: the questions to show, of ``differing_total`` that differ.
         versions: library → version.
+        frontier: what a search under a budget measured, by size; empty without one.
+        frontier_reference: the unquantized model's accuracy on the same questions.
     """
 
     name: str
@@ -84,6 +97,8 @@ class ReportData:
     differing: tuple[DifferingQuestion, ...]
     differing_total: int
     versions: Mapping[str, str]
+    frontier: tuple[FrontierPoint, ...] = ()
+    frontier_reference: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,6 +372,9 @@ def _charts(data: ReportData, views: Sequence[LegView], task: Json | None) -> It
     yield "scalars", _inline(to_svg(scalars, name="scalars"))
     if rows := _accuracy_rows(task):
         yield "accuracy", _inline(to_svg(accuracy_bars(rows), name="accuracy"))
+    if data.frontier_reference is not None:
+        chart = frontier_chart(data.frontier, data.frontier_reference)
+        yield "frontier", _inline(to_svg(chart, name="frontier"))
 
 
 def _inline(svg: str) -> str:

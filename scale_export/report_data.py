@@ -9,6 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from . import __version__
+from .budget import BitsChoice, Point
+from .draw import FrontierPoint
 from .measure import Measured, backend_of
 from .plan import Plan
 from .records import Precision
@@ -21,8 +23,13 @@ LIBRARIES = ("numpy", "safetensors", "torch", "transformers")
 BYTES_PER_VALUE: dict[Precision, float] = {"float32": 4, "float16": 2, "int8": 1, "int4": 0.5}
 
 
-def report_data(plan: Plan, measured: Measured, directory: Path, name: str) -> ReportData:
-    """Everything on the report page, from the plan, the measurement and the files written so far."""
+def report_data(
+    plan: Plan, measured: Measured, directory: Path, name: str, choice: BitsChoice | None = None
+) -> ReportData:
+    """Everything on the report page, from the plan, the measurement and the files written so far.
+
+    ``choice`` is what a search under a budget came to.
+    """
     base, coefficients = plan.base, plan.coefficients
     attn, mlp = coefficients.dense(base.spec.num_layers, base.spec.num_heads)
     differing = [a for a in measured.answered if not a.agrees]
@@ -56,7 +63,13 @@ def report_data(plan: Plan, measured: Measured, directory: Path, name: str) -> R
         differing=tuple(_differing(a) for a in differing[:GALLERY]),
         differing_total=len(differing),
         versions={"scale-export": __version__, **library_versions(plan)},
+        frontier=() if choice is None else tuple(_point(point, choice) for point in choice.frontier),
+        frontier_reference=None if choice is None else choice.reference_accuracy,
     )
+
+
+def _point(point: Point, choice: BitsChoice) -> FrontierPoint:
+    return FrontierPoint(size=point.size, kl=point.kl, accuracy=point.accuracy, chosen=point == choice.chosen)
 
 
 def _quantizer(plan: Plan) -> str:

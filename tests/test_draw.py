@@ -19,8 +19,10 @@ from scale_export.draw import (
     PASSED,
     SERIES,
     AccuracyBar,
+    FrontierPoint,
     LegError,
     accuracy_bars,
+    frontier_chart,
     heat_map,
     leg_chart,
     save_png,
@@ -247,3 +249,19 @@ def test_importing_draws_no_framework_in():
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_frontier_shows_every_point_and_marks_the_chosen_one():
+    points = [
+        FrontierPoint(size=1_000_000 - 40_000 * i, kl=0.001 * i, accuracy=0.92 - 0.002 * i, chosen=i == 3)
+        for i in range(8)
+    ]
+    figure = frontier_chart(points, 0.93)
+    accuracy, divergence = figure.axes
+    np.testing.assert_allclose(accuracy.lines[1].get_xydata()[:, 0], [p.size / 1e6 for p in points])
+    np.testing.assert_allclose(divergence.lines[0].get_xydata()[:, 1], [p.kl for p in points])
+    for ax in figure.axes:
+        np.testing.assert_allclose(ax.collections[0].get_offsets()[:, 0], [points[3].size / 1e6])
+    assert to_svg(figure).count("<svg") == 1
+    with pytest.raises(ValueError, match="no points"):
+        frontier_chart([], 0.9)
