@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scale_export.draw import FrontierPoint
 from scale_export.report import (
     LEG_MEANINGS,
     DifferingQuestion,
@@ -422,3 +423,10 @@ def test_scalars_that_change_nothing_are_said_to():
     text = Page(render_report(ones)).text
     assert "Every scalar is 1: the export is the base model." in text
     assert "It acts on every token." in text
+
+
+def test_a_search_under_a_budget_shows_its_frontier():
+    points = [FrontierPoint(size=900_000 - i, kl=0.001, accuracy=0.9, chosen=i == 1) for i in range(3)]
+    page = render_report(data(frontier=tuple(points), frontier_reference=0.92))
+    assert "Bits under the budget" in page and page.count("← chosen") == 1
+    assert "Bits under the budget" not in render_report(data())
