@@ -25,6 +25,8 @@ PLACES: Final = "image_places"
 COUNT: Final = "num_image_tokens"
 GRID: Final = "image_grid_thw"
 """Names that the runtime itself looks for."""
+NO_TOKEN: Final = -1
+"""In place of a padding token: the runtime hides every prompt token of that id, and some models end turns with it."""
 
 
 def genai_config(
@@ -41,17 +43,12 @@ def genai_config(
     Args:
         graphs: ``decoder``, ``embedding``, ``vision`` → file name.
     """
-    text = config.text_config
-    ends = sorted(end_token_ids)
-    pad = next((c.pad_token_id for c in (text, config) if getattr(c, "pad_token_id", None) is not None), ends[0])
-    begin = getattr(text, "bos_token_id", None)
-    model = {
+    model: dict[str, Any] = {
         "type": config.model_type,
         "vocab_size": spec.vocab_size,
         "context_length": context_length,
-        "bos_token_id": ends[0] if begin is None else begin,
-        "eos_token_id": ends,
-        "pad_token_id": pad,
+        "eos_token_id": sorted(end_token_ids),
+        "pad_token_id": NO_TOKEN,
         "image_token_id": image_token_id,
         "decoder": {
             "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
@@ -99,22 +96,22 @@ def genai_inputs(
 ) -> dict[str, Array]:
     """A prepared prompt, ``input_ids [1, T]`` and its pictures, as the runtime's named tensors."""
     ids = inputs["input_ids"].astype(np.int32)
-    count = int((ids == image_token_id).sum())
+    count = int((ids == image_token_id).sum()) if "pixel_values" in inputs else 0
     named: dict[str, Array] = {"input_ids": ids, COUNT: np.array([count], np.int64)}
-    if "pixel_values" in inputs:
-        named |= tower_feeds(family.tower_inputs(inputs, runtime))
-        named[PLACES] = image_places(inputs, family, runtime, count)
+    if count:
+        tower = tower_feeds(family.tower_inputs(inputs, runtime))
+        pictures, *inner = next(iter(tower.values())).shape
+        # Of a patched picture, a place of so many patches has at most as many rows.
+        rows = inner[0] * inner[1] if family.patched else count // pictures
+        named |= {**tower, PLACES: image_places(inputs, family, runtime, (pictures, rows))}
     if GRID in inputs:
         named[GRID] = inputs[GRID].astype(np.int64)
     return {name: np.ascontiguousarray(value) for name, value in named.items()}  # it reads memory as it lies
 
 
 def image_places(
-    inputs: Mapping[str, Array], family: Family, runtime: Mapping[str, Any], count: int
+    inputs: Mapping[str, Array], family: Family, runtime: Mapping[str, Any], shape: tuple[int, int]
 ) -> NDArray[np.int64]:
-    """``[count, 2]``: what the family's ``pack`` takes from the tower's output, as indices into it."""
-    shape = next(iter(family.tower_inputs(inputs, runtime).values())).shape
-    # A place of a patched picture has one row at the most for each of its patches.
-    rows = shape[1] * shape[2] if family.patched else count // shape[0]
-    places = np.moveaxis(np.indices((shape[0], rows), np.int64), 0, -1)
+    """``[image tokens, 2]``: what ``pack`` takes from a tower's output of ``shape`` or less, as indices into it."""
+    places = np.moveaxis(np.indices(shape, np.int64), 0, -1)
     return family.pack({"image_features": places}, inputs, runtime)

@@ -62,7 +62,9 @@ def _widen_embedding(graph: onnx.GraphProto, spec: DecoderSpec, image_token_id: 
     dtype = graph.output[0].type.tensor_type.elem_type
     features = _rename(graph, "image_features", "first.image_features")
     words = _rename(graph, "inputs_embeds", "first.inputs_embeds")
-    _replace(graph.input, "image_features", _info("image_features", TensorProto.FLOAT, ["image_tokens", whole]))
+    _replace(
+        graph.input, "image_features", _info("image_features", TensorProto.FLOAT, ["image_tokens", whole])
+    )
     _replace(graph.output, "inputs_embeds", _info("inputs_embeds", dtype, ["batch", "tokens", whole]))
     graph.initializer.extend(
         [
@@ -105,7 +107,9 @@ def _split_embeds(graph: onnx.GraphProto, spec: DecoderSpec) -> None:
     _replace(graph.input, "inputs_embeds", whole)
     for part in parts:
         _replace(graph.input, part, None)
-    widths = helper.make_tensor("wide.widths", TensorProto.INT64, [1 + len(parts)], [width] * (1 + len(parts)))
+    widths = helper.make_tensor(
+        "wide.widths", TensorProto.INT64, [1 + len(parts)], [width] * (1 + len(parts))
+    )
     graph.initializer.append(widths)
     split = helper.make_node("Split", ["inputs_embeds", "wide.widths"], [embeds, *parts], axis=-1)
     _surround(graph, [split], [])
