@@ -22,7 +22,7 @@ from .genai import PLACES
 
 
 def fit_graphs(directory: Path, spec: DecoderSpec, image_token_id: int) -> dict[str, str]:
-    """Write the graphs that must differ beside the package's own; ``decoder``, ``embedding``, ``vision`` → file name."""
+    """Write the graphs that must differ, beside the package's own; role → file name of all three to load."""
     names = {role: f"{role}.onnx" for role in ("decoder", "embedding", "vision")}
     models = {role: onnx.load(directory / name, load_external_data=False) for role, name in names.items()}
     changed = {"vision"}
