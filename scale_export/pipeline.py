@@ -159,7 +159,7 @@ def write_graphs(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLo
             precision=plan.precision,
             vision_precision=plan.vision_precision,
         )
-        backend.emit_side_files(folded, directory)
+        backend.emit_side_files(folded, plan, directory)
     copy_processor(plan.base, directory)
     return graphs
 

@@ -14,13 +14,14 @@ from typing import Any
 from PIL import Image
 
 from .backends import Engine, Scalars, open_engine
+from .backends.onnxruntime import genai
 from .coefficients import load_coefficients
 from .errors import UserError
 from .families import Family, load_family
 from .generation import Generator, Inputs
 from .package import PackageFiles, open_package_files
 from .prompts import Message, encode_messages, end_token_ids, user_message
-from .records import Coefficients, Float32
+from .records import Array, Coefficients, Float32
 
 PROCESSOR_FILES = (
     "config.json",
@@ -179,6 +180,21 @@ class Package:
     def prepare_chat(self, messages: Sequence[Message]) -> Inputs:
         """The model's inputs for a conversation whose last turn is the user's."""
         return encode_messages(self.processor, messages)
+
+    def genai_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Array]:
+        """One question as the named tensors that onnxruntime-genai takes; see docs/package.md.
+
+        Raises:
+            UserError: the package has no ``genai_config.json``.
+        """
+        manifest = self.files.manifest
+        if not manifest.holds(genai.CONFIG):
+            raise UserError(
+                f"this package has no {genai.CONFIG}: it is written for {', '.join(sorted(genai.MODEL_TYPES))} in one "
+                f"phase on the CPU; ask the package itself, with generate"
+            )
+        inputs = self.prepare(images, prompt)
+        return genai.genai_inputs(inputs, self._family, manifest.extras, manifest.image_token_id)
 
     def generate(
         self, images: Sequence[Image.Image], prompt: str, *, max_new_tokens: int = 64

@@ -56,7 +56,7 @@ def emitting(target: str, backend: Any, base_of: Any, tmp_path_factory: pytest.T
             precision=precision,
             vision_precision=vision_precision,
         )
-        backend.emit_side_files(folded, directory)
+        backend.emit_side_files(folded, plan, directory)
         return plan, folded, {role: directory / name for role, name in graphs.items()}
 
     return build

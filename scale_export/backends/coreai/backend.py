@@ -65,7 +65,7 @@ def emit(
     return {"decoder": DECODER, "embedding": EMBEDDING, "vision": VISION}
 
 
-def emit_side_files(folded: FoldedDecoder, directory: Path) -> None:
+def emit_side_files(folded: FoldedDecoder, plan: Plan, directory: Path) -> None:
     """Nothing: the scalars are constants of the decoder."""
 
 

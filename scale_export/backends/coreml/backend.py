@@ -50,7 +50,7 @@ def emit(
     return emit_graphs(folded, vision, graph_plan, directory)
 
 
-def emit_side_files(folded: FoldedDecoder, directory: Path) -> None:
+def emit_side_files(folded: FoldedDecoder, plan: Plan, directory: Path) -> None:
     """Nothing: ``runtime.json`` holds the scalars that a gated decoder takes as inputs."""
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...folding import FoldedDecoder
 from ...plan import Plan
+from ...prompts import end_token_ids
 from ...records import Precision
 from ...vision import VisionTower
 from .. import Engine, Tap
 from .engine import OnnxEngine
+from .genai import CONFIG, MODEL_TYPES, genai_config
+from .genai_graphs import fit_graphs
 from .graphs import GraphPlan, decoder_code_hashes, emit_graphs, write_adapter
 from .kernels import GraphOptions
 
@@ -46,11 +50,31 @@ def emit(
     return emit_graphs(folded, vision, graph_plan, directory)
 
 
-def emit_side_files(folded: FoldedDecoder, directory: Path) -> None:
-    """Write the scalars in the runtime's own format, where the graph can take them."""
+def emit_side_files(folded: FoldedDecoder, plan: Plan, directory: Path) -> None:
+    """Write the scalars in the runtime's own format, where the graph can take them, and onnxruntime-genai's files.
+
+    The latter only where that runtime runs the package as ours does: its families, one decoder, on the CPU.
+    """
     if folded.gate:
         attn, mlp = folded.dense()
         write_adapter(attn, mlp, directory / ADAPTER)
+    only_cpu = plan.target.execution_providers == ("CPUExecutionProvider",)
+    if plan.base.family.model_type in MODEL_TYPES and folded.scaled is None and only_cpu:
+        _emit_genai(plan, directory)
+
+
+def _emit_genai(plan: Plan, directory: Path) -> None:
+    base = plan.base
+    token = base.family.image_token_id(base.config)
+    config = genai_config(
+        base.spec,
+        base.config,
+        fit_graphs(directory, base.spec, token),
+        image_token_id=token,
+        end_token_ids=end_token_ids(base.processor, base.directory),
+        context_length=plan.context_length,
+    )
+    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def code_hashes(graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]:

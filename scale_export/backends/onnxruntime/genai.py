@@ -1,0 +1,117 @@
+"""What onnxruntime-genai's runtime is told of a package: its configuration, and a prompt as its graphs take it.
+
+That runtime joins vision tower, embedding and decoder in ways of its own; ``genai_graphs`` fits ours to them. It also
+counts positions on its own, by the configuration's model type. Nothing here imports torch or onnx: a device needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...families import Family
+from ...records import Array, DecoderSpec
+from .. import tower_feeds
+
+CONFIG: Final = "genai_config.json"
+MODEL_TYPES: Final = frozenset({"gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl"})
+"""The families whose pictures onnxruntime-genai 0.18 takes and whose packages were seen to answer there as here."""
+
+PLACES: Final = "image_places"
+"""Input of the vision graph: which picture or tile, and which of its rows, each image token of the prompt shows."""
+COUNT: Final = "num_image_tokens"
+GRID: Final = "image_grid_thw"
+"""Names that the runtime itself looks for."""
+NO_TOKEN: Final = -1
+"""In place of a padding token: the runtime hides every prompt token of that id, and some models end turns with it."""
+
+
+def genai_config(
+    spec: DecoderSpec,
+    config: Any,
+    graphs: Mapping[str, str],
+    *,
+    image_token_id: int,
+    end_token_ids: Iterable[int],
+    context_length: int,
+) -> dict[str, Any]:
+    """``genai_config.json`` of a Hugging Face ``config`` whose ``model_type`` is one of ``MODEL_TYPES``.
+
+    Args:
+        graphs: ``decoder``, ``embedding``, ``vision`` → file name.
+    """
+    model: dict[str, Any] = {
+        "type": config.model_type,
+        "vocab_size": spec.vocab_size,
+        "context_length": context_length,
+        "eos_token_id": sorted(end_token_ids),
+        "pad_token_id": NO_TOKEN,
+        "image_token_id": image_token_id,
+        "decoder": {
+            "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+            "filename": graphs["decoder"],
+            "hidden_size": spec.hidden_size * (1 + spec.deepstack_layers),
+            "num_attention_heads": spec.num_heads,
+            "num_key_value_heads": spec.num_kv_heads,
+            "num_hidden_layers": spec.num_layers,
+            "head_size": spec.head_dim,
+            "inputs": {
+                "inputs_embeds": "inputs_embeds",
+                "attention_mask": "attention_mask",
+                "position_ids": "position_ids",
+                "past_key_names": "past_key_values.%d.key",
+                "past_value_names": "past_key_values.%d.value",
+            },
+            "outputs": {
+                "logits": "logits",
+                "present_key_names": "present.%d.key",
+                "present_value_names": "present.%d.value",
+            },
+        },
+        "embedding": {
+            "filename": graphs["embedding"],
+            "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
+            "outputs": {"inputs_embeds": "inputs_embeds"},
+        },
+        "vision": {"filename": graphs["vision"], "outputs": {"image_features": "image_features"}},
+    }
+    if spec.position_axes > 1:
+        model["vision_start_token_id"] = config.vision_start_token_id
+        model["video_token_id"] = config.video_token_id
+        model["vision"]["spatial_merge_size"] = config.vision_config.spatial_merge_size
+    search = {
+        "do_sample": False,
+        "num_beams": 1,
+        "max_length": context_length,
+        "past_present_share_buffer": True,
+    }
+    return {"model": model, "search": search}
+
+
+def genai_inputs(
+    inputs: Mapping[str, Array], family: Family, runtime: Mapping[str, Any], image_token_id: int
+) -> dict[str, Array]:
+    """A prepared prompt, ``input_ids [1, T]`` and its pictures, as the runtime's named tensors."""
+    ids = inputs["input_ids"].astype(np.int32)
+    count = int((ids == image_token_id).sum()) if "pixel_values" in inputs else 0
+    named: dict[str, Array] = {"input_ids": ids, COUNT: np.array([count], np.int64)}
+    if count:
+        tower = tower_feeds(family.tower_inputs(inputs, runtime))
+        pictures, *inner = next(iter(tower.values())).shape
+        # Of a patched picture, a place of so many patches has at most as many rows.
+        rows = inner[0] * inner[1] if family.patched else count // pictures
+        named |= {**tower, PLACES: image_places(inputs, family, runtime, (pictures, rows))}
+    if GRID in inputs:
+        named[GRID] = inputs[GRID].astype(np.int64)
+    return {name: np.ascontiguousarray(value) for name, value in named.items()}  # it reads memory as it lies
+
+
+def image_places(
+    inputs: Mapping[str, Array], family: Family, runtime: Mapping[str, Any], shape: tuple[int, int]
+) -> NDArray[np.int64]:
+    """``[image tokens, 2]``: what ``pack`` takes from a tower's output of ``shape`` or less, as indices into it."""
+    places = np.moveaxis(np.indices(shape, np.int64), 0, -1)
+    return family.pack({"image_features": places}, inputs, runtime)
