@@ -22,8 +22,8 @@ class ScaledFeatures(VisionTower):
         self.scale = scale
         self.constants = {name: value * scale for name, value in tower.constants.items()}
 
-    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        outputs = self.tower.encode(pixel_values)
+    def encode(self, **inputs: Tensor) -> dict[str, Tensor]:
+        outputs = self.tower.encode(**inputs)
         if self.scale == 1:
             return outputs
         return outputs | {"image_features": outputs["image_features"] * self.scale}
