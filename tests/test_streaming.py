@@ -23,8 +23,9 @@ from tests.conftest import FAMILIES, random_coefficients, saved
 def test_a_streamed_model_gives_the_loaded_ones_bits(base_of: Any, family: str):
     base = base_of(family, "llama")
     coefficients = random_coefficients(base)
+    prompts = few_prompts(text_alone=base.family.takes_text_alone)
     loaded, streamed = (
-        reference_cases(model, base.processor, coefficients, few_prompts(), steps=2)
+        reference_cases(model, base.processor, coefficients, prompts, steps=2)
         for model in (base.model, base.streamed_model)
     )
     for left, right in zip(loaded, streamed, strict=True):
