@@ -28,7 +28,7 @@ base, out = Path(sys.argv[1]), Path(sys.argv[2])
 layers, hidden, mlp, vocabulary = map(int, sys.argv[3:])
 spec = DecoderSpec(
     hidden_size=hidden, intermediate_size=mlp, vocab_size=vocabulary, num_layers=layers, num_heads=8, num_kv_heads=8,
-    head_dim=hidden // 8, rms_norm_eps=1e-5, inv_freq=(), rotary_scale=1.0, max_positions=8,
+    head_dim=hidden // 8, rms_norm_eps=1e-5, rotaries=(), layer_rotaries=(0,) * layers, max_positions=8,
     sliding_windows=(None,) * layers,
 )
 weights = CheckpointWeights(checkpoint=Checkpoint(base), spec=spec, prefix="model.language_model")
