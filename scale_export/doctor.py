@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ import torch.nn.functional as F
 from . import tolerances
 from .backends import Engine
 from .backends.reference import TappedKernels
+from .blocks import integers_of
+from .calibration import plan_statistics
+from .code_evidence import CodeEvidence, Moved
 from .coefficients import load_coefficients
 from .departure import Product, Recorder, explain, first_departure, largest_error
 from .folding import fold
@@ -35,7 +38,7 @@ from .parity import preprocessing_leg
 from .plan import Plan
 from .progress import WorkLog
 from .prompts import encode_messages, user_message
-from .quantize import QuantizedWeights
+from .quantize import CalibrationOptions, QuantizedWeights
 from .records import Float32
 from .reference import parity_prompts, reference_cases
 from .verification import plan_again
@@ -116,7 +119,9 @@ class Examination:
         with self.log.stage("reference"):
             prompts = [prompt for prompt in parity_prompts(1) if prompt.images]
             self.case = reference_cases(base.model, base.processor, plan.coefficients, prompts)[0]
-        stages = [self._preprocessing(), *self._towers(), *self._codes(), *self._decoder()]
+        vision, embedding = self._towers()
+        codes = self._codes(embedding_right=bool(embedding.passed))
+        stages = [self._preprocessing(), vision, embedding, *codes, *self._decoder()]
         faults = [fault.words for fault in KNOWN_FAULTS if fault.fits(self)]
         return Diagnosis(stages=tuple(stages), known_faults=tuple(faults), failed_legs=self.failed_legs)
 
@@ -140,7 +145,7 @@ class Examination:
             name="preprocessing", passed=leg["passed"], value=leg["value"], limit=leg["limit"], words=words
         )
 
-    def _towers(self) -> list[Stage]:
+    def _towers(self) -> tuple[Stage, Stage]:
         """Vision tower and embedding table, each on the reference's inputs."""
         plan, inputs = self.plan, self.case.inputs
         engine = load_backend(plan.target.backend).open_engine(self.graphs, plan, strict=True)
@@ -160,24 +165,60 @@ class Examination:
             weights, limit = weights.base, EIGHT_BIT_STEP
         errors = {"embedding": relative_error(weights.embedding()[torch.from_numpy(ids)].numpy(), rows)}
         words = "the table's rows are the base model's, to the rounding of its precision"
-        return [vision, _held("embedding", errors, limit, words)]
+        return vision, _held("embedding", errors, limit, words)
 
-    def _codes(self) -> list[Stage]:
+    def _codes(self, embedding_right: bool) -> list[Stage]:
         """Integer codes against those that the plan's method makes of the base model."""
         weights = self.folded.weights
         if not isinstance(weights, QuantizedWeights):
             return []
         names = list(weights.spec.linears())
-        found = load_backend(self.plan.target.backend).code_hashes(self.graphs, names)
-        wrong = [name for name in names if found[name] != weights.block(name).codes_sha256]
-        if not wrong:
+        moved = dict(self._moved(weights, names))
+        if not moved:
             words = f"the integer codes of all {len(names)} matrices are those of the base model"
             return [Stage(name="integer codes", passed=True, words=words)]
-        words = (
-            f"{len(wrong)} of {len(names)} matrices hold other codes than quantizing the base model gives, {wrong[0]} "
-            f"the first: another base model, another calibration, or a damaged file"
+        evidence = CodeEvidence(
+            names=names,
+            moved=moved,
+            calibrated=self.plan.calibration is not None,
+            recorded=self._recorded(),
+            embedding_right=embedding_right,
         )
-        return [Stage(name="integer codes", passed=False, place=wrong[0], words=words)]
+        if evidence.spread and self.plan.calibration is not None:
+            evidence = replace(evidence, made_with=self._made_with(evidence.first))
+        return [Stage(name="integer codes", passed=False, place=evidence.first, words=evidence.explain())]
+
+    def _moved(self, weights: QuantizedWeights, names: Sequence[str]) -> Iterator[tuple[str, Moved]]:
+        """The matrices whose codes are not ``weights``'."""
+        for name, packed in load_backend(self.plan.target.backend).codes(self.graphs, names):
+            block = weights.block(name)
+            if packed.size != block.codes.size:
+                yield name, Moved(share=1.0, steps=2**block.bits)  # another width
+            elif packed.tobytes() != block.codes.tobytes():
+                found = integers_of(packed.reshape(block.codes.shape), block.bits, block.in_features)
+                yield name, Moved.between(block.integers(), found)
+
+    def _recorded(self) -> bool | None:
+        """Whether the manifest names the statistics that were collected here; None where it names none."""
+        facts, statistics = self.files.manifest.calibration, plan_statistics(self.plan)
+        return None if facts is None or statistics is None else facts.statistics_sha256 == statistics.sha256
+
+    def _made_with(self, name: str) -> str | None:
+        """The calibration, of those that are easily taken by mistake, whose codes this matrix has."""
+        calibration = self.plan.calibration
+        assert calibration is not None, "the plan is calibrated"
+        others: dict[str, CalibrationOptions | None] = {"those of no calibration at all": None}
+        if calibration.pictures:
+            others["those of the same questions without their pictures"] = replace(
+                calibration, pictures=False
+            )
+        for words, other in others.items():
+            plan = replace(self.plan, calibration=other)
+            weights = quantized(fold(plan.base.weights, plan.coefficients, plan.fold), plan, self.log).weights
+            assert isinstance(weights, QuantizedWeights), "the plan is quantized"
+            if not dict(self._moved(weights, [name])):
+                return words
+        return None
 
     def _decoder(self) -> list[Stage]:
         backend, plan = load_backend(self.plan.target.backend), self.plan

@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"backends"},
     {"generation"},
     {"runtime", "reference", "calibration", "budget"},
-    {"departure", "parity", "report", "requirements"},
+    {"departure", "code_evidence", "parity", "report", "requirements"},
     {"task", "selftest", "bench"},
     {"measure", "measure_checkpoint"},
     {"report_data"},
