@@ -51,6 +51,10 @@ ScoringOption = Annotated[
 CacheOption = Annotated[
     Path | None, typer.Option(help="Where calibration statistics are kept; ~/.cache/scale-export otherwise.")
 ]
+CalibPlace = Annotated[
+    str | None,
+    typer.Option(help="Where the set lies that the package was calibrated on, NAME:DIR, if it is on a disk."),
+]
 
 
 def _version(value: bool) -> None:
@@ -204,12 +208,7 @@ def verify(
             help="The float32 reference: full (loaded), streamed (from disk, few prompts), auto; files runs no model."
         ),
     ] = "auto",
-    calib: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the set lies that the package was calibrated on, NAME:DIR, if it is on a disk."
-        ),
-    ] = None,
+    calib: CalibPlace = None,
     cache: CacheOption = None,
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Only hashes and golden cases: no base model, no torch.")
@@ -255,6 +254,8 @@ def doctor(
     target: Annotated[
         str | None, typer.Option(help="The target's TOML file, where it is not one of `targets`.")
     ] = None,
+    calib: CalibPlace = None,
+    cache: CacheOption = None,
     as_json: Json = False,
 ) -> None:
     """Find the first stage, layer and matrix at which an export departs from the PyTorch ScAle model.
@@ -264,7 +265,9 @@ def doctor(
     from .commands import run_doctor
 
     _need_export()
-    raise typer.Exit(run_doctor(package=package, model=model, target=target, as_json=as_json))
+    raise typer.Exit(
+        run_doctor(package=package, model=model, target=target, calib=calib, cache=cache, as_json=as_json)
+    )
 
 
 @app.command()

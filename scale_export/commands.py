@@ -159,12 +159,20 @@ def run_verify(
     return EXIT_OK if passed else EXIT_PARITY_FAILED
 
 
-def run_doctor(*, package: Path, model: str | None, target: str | None, as_json: bool) -> int:
+def run_doctor(
+    *,
+    package: Path,
+    model: str | None,
+    target: str | None,
+    calib: str | None,
+    cache: Path | None,
+    as_json: bool,
+) -> int:
     """``scale-export doctor``."""
     from .doctor import examine
 
     quiet_libraries()
-    found = examine(package, model=model, target=target, log=WorkLog())
+    found = examine(package, model=model, target=target, calib=calib, cache=cache, log=WorkLog())
     if as_json:
         print(json.dumps({"fault": found.fault and asdict(found.fault), **asdict(found)}))
         return EXIT_PARITY_FAILED if found.fault else EXIT_OK

@@ -28,7 +28,15 @@ from .blocks import integers_of
 from .calibration import plan_statistics
 from .code_evidence import CodeEvidence, Moved
 from .coefficients import load_coefficients
-from .departure import Product, Recorder, explain, first_departure, largest_error
+from .departure import (
+    Departure,
+    Product,
+    Recorder,
+    explain,
+    first_departure,
+    folded_head,
+    largest_error,
+)
 from .folding import fold
 from .generation import EmbeddedPrompt, Generator, generator_of
 from .measure import levels_per_unit, load_backend, quantized, reference_engine
@@ -86,17 +94,26 @@ class Diagnosis:
         return next((stage for stage in self.stages if stage.passed is False), None)
 
 
-def examine(path: Path, *, model: str | None, target: str | None, log: WorkLog) -> Diagnosis:
+def examine(
+    path: Path,
+    *,
+    model: str | None,
+    target: str | None,
+    log: WorkLog,
+    calib: str | None = None,
+    cache: Path | None = None,
+) -> Diagnosis:
     """Examine a package, or a failed export in its ``.failed`` directory.
 
     Args:
-        model, target: as for ``verification.verify_package``.
+        model, target, calib, cache: as for ``verification.verify_package``.
 
     Raises:
         UserError: no export, a changed one, or a base model that is not to be found.
     """
     files = open_package_files(path, failed=True)
-    plan = plan_again(files, load_coefficients(files.path(files.manifest.coefficients)), model, target)
+    coefficients = load_coefficients(files.path(files.manifest.coefficients))
+    plan = plan_again(files, coefficients, model, target, calib, cache)
     return Examination(files=files, plan=plan, log=log).run()
 
 
@@ -262,8 +279,18 @@ class Examination:
             worst = largest_error(self.reference, self.strict)
             return Stage(name="decoder", passed=True, value=worst, limit=limit, words=words)
         place, words = explain(found, self.plan.base.spec, limit)
+        if head := self._folded_head(found):
+            place = place.replace("o_proj", f"head.{head[0]}")
+            words = f"{words}; what departs is head {head[0]} alone, by a factor of {head[1]:.3g}"
         value = found.error if np.isfinite(found.error) else None
         return Stage(name="decoder", passed=False, value=value, limit=limit, place=place, words=words)
+
+    def _folded_head(self, found: Departure) -> tuple[int, float] | None:
+        """The head whose columns of a folded ``o_proj`` carry another factor, where that is all that departs."""
+        if found.at_input or not found.matrix.endswith(".o_proj"):
+            return None
+        folded = self.folded.weights if self.folded.scaled is None else self.folded.scaled
+        return folded_head(found, folded.matrix(found.matrix).numpy(), self.plan.base.spec.num_heads)
 
     def _roundings(self) -> list[Stage]:
         """What quantization and this machine's kernels round, each matrix on its own (rule 3)."""

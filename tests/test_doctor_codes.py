@@ -15,6 +15,7 @@ from PIL import ImageOps
 
 from scale_export import calibration, measure, pipeline
 from scale_export.api import fold
+from scale_export.backends.coreml import decoder as coreml_decoder
 from scale_export.blocks import BlockMatrix
 from scale_export.calibration import plan_statistics
 from scale_export.code_evidence import CodeEvidence, Moved
@@ -70,7 +71,7 @@ Rewrite = Callable[..., PackageFiles]
 
 @pytest.fixture
 def rewritten(miscalibrated: Path, tmp_path: Path) -> Rewrite:
-    """``rewritten(blocks, **manifest)``: the same package with other codes and another manifest, sealed again."""
+    """``rewritten(blocks, **manifest)``: the same package with other codes, scales and manifest, sealed again."""
 
     def write(blocks: Mapping[str, BlockMatrix], **changes: Any) -> PackageFiles:
         manifest = open_package_files(miscalibrated, failed=True).manifest
@@ -83,11 +84,12 @@ def rewritten(miscalibrated: Path, tmp_path: Path) -> Rewrite:
             )
             initializers = ir.load(staged.directory / "decoder.onnx").graph.initializers
             for name, block in blocks.items():
-                tensor = initializers[f"{name}.codes"].const_value
-                assert isinstance(tensor, ir.ExternalTensor) and tensor.length == block.codes.nbytes
-                with (staged.directory / tensor.location).open("r+b") as data:
-                    data.seek(tensor.offset or 0)
-                    data.write(block.codes.tobytes())
+                for part, values in (("codes", block.codes), ("scales", block.scales)):
+                    tensor = initializers[f"{name}.{part}"].const_value
+                    assert isinstance(tensor, ir.ExternalTensor) and tensor.length == values.nbytes
+                    with (staged.directory / tensor.location).open("r+b") as data:
+                        data.seek(tensor.offset or 0)
+                        data.write(values.tobytes())
             path = staged.commit(manifest.model_copy(update=changes))
         return open_package_files(path)
 
@@ -164,6 +166,62 @@ def test_one_damaged_matrix_is_not_blamed_on_calibration(rewritten: Rewrite, rig
     found = diagnosed(rewritten(blocks).directory, model)
     assert (found.passed, found.place) == (False, "layers.1.up_proj")
     assert "damage, since layers.1.down_proj" in found.words and "calibration, since" not in found.words
+
+
+def test_a_layer_of_halved_scales_is_found_at_its_first_matrix(rewritten: Rewrite, right: Any, model: str):
+    weights = right[0]
+    halved = {
+        name: replace(block, scales=block.scales / np.float32(2))
+        for name, block in blocks_of(weights).items()
+        if name.startswith("layers.1.")
+    }
+    found = examine(rewritten(blocks_of(weights) | halved).directory, model=model, target=None, log=QUIET)
+    assert found.fault is not None
+    assert (found.fault.name, found.fault.place) == ("decoder", "layers.1.q_proj")
+    assert "0.5 times" in found.fault.words
+
+
+def test_a_head_whose_folded_columns_changed_sign_is_found(rewritten: Rewrite, right: Any, model: str):
+    weights = right[0]
+    block, heads = weights.block("layers.2.o_proj"), weights.spec.num_heads
+    signs = np.repeat(np.float32([1, 1, 1, -1]), block.scales.shape[1] // heads)
+    blocks = blocks_of(weights) | {"layers.2.o_proj": block.with_block_factors(signs)}
+    found = examine(rewritten(blocks).directory, model=model, target=None, log=QUIET)
+    assert found.fault is not None
+    assert (found.fault.name, found.fault.place) == ("decoder", "layers.2.head.3")
+    assert "head 3 alone, by a factor of -1" in found.fault.words
+
+
+def test_a_core_ml_layer_of_halved_scales_is_found(
+    model: str, coefficient_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    true = coreml_decoder.matrix_source
+
+    def halving(weights: Any, storage: Any) -> Any:
+        stored = true(weights, storage)
+
+        def matrix(name: str) -> Any:
+            value = stored(name)
+            broken = name.startswith("layers.2.") and value.scales is not None
+            return replace(value, scales=value.scales / np.float16(2)) if broken else value
+
+        return matrix
+
+    with monkeypatch.context() as patched:
+        patched.setattr(measure.Measurement, "_unquantized", measure.Measurement._portable)
+        patched.setattr(coreml_decoder, "matrix_source", halving)
+        outcome = fold(
+            coefficient_file,
+            "coreml",
+            out=tmp_path / "package",
+            model=model,
+            precision="int8",
+            quantizer="rtn",
+            evaluation="none",
+        )
+    found = examine(outcome.path, model=model, target=None, log=QUIET)
+    assert found.fault is not None
+    assert (found.fault.name, found.fault.place) == ("decoder", "layers.2.q_proj")
 
 
 def test_a_core_ml_package_that_was_calibrated_on_other_pictures(
