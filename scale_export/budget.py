@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .backends import Scalars
 from .backends.reference import ReferenceEngine
+from .bits_plan import fixed_bits
 from .blocks import Bits
 from .calibration import calibration_examples, plan_statistics
 from .errors import UserError
@@ -102,7 +103,7 @@ def search_bits(plan: Plan, budget: Budget, log: WorkLog) -> BitsChoice:
         UserError: float weights, no questions to measure on, or a budget that nothing meets.
     """
     bench = _Bench(plan, log)
-    names = [*plan.base.spec.linears(), "embedding"]
+    names = [name for name in bench.wide if name not in fixed_bits(plan.target)]
     sensitivity = {}
     for done, name in enumerate(names, 1):
         bench.narrow([name])
@@ -153,7 +154,7 @@ def _chosen(budget: Budget, frontier: Sequence[Point], fitting: int | None, refe
 
 
 def _questions(plan: Plan) -> CalibrationOptions | None:
-    """What to measure on where the quantizer itself takes no calibration."""
+    """What to measure on where calibration itself is not wanted."""
     trained_on = trained_on_set(plan.coefficients)
     return None if trained_on is None else CalibrationOptions(questions=trained_on)
 
@@ -166,7 +167,7 @@ class _Bench:
             raise UserError(
                 f"--budget chooses between int4 and int8, and weights are {plan.precision}: name --precision int4"
             )
-        options = plan.calibration or _questions(plan)
+        options = plan.questions or _questions(plan)
         if options is None:
             raise UserError(
                 "--budget measures on calibration questions, and there are none: name a set with --calib"
@@ -176,14 +177,14 @@ class _Bench:
         exact = self._engine(plan.base.weights)
         self.reference = self._logits(exact)
         self.reference_accuracy = float(self._right(self.reference).mean())
-        narrow = QuantizedWeights.prepared(
+        weights = QuantizedWeights.prepared(
             plan.base.weights,
             load_quantizer(plan.quantizer),
-            bits=4,
+            bits=plan.bits,
             block_size=plan.block_size,
             statistics=plan_statistics(plan, log),
         )
-        self.weights: dict[int, QuantizedWeights] = {4: narrow, 8: replace(narrow, bits=8)}
+        self.weights: dict[int, QuantizedWeights] = {4: replace(weights, bits=4), 8: replace(weights, bits=8)}
         self.engine = self._engine(self.weights[8])
         self.wide = dict(self.engine.tensors)
         self.size = sum(self._bytes(name, 8) for name in self.wide)

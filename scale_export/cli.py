@@ -116,7 +116,10 @@ def fold(
         bool, typer.Option("--calib-text-only", help="Calibrate on the questions without their pictures.")
     ] = False,
     bits_plan: Annotated[
-        Path | None, typer.Option(help="TOML file with the bits of single matrices, 4 or 8, under [bits].")
+        str | None,
+        typer.Option(
+            help="TOML file with the bits of single matrices, 4 or 8, under [bits]; or k_quant_mixed."
+        ),
     ] = None,
     budget: Annotated[
         str | None,

@@ -36,7 +36,7 @@ def run_fold(
     calib_limit: int,
     calib_weighting: str,
     calib_pictures: bool,
-    bits_plan: Path | None,
+    bits_plan: str | None,
     budget: str | None,
     cache: Path | None,
     evaluation: str,
@@ -49,9 +49,9 @@ def run_fold(
 ) -> int:
     """``scale-export fold``."""
     from .api import default_out
+    from .bits_plan import bits_plan as named_bits
     from .pipeline import FoldRequest, fold_package, plan_fold
     from .plan import ExportOptions
-    from .quantize import read_bits_plan
 
     quiet_libraries()
     request = FoldRequest(
@@ -68,7 +68,7 @@ def run_fold(
             calib_limit=calib_limit,
             calib_weighting=calib_weighting,
             calib_pictures=calib_pictures,
-            bits=read_bits_plan(bits_plan) if bits_plan else {},
+            bits=named_bits(bits_plan) if bits_plan else {},
             cache=cache,
         ),
         evaluation=evaluation,

@@ -12,6 +12,8 @@ from typing import Any, Final
 from . import __version__
 from .backends.checkpoint import backend as checkpoint
 from .base import BaseModel, open_base
+from .bits_plan import check_mixed, fixed_bits
+from .blocks import Bits
 from .budget import BitsChoice, parse_budget, search_bits
 from .calibration import plan_statistics
 from .coefficients import load_coefficients, save_coefficients
@@ -20,8 +22,9 @@ from .errors import UserError
 from .folding import FoldedDecoder, fold
 from .measure import Measured, backend_of, evaluation_set, load_backend, measurement_of, quantized
 from .package import CalibrationFacts, DecoderFacts, Manifest, Tool
-from .plan import ExportOptions, Plan, check_mixed_bits, make_plan, with_bits
+from .plan import ExportOptions, Plan, make_plan, with_bits
 from .progress import WorkLog
+from .quantize import write_bits_plan
 from .records import Coefficients
 from .report import render_report
 from .report_data import library_versions, report_data
@@ -33,7 +36,7 @@ from .streaming import parity_mode
 from .targets import load_target
 
 BITS_PLAN: Final = "bits.toml"
-"""What a search under a budget chose, with all that it measured; ``--bits-plan`` reads it."""
+"""Bits of every matrix where some have their own, with what a search measured; ``--bits-plan`` reads it."""
 COEFFICIENTS: Final = "scale.safetensors"
 CHECKPOINT_COEFFICIENTS: Final = "scale/scale.safetensors"
 """In a folder, since loaders of checkpoints take every safetensors file beside the weights for weights."""
@@ -93,7 +96,9 @@ def plan_fold(request: FoldRequest) -> Plan:
     backend_of(plan).check(plan)
     if request.budget is not None:
         parse_budget(request.budget)
-        check_mixed_bits(plan)
+        if request.options.bits:
+            raise UserError("--budget chooses the bits of every matrix: leave out --bits-plan")
+        check_mixed(plan.target, plan.precision)
     return plan
 
 
@@ -106,6 +111,8 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
         directory = staged.directory
         if choice is not None:
             choice.write(directory / BITS_PLAN)
+        elif request.options.bits:
+            write_bits_plan(bits_by_matrix(plan), directory / BITS_PLAN)
         folded = fold(plan.base.weights, plan.coefficients, plan.fold)
         write = write_checkpoint if plan.precision == "stored" else write_graphs
         graphs = write(folded, plan, directory, log)
@@ -128,6 +135,12 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
         passed, described = measured.report.passed, manifest(plan, graphs, request.out.name)
         path = staged.commit(described) if passed else staged.fail(described)
     return Outcome(path=path, passed=passed, parity=measured.report.to_json(), plan=plan)
+
+
+def bits_by_matrix(plan: Plan) -> dict[str, Bits]:
+    """Of every matrix but those that the target decides on: what ``--bits-plan`` takes to repeat the plan."""
+    names = [*plan.base.spec.linears(), "embedding"]
+    return {n: plan.other_bits.get(n, plan.bits) for n in names if n not in fixed_bits(plan.target)}
 
 
 def write_checkpoint(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> dict[str, str]:

@@ -17,7 +17,7 @@ LAYERS: list[set[str]] = [
     {"sites", "coefficient_file", "coefficients", "weights", "package", "prompts"},
     {"adapter", "answers", "families", "folding", "decoder", "vision", "staging", "signing"},
     {"streaming", "quantize", "training"},
-    {"base"},
+    {"base", "bits_plan"},
     {"plan", "train"},
     {"backends"},
     {"generation"},

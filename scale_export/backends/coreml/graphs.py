@@ -54,7 +54,8 @@ def emit_graphs(
     spec = folded.weights.spec
     storage = Storage(precision=plan.precision, block_size=plan.block_size)
     capacity = -(-plan.context_length // plan.prefill_tokens) * plan.prefill_tokens
-    ranges = split_layers(spec, storage, plan.max_part_bytes)
+    other_bits = folded.weights.other_bits if isinstance(folded.weights, QuantizedWeights) else {}
+    ranges = split_layers(spec, storage, plan.max_part_bytes, other_bits)
     graphs, parts = {}, []
     for number, layers in enumerate(ranges, start=1):
         single = len(ranges) == 1
