@@ -77,6 +77,10 @@ class GraphBackend(Backend, Protocol):
         vision_precision: Precision,
     ) -> dict[str, str]: ...
 
+    def not_timed(self, plan: Plan) -> str | None:
+        """Why this machine's decoding speed says nothing of the plan's; None where it does."""
+        ...
+
     def emit_side_files(self, folded: FoldedDecoder, plan: Plan, directory: Path) -> None: ...
 
     def open_engine(

@@ -14,7 +14,7 @@ from .backends.checkpoint import backend as checkpoint
 from .base import BaseModel, open_base
 from .bits_plan import check_mixed, fixed_bits
 from .blocks import Bits
-from .budget import BitsChoice, parse_budget, search_bits
+from .budget import BitsChoice, Timer, parse_budget, search_bits
 from .calibration import plan_statistics
 from .coefficients import load_coefficients, save_coefficients
 from .datasets import public_name
@@ -34,6 +34,7 @@ from .selftest import write_selftest
 from .staging import StagedPackage, check_destination
 from .streaming import parity_mode
 from .targets import load_target
+from .timing import seconds_per_token
 
 BITS_PLAN: Final = "bits.toml"
 """Bits of every matrix where some have their own, with what a search measured; ``--bits-plan`` reads it."""
@@ -95,10 +96,12 @@ def plan_fold(request: FoldRequest) -> Plan:
         )
     backend_of(plan).check(plan)
     if request.budget is not None:
-        parse_budget(request.budget)
+        budget = parse_budget(request.budget)
         if request.options.bits:
             raise UserError("--budget chooses the bits of every matrix: leave out --bits-plan")
         check_mixed(plan.target, plan.precision)
+        if budget.kind == "decode" and (reason := load_backend(plan.target.backend).not_timed(plan)):
+            raise UserError(f"--budget {request.budget} measures speed on this machine, and {reason}")
     return plan
 
 
@@ -149,13 +152,21 @@ def write_checkpoint(folded: FoldedDecoder, plan: Plan, directory: Path, log: Wo
         return checkpoint.write(folded, plan, directory)
 
 
-def within_budget(plan: Plan, budget: str | None, log: WorkLog) -> tuple[Plan, BitsChoice | None]:
+def within_budget(
+    plan: Plan, budget: str | None, log: WorkLog, timer: Timer = seconds_per_token
+) -> tuple[Plan, BitsChoice | None]:
     """The plan with the bits that a budget leaves each matrix; unchanged without a budget."""
     if budget is None:
         return plan, None
     with log.stage("bits under the budget"):
-        choice = search_bits(plan, parse_budget(budget), log)
-    return with_bits(plan, choice.bits, f"--budget {budget}"), choice
+        choice = search_bits(plan, parse_budget(budget), log, timer)
+    chosen = with_bits(plan, choice.bits, f"--budget {budget}")
+    if choice.speed is not None:
+        found = choice.speed.chosen
+        said = "" if found.predicted is None else f", where {found.predicted:.4g} were predicted"
+        words = f"On this machine it was measured to decode {found.measured:.4g} tokens/s{said}."
+        chosen = replace(chosen, decisions=(*chosen.decisions, words))
+    return chosen, choice
 
 
 def write_graphs(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> dict[str, str]:

@@ -65,11 +65,41 @@ def report_data(
         versions={"scale-export": __version__, **library_versions(plan)},
         frontier=() if choice is None else tuple(_point(point, choice) for point in choice.frontier),
         frontier_reference=None if choice is None else choice.reference_accuracy,
+        frontier_words=() if choice is None else (*beside_uniform(choice), *_timed(choice)),
     )
 
 
 def _point(point: Point, choice: BitsChoice) -> FrontierPoint:
-    return FrontierPoint(size=point.size, kl=point.kl, accuracy=point.accuracy, chosen=point == choice.chosen)
+    return FrontierPoint(
+        size=point.size,
+        kl=point.kl,
+        accuracy=point.accuracy,
+        chosen=point == choice.chosen,
+        uniform=_uniform(point, choice),
+    )
+
+
+def _uniform(point: Point, choice: BitsChoice) -> str | None:
+    """``8 bits`` or ``4 bits`` where all matrices of the search have the same."""
+    return {0: "8 bits", len(choice.sensitivity): "4 bits"}.get(point.narrow)
+
+
+def beside_uniform(choice: BitsChoice) -> tuple[str, ...]:
+    """The choice against the uniform points next to its size, on the questions of the search; a sentence each."""
+    chosen = choice.chosen
+    if same := _uniform(chosen, choice):
+        return (f"The choice is uniform: {same} everywhere.",)
+    wide, narrow = choice.frontier[0], choice.frontier[-1]
+    return tuple(
+        f"{bits} everywhere, the next {side} uniform size, takes {abs(point.size - chosen.size) / chosen.size:.0%} "
+        f"{'more' if point.size > chosen.size else 'less'}, with KL {point.kl:.2g} for {chosen.kl:.2g} and "
+        f"{point.accuracy:.1%} right for {chosen.accuracy:.1%}."
+        for bits, side, point in (("8 bits", "larger", wide), ("4 bits", "smaller", narrow))
+    )
+
+
+def _timed(choice: BitsChoice) -> tuple[str, ...]:
+    return () if choice.speed is None else tuple(f"Speed here: {line}." for line in choice.speed.lines())
 
 
 def _quantizer(plan: Plan) -> str:

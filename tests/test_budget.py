@@ -101,13 +101,17 @@ def test_a_divergence_budget_stops_where_it_is_passed(base_of: Any):
         ("size <= 3 GB", Budget(kind="size", limit=3e9)),
         ("loss<=1pp", Budget(kind="loss", limit=0.01)),
         ("KL<=0.01", Budget(kind="kl", limit=0.01)),
+        ("decode >= 30 tok/s", Budget(kind="decode", limit=30)),
+        ("decode=7.5tok/s", Budget(kind="decode", limit=7.5)),
     ],
 )
 def test_budgets_are_read(text: str, budget: Budget):
     assert parse_budget(text) == budget
 
 
-@pytest.mark.parametrize("text", ["", "size=1", "size=-1MB", "loss<=1", "kl=0.1", "speed=2"])
+@pytest.mark.parametrize(
+    "text", ["", "size=1", "size=-1MB", "loss<=1", "kl=0.1", "speed=2", "decode=30", "decode<=30tok/s"]
+)
 def test_other_budgets_are_refused(text: str):
     with pytest.raises(UserError, match="write size="):
         parse_budget(text)

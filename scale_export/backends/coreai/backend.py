@@ -97,6 +97,11 @@ def open_engine(
     return CoreAIEngine(graphs, context_length=plan.context_length)
 
 
+def not_timed(plan: Plan) -> str | None:
+    """Apple's runtime for this machine proves graphs, see ``PARITY``."""
+    return f"Core AI assets run here for their results alone, which is {PARITY}: choose target cpu, or a size"
+
+
 def not_checked() -> Sequence[str]:
     """What running the assets here can't prove of a device, a sentence each."""
     return (

@@ -76,6 +76,13 @@ def open_engine(
     return CoreMLEngine(graphs, strict=strict, tap=tap)
 
 
+def not_timed(plan: Plan) -> str | None:
+    """An interpreter's speed says nothing of a device."""
+    if on_device():
+        return None
+    return "Core ML packages run in an interpreter here: search on a Mac, or name a size"
+
+
 def not_checked() -> Sequence[str]:
     """What running here can't prove of the device."""
     if on_device():

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...blocks import hash_codes
@@ -100,6 +101,14 @@ def open_engine(
     """
     providers = plan.target.execution_providers or ()
     return OnnxEngine(graphs, context_length=plan.context_length, providers=providers, strict=strict, tap=tap)
+
+
+def not_timed(plan: Plan) -> str | None:
+    """Another provider's speed says nothing of the target's."""
+    missing = set(plan.target.execution_providers or ()) - set(ort.get_available_providers())
+    if not missing:
+        return None
+    return f"ONNX Runtime here has no {', '.join(sorted(missing))}: search on the device, or name a size"
 
 
 def not_checked() -> Sequence[str]:
