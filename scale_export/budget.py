@@ -104,6 +104,12 @@ class BitsChoice:
         path.write_text("\n".join([*lines, "[bits]", *rows, ""]), encoding="utf-8")
 
 
+def narrowing_order(plan: Plan, log: WorkLog) -> list[str]:
+    """Every matrix in the order of rule 2; raises UserError as ``search_bits``."""
+    bench = _Bench(plan, log)
+    return list(bench.sensitivity([n for n in bench.wide if n not in fixed_bits(plan.target)], log))
+
+
 Timer = Callable[[Plan, WorkLog], float]
 """Seconds per token of a plan's decoder on this machine."""
 
@@ -117,13 +123,8 @@ def search_bits(plan: Plan, budget: Budget, log: WorkLog, timer: Timer | None = 
     bench = _Bench(plan, log)
     free = [name for name in bench.wide if name not in fixed_bits(plan.target)]
     names = [name for name in free if budget.kind != "decode" or name != "embedding"]
-    sensitivity = {}
-    for done, name in enumerate(names, 1):
-        bench.narrow([name])
-        sensitivity[name] = bench.measure()[0]
-        bench.widen([name])
-        log.advance("sensitivity", done, len(names))
-    order = sorted(names, key=lambda name: sensitivity[name] / bench.saved(name))
+    sensitivity = bench.sensitivity(names, log)
+    order = list(sensitivity)
     sizes = [bench.size]
     for name in order:
         sizes.append(sizes[-1] - bench.saved(name))
@@ -147,7 +148,7 @@ def search_bits(plan: Plan, budget: Budget, log: WorkLog, timer: Timer | None = 
     chosen = _chosen(budget, frontier, fitting, bench.reference_accuracy)
     return BitsChoice(
         bits=_bits(free, order[: chosen.narrow]),
-        sensitivity={name: sensitivity[name] for name in order},
+        sensitivity=sensitivity,
         frontier=frontier,
         chosen=chosen,
         reference_accuracy=bench.reference_accuracy,
@@ -240,6 +241,16 @@ class _Bench:
         """Put the 8-bit values back."""
         for name in names:
             self.engine.swap(name, self.wide[name])
+
+    def sensitivity(self, names: Sequence[str], log: WorkLog) -> dict[str, float]:
+        """What each matrix alone costs at 4 bits (rule 1), in the order of rule 2."""
+        found = {}
+        for done, name in enumerate(names, 1):
+            self.narrow([name])
+            found[name] = self.measure()[0]
+            self.widen([name])
+            log.advance("sensitivity", done, len(names))
+        return {name: found[name] for name in sorted(names, key=lambda name: found[name] / self.saved(name))}
 
     def measure(self) -> tuple[float, float]:
         """KL in nats from the unquantized model, and accuracy."""
