@@ -90,7 +90,7 @@ class Found:
 class Row:
     """The search against another choice of its size, over all seeds; differences are the search less the other.
 
-    ``accuracy_by_seed`` holds (difference, low, high) of each seed, None where a seed has no yes and no.
+    ``spatial_by_seed`` holds (difference, low, high) of each seed.
     """
 
     method: str

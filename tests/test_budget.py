@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from scale_export import UserError, mil, tolerances
+from scale_export import UserError, api, measure, mil, tolerances
 from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.coreml import decoder as coreml_decoder
 from scale_export.backends.onnxruntime import backend
@@ -18,6 +18,7 @@ from scale_export.bits_plan import bits_plan, k_quant_mixed
 from scale_export.budget import Budget, parse_budget, search_bits
 from scale_export.folding import fold
 from scale_export.metrics import relative_error
+from scale_export.package import open_package_files
 from scale_export.pipeline import bits_by_matrix, quantized, within_budget
 from scale_export.plan import ExportOptions, make_plan
 from scale_export.progress import WorkLog
@@ -219,6 +220,32 @@ def test_wide_layers_split_a_core_ml_decoder_sooner(base_of: Any):
     assert len(coreml_decoder.split_layers(spec, storage, int(whole) + 1, wide)) > 1
     with pytest.raises(UserError, match="one layer and the head"):
         coreml_decoder.split_layers(spec, storage, int(whole) // 8, wide)
+
+
+@pytest.mark.parametrize("asked", [{"budget": "size=0.16MB"}, {"bits": "k_quant_mixed"}], ids=str)
+def test_a_package_holds_the_plan_that_repeats_it(
+    base_of: Any, coefficient_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Any
+):
+    # The legs are tested elsewhere: no second set of graphs for them.
+    monkeypatch.setattr(measure.Measurement, "_unquantized", measure.Measurement._portable)
+    path = api.fold(
+        coefficient_file,
+        "cpu",
+        out=tmp_path / "package",
+        model=str(base_of("llava", "llama").directory),
+        precision="int4",
+        quantizer="rtn",
+        calib="gridworld",
+        calib_limit=3,
+        evaluation="none",
+        **asked,
+    ).path
+    bits = read_bits_plan(path / "bits.toml")
+    files = open_package_files(path, failed=True)
+    assert {4, 8} == set(bits.values()) and files.manifest.files["bits.toml"].size
+    assert files.manifest.bits == {name: width for name, width in bits.items() if width == 8}
+    page = (path / "report.html").read_text(encoding="utf-8")
+    assert ("everywhere, the next larger uniform size" in page) == ("budget" in asked)
 
 
 @pytest.mark.parametrize("text", ["[bits", "[other]", "bits = 3", "[bits]\n[more]"])
