@@ -77,8 +77,8 @@ class AccuracyBar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierPoint:
-    """One choice of bits per matrix: its ``size`` in bytes, and what was measured of it; ``uniform`` says the bits
-    where all have the same."""
+    """One choice of bits per matrix: its ``size`` in bytes, and what was measured of it; ``uniform`` says so
+    where all have the same bits."""
 
     size: int
     kl: float

@@ -80,21 +80,22 @@ def _point(point: Point, choice: BitsChoice) -> FrontierPoint:
 
 
 def _uniform(point: Point, choice: BitsChoice) -> str | None:
-    """``8 bits`` or ``4 bits`` where all matrices of the search have the same."""
-    return {0: "8 bits", len(choice.sensitivity): "4 bits"}.get(point.narrow)
+    """``8 bits everywhere`` or ``4 bits everywhere``, as far as the search reached; None between."""
+    rest = "" if "embedding" in choice.sensitivity else " but in the embedding"
+    return {0: "8 bits everywhere", len(choice.sensitivity): f"4 bits everywhere{rest}"}.get(point.narrow)
 
 
 def beside_uniform(choice: BitsChoice) -> tuple[str, ...]:
     """The choice against the uniform points next to its size, on the questions of the search; a sentence each."""
     chosen = choice.chosen
     if same := _uniform(chosen, choice):
-        return (f"The choice is uniform: {same} everywhere.",)
-    wide, narrow = choice.frontier[0], choice.frontier[-1]
+        return (f"The choice is uniform: {same}.",)
     return tuple(
-        f"{bits} everywhere, the next {side} uniform size, takes {abs(point.size - chosen.size) / chosen.size:.0%} "
+        f"{_uniform(point, choice)}, the next {side} uniform size, takes "
+        f"{abs(point.size - chosen.size) / chosen.size:.0%} "
         f"{'more' if point.size > chosen.size else 'less'}, with KL {point.kl:.2g} for {chosen.kl:.2g} and "
         f"{point.accuracy:.1%} right for {chosen.accuracy:.1%}."
-        for bits, side, point in (("8 bits", "larger", wide), ("4 bits", "smaller", narrow))
+        for side, point in (("larger", choice.frontier[0]), ("smaller", choice.frontier[-1]))
     )
 
 

@@ -428,7 +428,11 @@ def test_scalars_that_change_nothing_are_said_to():
 def test_a_search_under_a_budget_shows_its_frontier():
     points = [
         FrontierPoint(
-            size=900_000 - i, kl=0.001, accuracy=0.9, chosen=i == 1, uniform="8 bits" if i == 0 else None
+            size=900_000 - i,
+            kl=0.001,
+            accuracy=0.9,
+            chosen=i == 1,
+            uniform="8 bits everywhere" if i == 0 else None,
         )
         for i in range(3)
     ]

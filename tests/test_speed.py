@@ -147,7 +147,7 @@ def test_the_page_sets_the_choice_beside_uniform_bits():
     points = [Point(narrow=n, size=1000 - 100 * n, kl=0.001 * n, accuracy=0.9) for n in (0, 2, 4)]
     choice = BitsChoice(
         bits={},
-        sensitivity=dict.fromkeys("abcd", 0.1),
+        sensitivity=dict.fromkeys(["a", "b", "c", "embedding"], 0.1),
         frontier=points,
         chosen=points[1],
         reference_accuracy=0.9,
@@ -158,6 +158,8 @@ def test_the_page_sets_the_choice_beside_uniform_bits():
     assert beside_uniform(dataclasses.replace(choice, chosen=points[2])) == (
         "The choice is uniform: 4 bits everywhere.",
     )
+    without = dataclasses.replace(choice, sensitivity=dict.fromkeys("abcd", 0.1))
+    assert beside_uniform(without)[1].startswith("4 bits everywhere but in the embedding, the next smaller")
 
 
 @pytest.mark.slow
