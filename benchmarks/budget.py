@@ -10,7 +10,7 @@ predict the answer, and by spatial accuracy. The search itself sees the calibrat
 - **k_quant_mixed**: the named mix, at its own size.
 
 A difference is paired by question: the search less the other, the mean over seeds (and draws) of each question, and a
-95 % interval over questions. Intervals of one seed's accuracy are Tango's.
+95 % interval over questions. Intervals of one seed's accuracy are Tango's, but where draws are averaged.
 
     python benchmarks/budget.py --out /tmp/budget.json
     python benchmarks/budget.py --out /tmp/budget.json --write docs/quantization.md
