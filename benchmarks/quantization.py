@@ -17,16 +17,15 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from answering import Measured, PlainRounding, answers, joined, materialized, replaced
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from scale_export.adapter import attach
 from scale_export.base import BaseModel, open_base
@@ -37,11 +36,10 @@ from scale_export.datasets import load_questions
 from scale_export.folding import fold
 from scale_export.progress import WorkLog
 from scale_export.quantize import Method, NoStatistics, QuantizedWeights, Statistics, load_quantizer
-from scale_export.quantize._grid import blocked, reaching_scales, rounded
 from scale_export.records import Coefficients
 from scale_export.statistics import gain_retention, mean_kl, proportion, top1_agreement
-from scale_export.training.examples import Batch, encode_examples, whole_sequences
-from scale_export.weights import CheckpointWeights, DecoderWeights
+from scale_export.training.examples import encode_examples, whole_sequences
+from scale_export.weights import DecoderWeights
 
 TINY = Path(__file__).parents[1] / "examples/tiny_vlm"
 BATCH = 256
@@ -75,14 +73,6 @@ class Row:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What a model said about every question: right or not, and the logits ``[N, V]`` that predict the answers."""
-
-    right: NDArray[np.bool_]
-    logits: NDArray[np.float32]
-
-
 class Bench:
     """The model, its scalars and one split's questions."""
 
@@ -103,13 +93,13 @@ class Bench:
     def measure(self, coefficients: Coefficients | None) -> Measured:
         """The model as its weights are now, with these scalars on it."""
         if coefficients is None:
-            return _joined([_answers(self.base.model, batch) for batch in self.batches])
+            return joined([answers(self.base.model, batch) for batch in self.batches])
         with attach(self.base.model, coefficients) as handle:
             found = []
             for batch in self.batches:
                 handle.gate_mask = batch.gate
-                found.append(_answers(self.base.model, batch))
-        return _joined(found)
+                found.append(answers(self.base.model, batch))
+        return joined(found)
 
     def statistics(self, calibration: str) -> Statistics:
         chosen = CALIBRATIONS[calibration]
@@ -123,7 +113,7 @@ class Bench:
         statistics = self.statistics(calibration)
         started = time.perf_counter()
         weights = self._quantized(method, bits, block_size, statistics)
-        tensors, size = _materialized(weights)
+        tensors, size = materialized(weights)
         seconds = time.perf_counter() - started
         naive = method == "folded naively"
         with replaced(self.base, tensors):
@@ -179,16 +169,6 @@ class Bench:
         return [self._row(found, name, 16, 0, "none", size, 0.0) for name, found in named]
 
 
-class PlainRounding(Method):
-    """``rtn`` for any number of bits and any block size."""
-
-    calibration = "unused"
-
-    def quantize(self, weight: Any, bits: Any, block_size: int, moments: Any = None) -> BlockMatrix:
-        blocks = blocked(weight, block_size)
-        return rounded(blocks, reaching_scales(blocks, bits), bits, weight.shape[1])
-
-
 class WholeRows(Method):
     """A method with one block for each row, however wide."""
 
@@ -203,51 +183,10 @@ class WholeRows(Method):
         return self.method.quantize(weight, bits, weight.shape[1], moments)
 
 
-def _answers(model: nn.Module, batch: Batch) -> Measured:
-    logits, asked = model(**batch.inputs).logits, batch.targets >= 0
-    right = ((logits.argmax(-1) == batch.targets) | ~asked).all(-1)
-    return Measured(right=right.numpy(), logits=logits[asked].numpy())
-
-
-def _joined(parts: Sequence[Measured]) -> Measured:
-    right, logits = (np.concatenate([getattr(p, name) for p in parts]) for name in ("right", "logits"))
-    return Measured(right=right, logits=logits)
-
-
 def _share(right: NDArray[np.bool_]) -> tuple[float, float, float]:
     found = proportion(right)
     assert found is not None and found.low is not None and found.high is not None
     return found.value, found.low, found.high
-
-
-def _materialized(weights: QuantizedWeights) -> tuple[dict[str, Tensor], int]:
-    """Every decoder tensor by portable name, and the bytes of codes and float32 scales."""
-    tensors, size = {}, 0
-    for name in (*weights.spec.linears(), "embedding"):
-        block = weights.block(name)
-        tensors[name] = torch.from_numpy(block.dequantize())
-        size += -(-block.integers().size * block.bits // 8) + block.scales.nbytes
-    return tensors | {name: weights.norm(name) for name in weights.spec.norms()}, size
-
-
-@contextmanager
-def replaced(base: BaseModel, tensors: dict[str, Tensor]) -> Iterator[None]:
-    """The Hugging Face model with other decoder weights, for as long as the context lasts."""
-    parameters = dict(base.model.named_parameters())
-    weights = base.weights
-    assert isinstance(weights, CheckpointWeights)
-    names = {"embedding": f"{weights.prefix}.embed_tokens", "lm_head": "lm_head"}
-    kept = {}
-    for name, value in tensors.items():
-        parameter = parameters[f"{names.get(name) or weights.module_name(name)}.weight"]
-        kept[name] = parameter.data
-        assert parameter.shape == value.shape
-        parameter.data = value
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            parameters[f"{names.get(name) or weights.module_name(name)}.weight"].data = value
 
 
 SHAPES = ((8, 32), (8, 128), (4, 32), (4, 64), (4, 128), (4, WHOLE_ROW), (3, 32), (3, 128))

@@ -31,7 +31,7 @@ def fold(
     calib_limit: int = 128,
     calib_weighting: str = "uniform",
     calib_pictures: bool = True,
-    bits: Mapping[str, int] | None = None,
+    bits: Mapping[str, int] | str | None = None,
     budget: str | None = None,
     cache: str | Path | None = None,
     evaluation: str = "auto",

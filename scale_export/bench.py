@@ -13,6 +13,7 @@ import psutil
 
 from .backends import Step
 from .errors import UserError
+from .generation import Generator
 from .progress import peak_memory
 from .runtime import Package
 
@@ -76,7 +77,7 @@ def bench_package(
         )
     prefill, decode, first = [], [], []
     for repeat in range(repeats + 1):  # the first round warms up
-        prefill_seconds, decode_seconds = _time_decoder(package, prompt_tokens, new_tokens)
+        prefill_seconds, decode_seconds = time_decoder(package.generator, prompt_tokens, new_tokens)
         first_seconds = _time_first_token(package)
         if repeat:
             prefill.append(prefill_seconds)
@@ -105,9 +106,15 @@ def bench_package(
     )
 
 
-def _time_decoder(package: Package, prompt_tokens: int, new_tokens: int) -> tuple[float, float]:
+def decode_seconds(generator: Generator, *, prompt_tokens: int, new_tokens: int, repeats: int) -> float:
+    """Seconds per generated token, the median of ``repeats`` after one that warms up."""
+    rounds = [time_decoder(generator, prompt_tokens, new_tokens)[1] for _ in range(repeats + 1)]
+    return float(np.median(rounds[1:])) / new_tokens
+
+
+def time_decoder(generator: Generator, prompt_tokens: int, new_tokens: int) -> tuple[float, float]:
     """Seconds of one prefill over random embeddings, and of ``new_tokens`` decode steps after it."""
-    generator, engine = package.generator, package.engine
+    engine = generator.engine
     rng = np.random.default_rng(0)
     embeds = rng.standard_normal((1, prompt_tokens, engine.hidden_size)).astype(np.float32)
     words = {"input_ids": np.zeros((1, prompt_tokens), np.int64)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -39,10 +40,7 @@ class BlockMatrix:
 
     def integers(self) -> NDArray[np.uint8]:
         """The codes one per element: uint8 ``[out, in]``."""
-        codes = self.codes
-        if self.bits == 4:
-            codes = np.stack((codes & 0x0F, codes >> 4), axis=-1)
-        return codes.reshape(codes.shape[0], -1)[:, : self.in_features]
+        return integers_of(self.codes, self.bits, self.in_features)
 
     @staticmethod
     def packed(integers: NDArray[np.uint8], bits: Bits) -> NDArray[np.uint8]:
@@ -61,3 +59,14 @@ class BlockMatrix:
     def with_block_factors(self, factors: Float32) -> BlockMatrix:
         """A new matrix whose scales are multiplied by ``factors [blocks]``; the codes stay."""
         return replace(self, scales=(self.scales * factors).astype(np.float32))
+
+
+def hash_codes(codes: Iterable[tuple[str, NDArray[np.uint8]]]) -> dict[str, str]:
+    """``BlockMatrix.codes_sha256`` of matrices by name, from their packed codes."""
+    return {name: hashlib.sha256(packed.tobytes()).hexdigest() for name, packed in codes}
+
+
+def integers_of(packed: NDArray[np.uint8], bits: Bits, in_features: int) -> NDArray[np.uint8]:
+    """Packed codes ``[out, …]`` one per element: uint8 ``[out, in_features]``."""
+    codes = packed if bits != 4 else np.stack((packed & 0x0F, packed >> 4), axis=-1)
+    return codes.reshape(codes.shape[0], -1)[:, :in_features]

@@ -1,16 +1,17 @@
-"""Choosing 4 or 8 bits for every matrix, under a budget of bytes or of loss.
+"""Choosing 4 or 8 bits for every matrix, under a budget of bytes, of loss or of decoding speed.
 
 1. All matrices begin at 8 bits. Each alone goes to 4, and the divergence from the unquantized ScAle model is measured
    over the answers' positions of the calibration questions, on the portable decoder with dequantized weights.
 2. They go to 4 bits for good in the order of divergence per byte saved (greedy: interactions are not searched).
 3. Along the way divergence and accuracy are measured again at up to ``CHECKPOINTS`` places, the last of them where
    everything has 4 bits. A budget of bytes stops at the first size within it, one of loss at the last place within it.
+4. A budget of speed leaves the embedding at 8 bits, since a token reads one row of it, and stops where ``speed`` says.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,14 +21,16 @@ from numpy.typing import NDArray
 
 from .backends import Scalars
 from .backends.reference import ReferenceEngine
+from .bits_plan import fixed_bits
 from .blocks import Bits
 from .calibration import calibration_examples, plan_statistics
 from .errors import UserError
 from .generation import generator_of
-from .plan import Plan, trained_on_set
+from .plan import Plan, trained_on_set, with_bits
 from .progress import WorkLog
 from .quantize import CalibrationOptions, QuantizedWeights, load_quantizer
 from .records import Float32
+from .speed import SpeedChoice, choose_speed
 from .statistics import mean_kl
 from .weights import DecoderWeights
 
@@ -39,14 +42,15 @@ _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """``size``: bytes of the decoder's codes and scales; ``loss``: accuracy, as a share; ``kl``: nats."""
+    """``size``: bytes of the decoder's codes and scales; ``loss``: accuracy, as a share; ``kl``: nats;
+    ``decode``: tokens per second on this machine."""
 
-    kind: Literal["size", "loss", "kl"]
+    kind: Literal["size", "loss", "kl", "decode"]
     limit: float
 
 
 def parse_budget(text: str) -> Budget:
-    """``size=1.2MB``, ``loss<=1pp`` or ``kl<=0.01``.
+    """``size=1.2MB``, ``decode=30tok/s``, ``loss<=1pp`` or ``kl<=0.01``.
 
     Raises:
         UserError: anything else.
@@ -54,11 +58,13 @@ def parse_budget(text: str) -> Budget:
     words = re.sub(r"\s", "", text.lower())
     if found := re.fullmatch(r"size(?:=|<=)(\d+(?:\.\d+)?)(kb|mb|gb)", words):
         return Budget(kind="size", limit=float(found[1]) * _UNITS[found[2]])
+    if found := re.fullmatch(r"decode(?:=|>=)(\d+(?:\.\d+)?)tok/s", words):
+        return Budget(kind="decode", limit=float(found[1]))
     if found := re.fullmatch(r"loss<=(\d+(?:\.\d+)?)pp", words):
         return Budget(kind="loss", limit=float(found[1]) / 100)
     if found := re.fullmatch(r"kl<=(\d+(?:\.\d+)?)", words):
         return Budget(kind="kl", limit=float(found[1]))
-    raise UserError(f"--budget {text!r} is refused: write size=1.2MB, loss<=1pp or kl<=0.01")
+    raise UserError(f"--budget {text!r} is refused: write size=1.2MB, decode=30tok/s, loss<=1pp or kl<=0.01")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +86,12 @@ class BitsChoice:
     frontier: Sequence[Point]
     chosen: Point
     reference_accuracy: float
+    speed: SpeedChoice | None = None
 
     def write(self, path: Path) -> None:
         """A bits plan that repeats the choice, with what was measured in comments."""
-        lines = [
+        lines = [f"# decode: {line}" for line in ([] if self.speed is None else self.speed.lines())]
+        lines += [
             f"# {p.narrow} of {len(self.bits)} matrices at 4 bits: {p.size} bytes, KL {p.kl:.3g}, accuracy "
             f"{p.accuracy:.3f} (unquantized {self.reference_accuracy:.3f}){' <- chosen' if p == self.chosen else ''}"
             for p in self.frontier
@@ -92,30 +100,44 @@ class BitsChoice:
             f'"{name}" = {self.bits[name]}  # alone at 4 bits: KL {kl:.3g}'
             for name, kl in self.sensitivity.items()
         ]
+        rows += [f'"{name}" = {bits}' for name, bits in self.bits.items() if name not in self.sensitivity]
         path.write_text("\n".join([*lines, "[bits]", *rows, ""]), encoding="utf-8")
 
 
-def search_bits(plan: Plan, budget: Budget, log: WorkLog) -> BitsChoice:
-    """Choose bits for every matrix of a quantized plan.
+def narrowing_order(plan: Plan, log: WorkLog) -> list[str]:
+    """Every matrix in the order of rule 2; raises UserError as ``search_bits``."""
+    bench = _Bench(plan, log)
+    return list(bench.sensitivity([n for n in bench.wide if n not in fixed_bits(plan.target)], log))
+
+
+Timer = Callable[[Plan, WorkLog], float]
+"""Seconds per token of a plan's decoder on this machine."""
+
+
+def search_bits(plan: Plan, budget: Budget, log: WorkLog, timer: Timer | None = None) -> BitsChoice:
+    """Choose bits for every matrix of a quantized plan; a budget of speed needs a ``timer``.
 
     Raises:
         UserError: float weights, no questions to measure on, or a budget that nothing meets.
     """
     bench = _Bench(plan, log)
-    names = [*plan.base.spec.linears(), "embedding"]
-    sensitivity = {}
-    for done, name in enumerate(names, 1):
-        bench.narrow([name])
-        sensitivity[name] = bench.measure()[0]
-        bench.widen([name])
-        log.advance("sensitivity", done, len(names))
-    order = sorted(names, key=lambda name: sensitivity[name] / bench.saved(name))
+    free = [name for name in bench.wide if name not in fixed_bits(plan.target)]
+    names = [name for name in free if budget.kind != "decode" or name != "embedding"]
+    sensitivity = bench.sensitivity(names, log)
+    order = list(sensitivity)
     sizes = [bench.size]
     for name in order:
         sizes.append(sizes[-1] - bench.saved(name))
-    fitting = next((count for count, size in enumerate(sizes) if size <= budget.limit), None)
+    speed = None
+    if budget.kind == "decode":
+        assert timer is not None, "a budget of speed is timed"
+        read = [size - bench.bytes_of("embedding", 8) for size in sizes]
+        speed = choose_speed(budget.limit, read, lambda n: timer(_narrowed(plan, free, order[:n]), log))
+        fitting: int | None = speed.chosen.narrow
+    else:
+        fitting = next((count for count, size in enumerate(sizes) if size <= budget.limit), None)
     places = {round(place) for place in np.linspace(0, len(order), CHECKPOINTS)}
-    if budget.kind == "size" and fitting is not None:
+    if budget.kind in ("size", "decode") and fitting is not None:
         places.add(fitting)
     frontier = []
     for count in sorted(places):
@@ -124,19 +146,27 @@ def search_bits(plan: Plan, budget: Budget, log: WorkLog) -> BitsChoice:
         frontier.append(Point(narrow=count, size=sizes[count], kl=kl, accuracy=accuracy))
         log.advance("frontier", len(frontier), len(places))
     chosen = _chosen(budget, frontier, fitting, bench.reference_accuracy)
-    narrow = set(order[: chosen.narrow])
     return BitsChoice(
-        bits={name: 4 if name in narrow else 8 for name in names},
-        sensitivity={name: sensitivity[name] for name in order},
+        bits=_bits(free, order[: chosen.narrow]),
+        sensitivity=sensitivity,
         frontier=frontier,
         chosen=chosen,
         reference_accuracy=bench.reference_accuracy,
+        speed=speed,
     )
+
+
+def _bits(names: Sequence[str], narrow: Collection[str]) -> dict[str, Bits]:
+    return {name: 4 if name in narrow else 8 for name in names}
+
+
+def _narrowed(plan: Plan, names: Sequence[str], narrow: Collection[str]) -> Plan:
+    return with_bits(plan, _bits(names, narrow), "--budget")
 
 
 def _chosen(budget: Budget, frontier: Sequence[Point], fitting: int | None, reference: float) -> Point:
     """Rule 3."""
-    if budget.kind == "size":
+    if budget.kind in ("size", "decode"):
         within = [point for point in frontier if point.narrow == fitting]
         least = f"{frontier[-1].size:,} bytes is the least that 4 bits reach"
     elif budget.kind == "kl":
@@ -153,7 +183,7 @@ def _chosen(budget: Budget, frontier: Sequence[Point], fitting: int | None, refe
 
 
 def _questions(plan: Plan) -> CalibrationOptions | None:
-    """What to measure on where the quantizer itself takes no calibration."""
+    """What to measure on where calibration itself is not wanted."""
     trained_on = trained_on_set(plan.coefficients)
     return None if trained_on is None else CalibrationOptions(questions=trained_on)
 
@@ -166,7 +196,7 @@ class _Bench:
             raise UserError(
                 f"--budget chooses between int4 and int8, and weights are {plan.precision}: name --precision int4"
             )
-        options = plan.calibration or _questions(plan)
+        options = plan.questions or _questions(plan)
         if options is None:
             raise UserError(
                 "--budget measures on calibration questions, and there are none: name a set with --calib"
@@ -176,19 +206,20 @@ class _Bench:
         exact = self._engine(plan.base.weights)
         self.reference = self._logits(exact)
         self.reference_accuracy = float(self._right(self.reference).mean())
-        narrow = QuantizedWeights.prepared(
+        weights = QuantizedWeights.prepared(
             plan.base.weights,
             load_quantizer(plan.quantizer),
-            bits=4,
+            bits=plan.bits,
             block_size=plan.block_size,
             statistics=plan_statistics(plan, log),
         )
-        self.weights: dict[int, QuantizedWeights] = {4: narrow, 8: replace(narrow, bits=8)}
+        self.weights: dict[int, QuantizedWeights] = {4: replace(weights, bits=4), 8: replace(weights, bits=8)}
         self.engine = self._engine(self.weights[8])
         self.wide = dict(self.engine.tensors)
-        self.size = sum(self._bytes(name, 8) for name in self.wide)
+        self.size = sum(self.bytes_of(name, 8) for name in self.wide)
 
-    def _bytes(self, name: str, bits: int) -> int:
+    def bytes_of(self, name: str, bits: int) -> int:
+        """Of a matrix's codes and scales at that width."""
         out, width = self.wide[name].shape
         blocks = -(-width // self.plan.block_size)
         scale = 2 if self.plan.float_types[0] == "float16" else 4
@@ -196,7 +227,7 @@ class _Bench:
 
     def saved(self, name: str) -> int:
         """Bytes less at 4 bits."""
-        return self._bytes(name, 8) - self._bytes(name, 4)
+        return self.bytes_of(name, 8) - self.bytes_of(name, 4)
 
     def narrow(self, names: Sequence[str]) -> None:
         """Put 4-bit values in place."""
@@ -210,6 +241,16 @@ class _Bench:
         """Put the 8-bit values back."""
         for name in names:
             self.engine.swap(name, self.wide[name])
+
+    def sensitivity(self, names: Sequence[str], log: WorkLog) -> dict[str, float]:
+        """What each matrix alone costs at 4 bits (rule 1), in the order of rule 2."""
+        found = {}
+        for done, name in enumerate(names, 1):
+            self.narrow([name])
+            found[name] = self.measure()[0]
+            self.widen([name])
+            log.advance("sensitivity", done, len(names))
+        return {name: found[name] for name in sorted(names, key=lambda name: found[name] / self.saved(name))}
 
     def measure(self) -> tuple[float, float]:
         """KL in nats from the unquantized model, and accuracy."""

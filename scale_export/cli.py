@@ -51,6 +51,10 @@ ScoringOption = Annotated[
 CacheOption = Annotated[
     Path | None, typer.Option(help="Where calibration statistics are kept; ~/.cache/scale-export otherwise.")
 ]
+CalibPlace = Annotated[
+    str | None,
+    typer.Option(help="Where the set lies that the package was calibrated on, NAME:DIR, if it is on a disk."),
+]
 
 
 def _version(value: bool) -> None:
@@ -112,11 +116,16 @@ def fold(
         bool, typer.Option("--calib-text-only", help="Calibrate on the questions without their pictures.")
     ] = False,
     bits_plan: Annotated[
-        Path | None, typer.Option(help="TOML file with the bits of single matrices, 4 or 8, under [bits].")
+        str | None,
+        typer.Option(
+            help="TOML file with the bits of single matrices, 4 or 8, under [bits]; or k_quant_mixed."
+        ),
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="Choose 4 or 8 bits per matrix: size=1.2MB, loss<=1pp or kl<=0.01."),
+        typer.Option(
+            help="Choose 4 or 8 bits per matrix: size=1.2MB, decode=30tok/s, loss<=1pp or kl<=0.01."
+        ),
     ] = None,
     cache: CacheOption = None,
     evaluation: Annotated[
@@ -204,12 +213,7 @@ def verify(
             help="The float32 reference: full (loaded), streamed (from disk, few prompts), auto; files runs no model."
         ),
     ] = "auto",
-    calib: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the set lies that the package was calibrated on, NAME:DIR, if it is on a disk."
-        ),
-    ] = None,
+    calib: CalibPlace = None,
     cache: CacheOption = None,
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Only hashes and golden cases: no base model, no torch.")
@@ -255,6 +259,8 @@ def doctor(
     target: Annotated[
         str | None, typer.Option(help="The target's TOML file, where it is not one of `targets`.")
     ] = None,
+    calib: CalibPlace = None,
+    cache: CacheOption = None,
     as_json: Json = False,
 ) -> None:
     """Find the first stage, layer and matrix at which an export departs from the PyTorch ScAle model.
@@ -264,7 +270,9 @@ def doctor(
     from .commands import run_doctor
 
     _need_export()
-    raise typer.Exit(run_doctor(package=package, model=model, target=target, as_json=as_json))
+    raise typer.Exit(
+        run_doctor(package=package, model=model, target=target, calib=calib, cache=cache, as_json=as_json)
+    )
 
 
 @app.command()

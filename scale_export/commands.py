@@ -36,7 +36,7 @@ def run_fold(
     calib_limit: int,
     calib_weighting: str,
     calib_pictures: bool,
-    bits_plan: Path | None,
+    bits_plan: str | None,
     budget: str | None,
     cache: Path | None,
     evaluation: str,
@@ -49,9 +49,9 @@ def run_fold(
 ) -> int:
     """``scale-export fold``."""
     from .api import default_out
+    from .bits_plan import bits_plan as named_bits
     from .pipeline import FoldRequest, fold_package, plan_fold
     from .plan import ExportOptions
-    from .quantize import read_bits_plan
 
     quiet_libraries()
     request = FoldRequest(
@@ -68,7 +68,7 @@ def run_fold(
             calib_limit=calib_limit,
             calib_weighting=calib_weighting,
             calib_pictures=calib_pictures,
-            bits=read_bits_plan(bits_plan) if bits_plan else {},
+            bits=named_bits(bits_plan) if bits_plan else {},
             cache=cache,
         ),
         evaluation=evaluation,
@@ -159,12 +159,20 @@ def run_verify(
     return EXIT_OK if passed else EXIT_PARITY_FAILED
 
 
-def run_doctor(*, package: Path, model: str | None, target: str | None, as_json: bool) -> int:
+def run_doctor(
+    *,
+    package: Path,
+    model: str | None,
+    target: str | None,
+    calib: str | None,
+    cache: Path | None,
+    as_json: bool,
+) -> int:
     """``scale-export doctor``."""
     from .doctor import examine
 
     quiet_libraries()
-    found = examine(package, model=model, target=target, log=WorkLog())
+    found = examine(package, model=model, target=target, calib=calib, cache=cache, log=WorkLog())
     if as_json:
         print(json.dumps({"fault": found.fault and asdict(found.fault), **asdict(found)}))
         return EXIT_PARITY_FAILED if found.fault else EXIT_OK

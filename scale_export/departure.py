@@ -14,6 +14,10 @@ import numpy as np
 from .metrics import relative_error
 from .records import Array, DecoderSpec, Float32
 
+ONE_HEAD = 0.05
+"""How much of a departure one head's columns may leave unexplained, and still be its only cause."""
+SMALLEST = 1e-30
+
 Product = tuple[Float32, Float32]
 """What went into a matrix ``[B, T, in]`` and what came out ``[B, T, out]``."""
 
@@ -132,3 +136,18 @@ def _common_factor(expected: Float32, found: Float32) -> float | None:
     factor = float((expected * found).sum()) / size
     rest = np.abs(found - factor * expected).max()
     return factor if rest <= 1e-3 * np.abs(expected).max() else None
+
+
+def folded_head(departure: Departure, weight: Float32, heads: int) -> tuple[int, float] | None:
+    """The one head of ``o_proj [out, in]`` whose columns carry a wrong factor, and that factor; None if not one."""
+    (x, expected), (_, found) = departure.expected, departure.found
+    away = (found - expected).reshape(-1, found.shape[-1])
+    if not np.isfinite(away).all():
+        return None
+    inputs = x.reshape(-1, heads, x.shape[-1] // heads)
+    columns = weight.reshape(weight.shape[0], heads, -1)
+    shares = [inputs[:, head] @ columns[:, head].T for head in range(heads)]
+    factors = [float((away * share).sum() / max((share * share).sum(), SMALLEST)) for share in shares]
+    rests = [float(np.abs(away - f * share).max()) for f, share in zip(factors, shares, strict=True)]
+    head = int(np.argmin(rests))
+    return (head, 1 + factors[head]) if rests[head] <= ONE_HEAD * np.abs(away).max() else None

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,19 @@ import torch.nn.functional as F
 from . import tolerances
 from .backends import Engine
 from .backends.reference import TappedKernels
+from .blocks import integers_of
+from .calibration import plan_statistics
+from .code_evidence import CodeEvidence, Moved
 from .coefficients import load_coefficients
-from .departure import Product, Recorder, explain, first_departure, largest_error
+from .departure import (
+    Departure,
+    Product,
+    Recorder,
+    explain,
+    first_departure,
+    folded_head,
+    largest_error,
+)
 from .folding import fold
 from .generation import EmbeddedPrompt, Generator, generator_of
 from .measure import levels_per_unit, load_backend, quantized, reference_engine
@@ -35,7 +46,7 @@ from .parity import preprocessing_leg
 from .plan import Plan
 from .progress import WorkLog
 from .prompts import encode_messages, user_message
-from .quantize import QuantizedWeights
+from .quantize import CalibrationOptions, QuantizedWeights
 from .records import Float32
 from .reference import parity_prompts, reference_cases
 from .verification import plan_again
@@ -83,17 +94,26 @@ class Diagnosis:
         return next((stage for stage in self.stages if stage.passed is False), None)
 
 
-def examine(path: Path, *, model: str | None, target: str | None, log: WorkLog) -> Diagnosis:
+def examine(
+    path: Path,
+    *,
+    model: str | None,
+    target: str | None,
+    log: WorkLog,
+    calib: str | None = None,
+    cache: Path | None = None,
+) -> Diagnosis:
     """Examine a package, or a failed export in its ``.failed`` directory.
 
     Args:
-        model, target: as for ``verification.verify_package``.
+        model, target, calib, cache: as for ``verification.verify_package``.
 
     Raises:
         UserError: no export, a changed one, or a base model that is not to be found.
     """
     files = open_package_files(path, failed=True)
-    plan = plan_again(files, load_coefficients(files.path(files.manifest.coefficients)), model, target)
+    coefficients = load_coefficients(files.path(files.manifest.coefficients))
+    plan = plan_again(files, coefficients, model, target, calib, cache)
     return Examination(files=files, plan=plan, log=log).run()
 
 
@@ -116,7 +136,9 @@ class Examination:
         with self.log.stage("reference"):
             prompts = [prompt for prompt in parity_prompts(1) if prompt.images]
             self.case = reference_cases(base.model, base.processor, plan.coefficients, prompts)[0]
-        stages = [self._preprocessing(), *self._towers(), *self._codes(), *self._decoder()]
+        vision, embedding = self._towers()
+        codes = self._codes(embedding_right=bool(embedding.passed))
+        stages = [self._preprocessing(), vision, embedding, *codes, *self._decoder()]
         faults = [fault.words for fault in KNOWN_FAULTS if fault.fits(self)]
         return Diagnosis(stages=tuple(stages), known_faults=tuple(faults), failed_legs=self.failed_legs)
 
@@ -140,7 +162,7 @@ class Examination:
             name="preprocessing", passed=leg["passed"], value=leg["value"], limit=leg["limit"], words=words
         )
 
-    def _towers(self) -> list[Stage]:
+    def _towers(self) -> tuple[Stage, Stage]:
         """Vision tower and embedding table, each on the reference's inputs."""
         plan, inputs = self.plan, self.case.inputs
         engine = load_backend(plan.target.backend).open_engine(self.graphs, plan, strict=True)
@@ -160,24 +182,60 @@ class Examination:
             weights, limit = weights.base, EIGHT_BIT_STEP
         errors = {"embedding": relative_error(weights.embedding()[torch.from_numpy(ids)].numpy(), rows)}
         words = "the table's rows are the base model's, to the rounding of its precision"
-        return [vision, _held("embedding", errors, limit, words)]
+        return vision, _held("embedding", errors, limit, words)
 
-    def _codes(self) -> list[Stage]:
+    def _codes(self, embedding_right: bool) -> list[Stage]:
         """Integer codes against those that the plan's method makes of the base model."""
         weights = self.folded.weights
         if not isinstance(weights, QuantizedWeights):
             return []
         names = list(weights.spec.linears())
-        found = load_backend(self.plan.target.backend).code_hashes(self.graphs, names)
-        wrong = [name for name in names if found[name] != weights.block(name).codes_sha256]
-        if not wrong:
+        moved = dict(self._moved(weights, names))
+        if not moved:
             words = f"the integer codes of all {len(names)} matrices are those of the base model"
             return [Stage(name="integer codes", passed=True, words=words)]
-        words = (
-            f"{len(wrong)} of {len(names)} matrices hold other codes than quantizing the base model gives, {wrong[0]} "
-            f"the first: another base model, another calibration, or a damaged file"
+        evidence = CodeEvidence(
+            names=names,
+            moved=moved,
+            calibrated=self.plan.calibration is not None,
+            recorded=self._recorded(),
+            embedding_right=embedding_right,
         )
-        return [Stage(name="integer codes", passed=False, place=wrong[0], words=words)]
+        if evidence.spread and self.plan.calibration is not None:
+            evidence = replace(evidence, made_with=self._made_with(evidence.first))
+        return [Stage(name="integer codes", passed=False, place=evidence.first, words=evidence.explain())]
+
+    def _moved(self, weights: QuantizedWeights, names: Sequence[str]) -> Iterator[tuple[str, Moved]]:
+        """The matrices whose codes are not ``weights``'."""
+        for name, packed in load_backend(self.plan.target.backend).codes(self.graphs, names):
+            block = weights.block(name)
+            if packed.size != block.codes.size:
+                yield name, Moved(share=1.0, steps=2**block.bits)  # another width
+            elif packed.tobytes() != block.codes.tobytes():
+                found = integers_of(packed.reshape(block.codes.shape), block.bits, block.in_features)
+                yield name, Moved.between(block.integers(), found)
+
+    def _recorded(self) -> bool | None:
+        """Whether the manifest names the statistics that were collected here; None where it names none."""
+        facts, statistics = self.files.manifest.calibration, plan_statistics(self.plan)
+        return None if facts is None or statistics is None else facts.statistics_sha256 == statistics.sha256
+
+    def _made_with(self, name: str) -> str | None:
+        """The calibration, of those that are easily taken by mistake, whose codes this matrix has."""
+        calibration = self.plan.calibration
+        assert calibration is not None, "the plan is calibrated"
+        others: dict[str, CalibrationOptions | None] = {"those of no calibration at all": None}
+        if calibration.pictures:
+            others["those of the same questions without their pictures"] = replace(
+                calibration, pictures=False
+            )
+        for words, other in others.items():
+            plan = replace(self.plan, calibration=other)
+            weights = quantized(fold(plan.base.weights, plan.coefficients, plan.fold), plan, self.log).weights
+            assert isinstance(weights, QuantizedWeights), "the plan is quantized"
+            if not dict(self._moved(weights, [name])):
+                return words
+        return None
 
     def _decoder(self) -> list[Stage]:
         backend, plan = load_backend(self.plan.target.backend), self.plan
@@ -221,8 +279,18 @@ class Examination:
             worst = largest_error(self.reference, self.strict)
             return Stage(name="decoder", passed=True, value=worst, limit=limit, words=words)
         place, words = explain(found, self.plan.base.spec, limit)
+        if head := self._folded_head(found):
+            place = place.replace("o_proj", f"head.{head[0]}")
+            words = f"{words}; what departs is head {head[0]} alone, by a factor of {head[1]:.3g}"
         value = found.error if np.isfinite(found.error) else None
         return Stage(name="decoder", passed=False, value=value, limit=limit, place=place, words=words)
+
+    def _folded_head(self, found: Departure) -> tuple[int, float] | None:
+        """The head whose columns of a folded ``o_proj`` carry another factor, where that is all that departs."""
+        if found.at_input or not found.matrix.endswith(".o_proj"):
+            return None
+        folded = self.folded.weights if self.folded.scaled is None else self.folded.scaled
+        return folded_head(found, folded.matrix(found.matrix).numpy(), self.plan.base.spec.num_heads)
 
     def _roundings(self) -> list[Stage]:
         """What quantization and this machine's kernels round, each matrix on its own (rule 3)."""

@@ -77,12 +77,14 @@ class AccuracyBar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierPoint:
-    """One choice of bits per matrix: its ``size`` in bytes, and what was measured of it."""
+    """One choice of bits per matrix: its ``size`` in bytes, and what was measured of it; ``uniform`` says so
+    where all have the same bits."""
 
     size: int
     kl: float
     accuracy: float
     chosen: bool
+    uniform: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

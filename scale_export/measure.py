@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import importlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .backends import Engine, Scalars, Tap
 from .backends.reference import ReferenceEngine
@@ -74,11 +77,21 @@ class GraphBackend(Backend, Protocol):
         vision_precision: Precision,
     ) -> dict[str, str]: ...
 
+    def not_timed(self, plan: Plan) -> str | None:
+        """Why this machine's decoding speed says nothing of the plan's; None where it does."""
+        ...
+
     def emit_side_files(self, folded: FoldedDecoder, plan: Plan, directory: Path) -> None: ...
 
     def open_engine(
         self, graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False, tap: Tap | None = None
     ) -> Engine: ...
+
+    def codes(
+        self, graphs: Mapping[str, Path], names: Sequence[str]
+    ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """The packed integer codes of each named matrix, in ``BlockMatrix``'s bytes."""
+        ...
 
     def code_hashes(self, graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]: ...
 

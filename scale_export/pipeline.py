@@ -12,7 +12,9 @@ from typing import Any, Final
 from . import __version__
 from .backends.checkpoint import backend as checkpoint
 from .base import BaseModel, open_base
-from .budget import BitsChoice, parse_budget, search_bits
+from .bits_plan import check_mixed, fixed_bits
+from .blocks import Bits
+from .budget import BitsChoice, Timer, parse_budget, search_bits
 from .calibration import plan_statistics
 from .coefficients import load_coefficients, save_coefficients
 from .datasets import public_name
@@ -20,8 +22,9 @@ from .errors import UserError
 from .folding import FoldedDecoder, fold
 from .measure import Measured, backend_of, evaluation_set, load_backend, measurement_of, quantized
 from .package import CalibrationFacts, DecoderFacts, Manifest, Tool
-from .plan import ExportOptions, Plan, check_mixed_bits, make_plan, with_bits
+from .plan import ExportOptions, Plan, make_plan, with_bits
 from .progress import WorkLog
+from .quantize import write_bits_plan
 from .records import Coefficients
 from .report import render_report
 from .report_data import library_versions, report_data
@@ -31,9 +34,10 @@ from .selftest import write_selftest
 from .staging import StagedPackage, check_destination
 from .streaming import parity_mode
 from .targets import load_target
+from .timing import seconds_per_token
 
 BITS_PLAN: Final = "bits.toml"
-"""What a search under a budget chose, with all that it measured; ``--bits-plan`` reads it."""
+"""Bits of every matrix where some have their own, with what a search measured; ``--bits-plan`` reads it."""
 COEFFICIENTS: Final = "scale.safetensors"
 CHECKPOINT_COEFFICIENTS: Final = "scale/scale.safetensors"
 """In a folder, since loaders of checkpoints take every safetensors file beside the weights for weights."""
@@ -92,8 +96,12 @@ def plan_fold(request: FoldRequest) -> Plan:
         )
     backend_of(plan).check(plan)
     if request.budget is not None:
-        parse_budget(request.budget)
-        check_mixed_bits(plan)
+        budget = parse_budget(request.budget)
+        if request.options.bits:
+            raise UserError("--budget chooses the bits of every matrix: leave out --bits-plan")
+        check_mixed(plan.target, plan.precision)
+        if budget.kind == "decode" and (reason := load_backend(plan.target.backend).not_timed(plan)):
+            raise UserError(f"--budget {request.budget} measures speed on this machine, and {reason}")
     return plan
 
 
@@ -106,6 +114,8 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
         directory = staged.directory
         if choice is not None:
             choice.write(directory / BITS_PLAN)
+        elif request.options.bits:
+            write_bits_plan(bits_by_matrix(plan), directory / BITS_PLAN)
         folded = fold(plan.base.weights, plan.coefficients, plan.fold)
         write = write_checkpoint if plan.precision == "stored" else write_graphs
         graphs = write(folded, plan, directory, log)
@@ -130,19 +140,33 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
     return Outcome(path=path, passed=passed, parity=measured.report.to_json(), plan=plan)
 
 
+def bits_by_matrix(plan: Plan) -> dict[str, Bits]:
+    """Of every matrix but those that the target decides on: what ``--bits-plan`` takes to repeat the plan."""
+    names = [*plan.base.spec.linears(), "embedding"]
+    return {n: plan.other_bits.get(n, plan.bits) for n in names if n not in fixed_bits(plan.target)}
+
+
 def write_checkpoint(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> dict[str, str]:
     """Write the folded Hugging Face model directory; its role → file name."""
     with log.stage("checkpoint"):
         return checkpoint.write(folded, plan, directory)
 
 
-def within_budget(plan: Plan, budget: str | None, log: WorkLog) -> tuple[Plan, BitsChoice | None]:
+def within_budget(
+    plan: Plan, budget: str | None, log: WorkLog, timer: Timer = seconds_per_token
+) -> tuple[Plan, BitsChoice | None]:
     """The plan with the bits that a budget leaves each matrix; unchanged without a budget."""
     if budget is None:
         return plan, None
     with log.stage("bits under the budget"):
-        choice = search_bits(plan, parse_budget(budget), log)
-    return with_bits(plan, choice.bits, f"--budget {budget}"), choice
+        choice = search_bits(plan, parse_budget(budget), log, timer)
+    chosen = with_bits(plan, choice.bits, f"--budget {budget}")
+    if choice.speed is not None:
+        found = choice.speed.chosen
+        said = "" if found.predicted is None else f", where {found.predicted:.4g} were predicted"
+        words = f"On this machine it was measured to decode {found.measured:.4g} tokens/s{said}."
+        chosen = replace(chosen, decisions=(*chosen.decisions, words))
+    return chosen, choice
 
 
 def write_graphs(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> dict[str, str]:

@@ -10,12 +10,13 @@ import numpy as np
 from PIL import Image
 
 from .base import BaseModel
+from .bits_plan import bits_reason, other_bits
 from .blocks import Bits
 from .coefficients import check_base
 from .datasets import dataset_names, load_questions
 from .errors import UserError, did_you_mean
 from .prompts import encode_messages, user_message
-from .quantize import WEIGHTINGS, CalibrationOptions, check_bits, load_quantizer
+from .quantize import WEIGHTINGS, CalibrationOptions, load_quantizer
 from .records import FOLD_MODES, Array, Coefficients, DecoderSpec, FoldMode, Precision, TowerInput
 from .streaming import must_stream
 from .targets import FloatType, Target
@@ -31,7 +32,7 @@ class ExportOptions:
     Attributes:
         calib: question set of calibration; ``auto`` is the one that the coefficients were trained on, ``none`` none.
         calib_limit, calib_weighting, calib_pictures: see ``CalibrationOptions``.
-        bits: bits of single matrices, in place of the precision's; see ``quantize.read_bits_plan``.
+        bits: bits of single matrices, in place of the precision's, or the name of a mix; see ``bits_plan``.
         cache: where statistics are kept; None is the user's own cache folder.
     """
 
@@ -43,7 +44,7 @@ class ExportOptions:
     calib_limit: int = 128
     calib_weighting: str = "uniform"
     calib_pictures: bool = True
-    bits: Mapping[str, int] = field(default_factory=dict)
+    bits: Mapping[str, int] | str = field(default_factory=dict)
     cache: Path | None = None
 
 
@@ -59,7 +60,8 @@ class Plan:
     ``tower_inputs`` are those of one tile as the model's own processor makes it, or of the largest picture;
     ``prefill_tokens`` is how many tokens Core ML's function ``prefill`` takes at once. ``block_size`` is 0 on a target
     that quantizes nothing. ``quantizer`` is None for float weights; ``calibration`` is what it is calibrated on, if
-    it is; ``other_bits`` names the matrices whose bits are not the precision's.
+    it is, and ``questions`` what it would be, which a search under a budget measures on; ``other_bits`` names the
+    matrices whose bits are not the precision's.
     """
 
     base: BaseModel
@@ -76,6 +78,7 @@ class Plan:
     quantizer: str | None = None
     calibration: CalibrationOptions | None = None
     calibration_cache: Path | None = None
+    questions: CalibrationOptions | None = None
     other_bits: Mapping[str, Bits] = field(default_factory=dict)
 
     @property
@@ -127,7 +130,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         _check_one_size(base, tower_inputs)
     prefill_tokens, why_so_many = _prefill_tokens(base, target, trial)
     quantizer, calibration, how = _quantizer(coefficients, base, precision, options)
-    other_bits = _other_bits(options.bits, base.spec, target, precision)
+    bits = other_bits(options.bits, base.spec, target, precision)
     return Plan(
         base=base,
         coefficients=coefficients,
@@ -143,7 +146,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
             why,
             _precision_reason(precision, options.precision, target, block_size),
             *how,
-            *_bits_reason(other_bits, base.spec),
+            *bits_reason(bits, base.spec, target, _bits_source(options.bits)),
             _context_reason(context_length, target, base.spec.max_positions),
             *resized,
             *why_so_many,
@@ -153,8 +156,13 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         quantizer=quantizer,
         calibration=calibration,
         calibration_cache=options.cache,
-        other_bits=other_bits,
+        questions=_calibration(coefficients, options) if quantized else None,
+        other_bits=bits,
     )
+
+
+def _bits_source(asked: Mapping[str, int] | str) -> str:
+    return f"--bits-plan {asked}" if isinstance(asked, str) else "the bits plan"
 
 
 def _block_size(target: Target, asked: int | None) -> int:
@@ -226,47 +234,13 @@ def _quantizer(
     return name, calibration, (f"The quantizer is {name}, {who}, {on}.",)
 
 
-def _other_bits(
-    asked: Mapping[str, int], spec: DecoderSpec, target: Target, precision: Precision
-) -> dict[str, Bits]:
-    """The matrices with bits of their own; refuses them where a package stores one width only."""
-    if not asked:
-        return {}
-    _check_mixed(target, precision)
-    return check_bits(asked, spec, 4 if precision == "int4" else 8)
-
-
-def check_mixed_bits(plan: Plan) -> None:
-    """Refuse bits per matrix where a package has no integer weights, or one width only."""
-    _check_mixed(plan.target, plan.precision)
-
-
-def _check_mixed(target: Target, precision: Precision) -> None:
-    if precision not in DEFAULT_QUANTIZERS:
-        raise UserError(
-            f"bits per matrix are for int8 and int4 weights, and these are {precision}: name another --precision"
-        )
-    if target.backend != "onnxruntime":
-        raise UserError(
-            f"target {target.name} stores all matrices with the same bits: leave out the bits plan, or choose a target "
-            f"of ONNX Runtime"
-        )
-
-
 def with_bits(plan: Plan, bits: Mapping[str, int], why: str) -> Plan:
     """The plan with bits of its own for single matrices, and the sentence that says so."""
-    other_bits = _other_bits(bits, plan.base.spec, plan.target, plan.precision)
-    said = _bits_reason(other_bits, plan.base.spec, why)
-    return replace(plan, other_bits=other_bits, decisions=(*plan.decisions, *said))
-
-
-def _bits_reason(
-    other_bits: Mapping[str, Bits], spec: DecoderSpec, why: str = "the bits plan"
-) -> tuple[str, ...]:
-    if not other_bits:
-        return ()
-    width = next(iter(other_bits.values()))
-    return (f"By {why}, {len(other_bits)} of {len(spec.linears()) + 1} matrices have {width} bits.",)
+    spec, target = plan.base.spec, plan.target
+    found = other_bits(bits, spec, target, plan.precision)
+    earlier = bits_reason(plan.other_bits, spec, target)
+    kept = tuple(decision for decision in plan.decisions if decision not in earlier)
+    return replace(plan, other_bits=found, decisions=(*kept, *bits_reason(found, spec, target, why)))
 
 
 def _calibration(coefficients: Coefficients, options: ExportOptions) -> CalibrationOptions | None:

@@ -83,6 +83,7 @@ class ReportData:
         versions: library → version.
         frontier: what a search under a budget measured, by size; empty without one.
         frontier_reference: the unquantized model's accuracy on the same questions.
+        frontier_words: what is to be said of the choice, a sentence each.
     """
 
     name: str
@@ -99,6 +100,7 @@ class ReportData:
     versions: Mapping[str, str]
     frontier: tuple[FrontierPoint, ...] = ()
     frontier_reference: float | None = None
+    frontier_words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

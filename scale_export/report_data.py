@@ -65,11 +65,42 @@ def report_data(
         versions={"scale-export": __version__, **library_versions(plan)},
         frontier=() if choice is None else tuple(_point(point, choice) for point in choice.frontier),
         frontier_reference=None if choice is None else choice.reference_accuracy,
+        frontier_words=() if choice is None else (*beside_uniform(choice), *_timed(choice)),
     )
 
 
 def _point(point: Point, choice: BitsChoice) -> FrontierPoint:
-    return FrontierPoint(size=point.size, kl=point.kl, accuracy=point.accuracy, chosen=point == choice.chosen)
+    return FrontierPoint(
+        size=point.size,
+        kl=point.kl,
+        accuracy=point.accuracy,
+        chosen=point == choice.chosen,
+        uniform=_uniform(point, choice),
+    )
+
+
+def _uniform(point: Point, choice: BitsChoice) -> str | None:
+    """``8 bits everywhere`` or ``4 bits everywhere``, as far as the search reached; None between."""
+    rest = "" if "embedding" in choice.sensitivity else " but in the embedding"
+    return {0: "8 bits everywhere", len(choice.sensitivity): f"4 bits everywhere{rest}"}.get(point.narrow)
+
+
+def beside_uniform(choice: BitsChoice) -> tuple[str, ...]:
+    """The choice against the uniform points next to its size, on the questions of the search; a sentence each."""
+    chosen = choice.chosen
+    if same := _uniform(chosen, choice):
+        return (f"The choice is uniform: {same}.",)
+    return tuple(
+        f"{_uniform(point, choice)}, the next {side} uniform size, takes "
+        f"{abs(point.size - chosen.size) / chosen.size:.0%} "
+        f"{'more' if point.size > chosen.size else 'less'}, with KL {point.kl:.2g} for {chosen.kl:.2g} and "
+        f"{point.accuracy:.1%} right for {chosen.accuracy:.1%}."
+        for side, point in (("larger", choice.frontier[0]), ("smaller", choice.frontier[-1]))
+    )
+
+
+def _timed(choice: BitsChoice) -> tuple[str, ...]:
+    return () if choice.speed is None else tuple(f"Speed here: {line}." for line in choice.speed.lines())
 
 
 def _quantizer(plan: Plan) -> str:

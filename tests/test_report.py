@@ -426,7 +426,19 @@ def test_scalars_that_change_nothing_are_said_to():
 
 
 def test_a_search_under_a_budget_shows_its_frontier():
-    points = [FrontierPoint(size=900_000 - i, kl=0.001, accuracy=0.9, chosen=i == 1) for i in range(3)]
-    page = render_report(data(frontier=tuple(points), frontier_reference=0.92))
+    points = [
+        FrontierPoint(
+            size=900_000 - i,
+            kl=0.001,
+            accuracy=0.9,
+            chosen=i == 1,
+            uniform="8 bits everywhere" if i == 0 else None,
+        )
+        for i in range(3)
+    ]
+    page = render_report(
+        data(frontier=tuple(points), frontier_reference=0.92, frontier_words=("Said of <it>.",))
+    )
     assert "Bits under the budget" in page and page.count("← chosen") == 1
+    assert page.count("8 bits everywhere") == 1 and "Said of &lt;it&gt;." in page
     assert "Bits under the budget" not in render_report(data())

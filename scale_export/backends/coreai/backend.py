@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ...blocks import hash_codes
 from ...errors import UserError
 from ...folding import FoldedDecoder
 from ...plan import Plan
@@ -15,7 +18,7 @@ from ...vision import VisionTower
 from .. import Engine, Tap
 from . import PARITY, load_apple
 from .bundle import DECODER, EMBEDDING, VISION, pixel_shape, refuse_unserved, write_bundle
-from .codes import code_hashes as decoder_code_hashes
+from .codes import decoder_codes
 from .decoder import emit_decoder
 from .engine import CoreAIEngine
 from .inputs import emit_embedding, emit_vision
@@ -69,9 +72,14 @@ def emit_side_files(folded: FoldedDecoder, plan: Plan, directory: Path) -> None:
     """Nothing: the scalars are constants of the decoder."""
 
 
+def codes(graphs: Mapping[str, Path], names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The integer codes of each named matrix as they lie in the decoder."""
+    return decoder_codes(graphs["decoder"], names)
+
+
 def code_hashes(graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]:
-    """SHA-256 of the integer codes of each named matrix as they lie in the decoder."""
-    return decoder_code_hashes(graphs["decoder"], names)
+    """SHA-256 of the integer codes of each named matrix."""
+    return hash_codes(codes(graphs, names))
 
 
 def open_engine(
@@ -87,6 +95,11 @@ def open_engine(
             "Core AI assets cannot be looked into; examine a package of target coreml or cpu instead"
         )
     return CoreAIEngine(graphs, context_length=plan.context_length)
+
+
+def not_timed(plan: Plan) -> str | None:
+    """Apple's runtime for this machine proves graphs, see ``PARITY``."""
+    return f"Core AI assets run here for their results alone, which is {PARITY}: choose target cpu, or a size"
 
 
 def not_checked() -> Sequence[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import load_apple
 
@@ -19,8 +19,8 @@ _CONSTANT = re.compile(r"(%\d+) = coreai\.constant dense_resource<(\w+)>")
 _RESOURCE = re.compile(r'^ +(\w+): "0x(?:[0-9A-F]{8})([0-9A-F]*)"', re.MULTILINE)  # after the alignment
 
 
-def code_hashes(decoder: Path, names: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of the codes of each named matrix (``layers.0.o_proj``) in the layout of ``BlockMatrix.codes``.
+def decoder_codes(decoder: Path, names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The codes of each named matrix (``layers.0.o_proj``) in the bytes of ``BlockMatrix.codes``.
 
     The program's text is the one public view of large constants; it names none, so that a matrix is told
     by its place in the order of multiplication.
@@ -33,7 +33,6 @@ def code_hashes(decoder: Path, names: Sequence[str]) -> dict[str, str]:
     resources = {match[1]: match[2] for match in _RESOURCE.finditer(text)}
     constants = {match[1]: match[2] for match in _CONSTANT.finditer(text)}
     unpacked = list(_UNPACK.finditer(text))
-    found: dict[str, str] = {}
     for name in names:
         _, layer, part = name.split(".")
         value, rows, bits = unpacked[int(layer) * len(PARTS) + PARTS.index(part)].groups()
@@ -41,6 +40,5 @@ def code_hashes(decoder: Path, names: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"{name} is too small: its codes lie inside the program's text")
         signed = np.frombuffer(bytes.fromhex(resources[constants[value]]), np.uint8)
         # The top bit of each code turns two's complement into an offset.
-        codes = signed ^ np.uint8(0x88 if bits == "4" else 0x80)
-        found[name] = hashlib.sha256(codes.reshape(int(rows), -1).tobytes()).hexdigest()
-    return found
+        codes: NDArray[np.uint8] = signed ^ np.uint8(0x88 if bits == "4" else 0x80)
+        yield name, codes.reshape(int(rows), -1)

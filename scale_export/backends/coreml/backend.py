@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ...blocks import hash_codes
 from ...folding import FoldedDecoder
 from ...plan import Plan
 from ...prompts import end_token_ids
@@ -12,7 +16,7 @@ from ...records import Precision
 from ...vision import VisionTower
 from .. import Engine, Tap
 from .engine import CoreMLEngine
-from .graphs import GraphPlan, decoder_code_hashes, emit_graphs
+from .graphs import GraphPlan, decoder_codes, emit_graphs
 from .predictor import on_device
 
 LIBRARIES = ("coremltools",)
@@ -54,10 +58,15 @@ def emit_side_files(folded: FoldedDecoder, plan: Plan, directory: Path) -> None:
     """Nothing: ``runtime.json`` holds the scalars that a gated decoder takes as inputs."""
 
 
-def code_hashes(graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]:
-    """SHA-256 of the integer codes of each named matrix, as the function with folded scales reads them."""
+def codes(graphs: Mapping[str, Path], names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The integer codes of each named matrix, as the function with folded scales reads them."""
     parts = [path for role, path in graphs.items() if role.startswith("decoder")]
-    return decoder_code_hashes(parts, names)
+    return decoder_codes(parts, names)
+
+
+def code_hashes(graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]:
+    """SHA-256 of the integer codes of each named matrix."""
+    return hash_codes(codes(graphs, names))
 
 
 def open_engine(
@@ -65,6 +74,13 @@ def open_engine(
 ) -> Engine:
     """Core ML on a Mac, the reference interpreter elsewhere; ``strict`` is the interpreter in float32."""
     return CoreMLEngine(graphs, strict=strict, tap=tap)
+
+
+def not_timed(plan: Plan) -> str | None:
+    """An interpreter's speed says nothing of a device."""
+    if on_device():
+        return None
+    return "Core ML packages run in an interpreter here: search on a Mac, or name a size"
 
 
 def not_checked() -> Sequence[str]:

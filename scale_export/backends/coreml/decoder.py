@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...blocks import Bits
 from ...decoder import Cache, Gate, PortableDecoder
 from ...errors import UserError
 from ...folding import FoldedDecoder
@@ -48,11 +49,15 @@ class Storage:
 
     @property
     def bytes_per_weight(self) -> float:
-        """Of a matrix, block scales included."""
+        """Of a matrix without bits of its own, block scales included."""
         per_block = 2 / self.block_size
         return {"float32": 4.0, "float16": 2.0, "int8": 1 + per_block, "int4": 0.5 + per_block}[
             self.precision
         ]
+
+    def bytes_of(self, bits: Bits) -> float:
+        """Per weight of a matrix with bits of its own, block scales included."""
+        return bits / 8 + 2 / self.block_size
 
 
 RESIDUAL_SCALE = 2.0**-6
@@ -174,27 +179,32 @@ def matrix_source(weights: DecoderWeights, storage: Storage) -> MatrixSource:
     return stored
 
 
-def split_layers(spec: DecoderSpec, storage: Storage, max_bytes: int | None) -> list[range]:
+def split_layers(
+    spec: DecoderSpec, storage: Storage, max_bytes: int | None, other_bits: Mapping[str, Bits] | None = None
+) -> list[range]:
     """The layers of each part, so that no part's matrices pass ``max_bytes``; as even as layers allow.
+
+    ``other_bits`` are those of matrices that have not the precision's.
 
     Raises:
         UserError: one layer, or the last one with the head, is larger.
     """
-    sizes = {name: out * width * storage.bytes_per_weight for name, (out, width, _) in spec.linears().items()}
-    head = sizes.pop("lm_head")
-    layer = sum(sizes.values()) / spec.num_layers
     if max_bytes is None:
         return [range(spec.num_layers)]
-    if layer + head > max_bytes:
+    own, layers = other_bits or {}, [0.0] * spec.num_layers
+    for name, (out, width, _) in spec.linears().items():
+        per_weight = storage.bytes_of(own[name]) if name in own else storage.bytes_per_weight
+        layers[-1 if name == "lm_head" else int(name.split(".")[1])] += out * width * per_weight
+    if max(layers) > max_bytes:
         raise UserError(
-            f"one layer and the head take {int(layer + head):,} bytes at {storage.precision}, and the target "
+            f"one layer and the head take {int(max(layers)):,} bytes at {storage.precision}, and the target "
             f"allows {max_bytes:,} in one part of a decoder: choose a smaller --precision or another target"
         )
-    parts = int(-(-(layer * spec.num_layers + head) // max_bytes))
+    parts = int(-(-sum(layers) // max_bytes))
     while True:
         bounds = [round(i * spec.num_layers / parts) for i in range(parts + 1)]
         ranges = [range(a, b) for a, b in itertools.pairwise(bounds)]
-        heaviest = max(len(r) * layer + (head if r.stop == spec.num_layers else 0) for r in ranges)
+        heaviest = max(sum(layers[r.start : r.stop]) for r in ranges)
         if heaviest <= max_bytes:
             return ranges
         parts += 1

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ... import mil
 from ...blocks import Bits, BlockMatrix
@@ -54,7 +54,8 @@ def emit_graphs(
     spec = folded.weights.spec
     storage = Storage(precision=plan.precision, block_size=plan.block_size)
     capacity = -(-plan.context_length // plan.prefill_tokens) * plan.prefill_tokens
-    ranges = split_layers(spec, storage, plan.max_part_bytes)
+    other_bits = folded.weights.other_bits if isinstance(folded.weights, QuantizedWeights) else {}
+    ranges = split_layers(spec, storage, plan.max_part_bytes, other_bits)
     graphs, parts = {}, []
     for number, layers in enumerate(ranges, start=1):
         single = len(ranges) == 1
@@ -122,10 +123,9 @@ def _scalar_defaults(folded: FoldedDecoder) -> host.ScalarDefaults | None:
     )
 
 
-def decoder_code_hashes(parts: Sequence[Path], names: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of the integer codes of each named matrix as function ``decode`` reads them, in ``BlockMatrix`` bytes."""
+def decoder_codes(parts: Sequence[Path], names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The integer codes of each named matrix as function ``decode`` reads them, in the bytes of ``BlockMatrix``."""
     wanted = {constant_name(name): name for name in names}
-    hashes: dict[str, str] = {}
     for part in parts:
         operations = mil.load(part).functions["decode"].operations
         constants = {op.outputs[0][0]: op.inputs["val"][0] for op in operations if op.type == "const"}
@@ -135,11 +135,10 @@ def decoder_code_hashes(parts: Sequence[Path], names: Sequence[str]) -> dict[str
                 if isinstance(codes, str):
                     codes = constants[codes]
                 assert isinstance(codes, Literal), "codes are constants"
-                hashes[wanted[operation.name]] = _hash_codes(codes)
-    return hashes
+                yield wanted[operation.name], _packed(codes)
 
 
-def _hash_codes(codes: Literal) -> str:
+def _packed(codes: Literal) -> NDArray[np.uint8]:
     bits: Bits = 4 if codes.type.dtype == "int4" else 8
     unsigned = (codes.read().astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
-    return hashlib.sha256(BlockMatrix.packed(unsigned, bits).tobytes()).hexdigest()
+    return BlockMatrix.packed(unsigned, bits)

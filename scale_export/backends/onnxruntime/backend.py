@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ...blocks import hash_codes
 from ...folding import FoldedDecoder
 from ...plan import Plan
 from ...prompts import end_token_ids
@@ -15,7 +20,7 @@ from .. import Engine, Tap
 from .engine import OnnxEngine
 from .genai import CONFIG, MODEL_TYPES, genai_config
 from .genai_graphs import fit_graphs
-from .graphs import GraphPlan, decoder_code_hashes, emit_graphs, write_adapter
+from .graphs import GraphPlan, decoder_codes, emit_graphs, write_adapter
 from .kernels import GraphOptions
 
 ADAPTER = "scale.onnx_adapter"
@@ -77,9 +82,14 @@ def _emit_genai(plan: Plan, directory: Path) -> None:
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def codes(graphs: Mapping[str, Path], names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The integer codes of each named matrix, in the decoder that holds the folded scales."""
+    return decoder_codes(graphs.get("decoder_folded", graphs["decoder"]), names)
+
+
 def code_hashes(graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]:
-    """SHA-256 of the integer codes of each named matrix, in the decoder that holds the folded scales."""
-    return decoder_code_hashes(graphs.get("decoder_folded", graphs["decoder"]), names)
+    """SHA-256 of the integer codes of each named matrix."""
+    return hash_codes(codes(graphs, names))
 
 
 def open_engine(
@@ -91,6 +101,14 @@ def open_engine(
     """
     providers = plan.target.execution_providers or ()
     return OnnxEngine(graphs, context_length=plan.context_length, providers=providers, strict=strict, tap=tap)
+
+
+def not_timed(plan: Plan) -> str | None:
+    """Another provider's speed says nothing of the target's."""
+    missing = set(plan.target.execution_providers or ()) - set(ort.get_available_providers())
+    if not missing:
+        return None
+    return f"ONNX Runtime here has no {', '.join(sorted(missing))}: search on the device, or name a size"
 
 
 def not_checked() -> Sequence[str]:

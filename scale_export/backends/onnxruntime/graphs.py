@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from numpy.typing import NDArray
 from torch import nn
 
 from ...folding import FoldedDecoder
@@ -86,16 +87,13 @@ def _emit_folded_twin(folded: FoldedDecoder, plan: GraphPlan, decoder: Path, pat
     ir.save(twin, path)
 
 
-def decoder_code_hashes(decoder: Path, names: Iterable[str]) -> Mapping[str, str]:
-    """SHA-256 of the integer codes of each named matrix as they lie in an emitted decoder."""
+def decoder_codes(decoder: Path, names: Iterable[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The integer codes of each named matrix as they lie in an emitted decoder: ``BlockMatrix.codes``."""
     initializers = ir.load(decoder).graph.initializers
-
-    def digest(name: str) -> str:
+    for name in names:
         codes = initializers[f"{name}.codes"].const_value
         assert codes is not None, "an initializer has a value"
-        return hashlib.sha256(codes.tobytes()).hexdigest()
-
-    return {name: digest(name) for name in names}
+        yield name, codes.numpy()
 
 
 def write_adapter(attn: Float32, mlp: Float32, path: Path) -> None:

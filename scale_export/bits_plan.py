@@ -1,0 +1,120 @@
+"""Bits per matrix: what a plan may ask, the named mixes, and what a target decides by itself.
+
+A plan is a TOML file (``read_bits_plan``), a mapping, or the name of one of ``MIXES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from .blocks import Bits
+from .errors import UserError, did_you_mean
+from .quantize import check_bits, read_bits_plan
+from .records import DecoderSpec, Precision
+from .targets import Target
+
+MIXED_BACKENDS = ("onnxruntime", "coreml")
+"""Backends whose decoders can hold int4 and int8 matrices side by side."""
+FIXED: Mapping[str, Mapping[str, Bits]] = {"coreml": {"embedding": 8}}
+"""Matrices whose bits a backend decides by itself, where weights are quantized."""
+
+
+def k_quant_mixed(spec: DecoderSpec) -> dict[str, int]:
+    """8 bits for the output head, and for ``v_proj`` and ``down_proj`` in the layers that round worst; 4 for the rest.
+
+    Those are the first and the last eighth of the layers and every third one between, as in llama.cpp's Q4_K_M and in
+    onnxruntime-genai's ``k_quant_mixed``, whose rounding of an eighth this is. Theirs are blocks of another kind, with
+    minima; here they are this project's symmetric ones.
+    """
+    layers = spec.num_layers
+    wide = {
+        layer
+        for layer in range(layers)
+        if 8 * layer < layers or 8 * layer >= 7 * layers or (layer - round(layers / 8)) % 3 == 2
+    }
+    names = {"lm_head", *(f"layers.{layer}.{part}" for layer in wide for part in ("v_proj", "down_proj"))}
+    return {name: 8 if name in names else 4 for name in spec.linears()}
+
+
+MIXES: Mapping[str, Callable[[DecoderSpec], dict[str, int]]] = {"k_quant_mixed": k_quant_mixed}
+
+
+def bits_plan(asked: str) -> Mapping[str, int] | str:
+    """What ``--bits-plan`` names: one of ``MIXES``, or what a TOML file holds.
+
+    Raises:
+        UserError: neither.
+    """
+    if asked in MIXES:
+        return asked
+    path = Path(asked)
+    if not path.exists() and path.name == asked and not path.suffix:
+        raise UserError(
+            f"there is no bits plan {asked!r}{did_you_mean(asked, MIXES)}: name a TOML file, or one of "
+            f"{', '.join(MIXES)}"
+        )
+    return read_bits_plan(path)
+
+
+def fixed_bits(target: Target) -> Mapping[str, Bits]:
+    """What the target's backend decides by itself."""
+    return FIXED.get(target.backend, {})
+
+
+def other_bits(
+    asked: Mapping[str, int] | str, spec: DecoderSpec, target: Target, precision: Precision
+) -> dict[str, Bits]:
+    """The matrices whose bits are not the precision's.
+
+    Raises:
+        UserError: an unknown mix or matrix, other bits than 4 and 8, or what the target can't store.
+    """
+    if asked:
+        check_mixed(target, precision)
+    elif precision not in ("int8", "int4"):
+        return {}
+    if isinstance(asked, str):
+        if asked not in MIXES:
+            raise UserError(
+                f"there is no bits plan {asked!r}{did_you_mean(asked, MIXES)}: known are {', '.join(MIXES)}"
+            )
+        asked = MIXES[asked](spec)
+    fixed = fixed_bits(target)
+    for name, bits in fixed.items():
+        if asked.get(name, bits) != bits:
+            raise UserError(
+                f"the bits plan gives the {name} {asked[name]} bits, and target {target.name} keeps it in {bits} "
+                f"whatever the matrices have: leave that line out"
+            )
+    return check_bits({**asked, **fixed}, spec, 4 if precision == "int4" else 8)
+
+
+def check_mixed(target: Target, precision: Precision) -> None:
+    """Refuse bits per matrix where a package has no integer weights, or one width only."""
+    if precision not in ("int8", "int4"):
+        raise UserError(
+            f"bits per matrix are for int8 and int4 weights, and these are {precision}: name another --precision"
+        )
+    if target.backend not in MIXED_BACKENDS:
+        raise UserError(
+            f"target {target.name} stores all matrices with the same bits: leave out the bits plan, or choose a target "
+            f"of ONNX Runtime or Core ML"
+        )
+
+
+def bits_reason(
+    found: Mapping[str, Bits], spec: DecoderSpec, target: Target, why: str = "the bits plan"
+) -> tuple[str, ...]:
+    """The sentences that say what ``other_bits`` found."""
+    fixed = fixed_bits(target)
+    said = [
+        f"The {name} has {bits} bits, which target {target.name} keeps it in whatever the matrices have."
+        for name, bits in fixed.items()
+        if name in found
+    ]
+    chosen = [name for name in found if name not in fixed]
+    if chosen:
+        total = len(spec.linears()) + 1 - len(fixed)
+        said.append(f"By {why}, {len(chosen)} of {total} matrices have {found[chosen[0]]} bits.")
+    return tuple(said)

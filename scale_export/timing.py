@@ -1,0 +1,37 @@
+"""Timing a plan's decoder on this machine before there is a package: emitted, timed as ``bench`` does, dropped."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from .bench import decode_seconds
+from .folding import fold
+from .generation import generator_of
+from .measure import load_backend, quantized
+from .plan import Plan
+from .progress import WorkLog
+
+PROMPT_TOKENS, NEW_TOKENS, REPEATS = 128, 32, 5
+
+
+def seconds_per_token(plan: Plan, log: WorkLog) -> float:
+    """Of decoding behind a prompt, the median of ``REPEATS``, on the runtime's own choice of threads."""
+    backend = load_backend(plan.target.backend)
+    with tempfile.TemporaryDirectory(prefix="scale-export-speed-") as scratch:
+        graphs = backend.emit(
+            quantized(fold(plan.base.weights, plan.coefficients, plan.fold), plan, log),
+            plan.base.vision,
+            plan,
+            Path(scratch),
+            precision=plan.precision,
+            vision_precision=plan.vision_precision,
+        )
+        engine = backend.open_engine({role: Path(scratch) / name for role, name in graphs.items()}, plan)
+        prompt = min(PROMPT_TOKENS, plan.context_length // 2)
+        return decode_seconds(
+            generator_of(plan, engine),
+            prompt_tokens=prompt,
+            new_tokens=min(NEW_TOKENS, plan.context_length - prompt),
+            repeats=REPEATS,
+        )
