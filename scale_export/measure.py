@@ -32,7 +32,7 @@ from .parity import (
 from .plan import Plan
 from .progress import WorkLog
 from .prompts import encode_messages, end_token_ids, user_message
-from .quantize import QuantizedWeights, load_quantizer, quantize
+from .quantize import QuantizedWeights, StaticWeights, load_quantizer, quantize
 from .records import Coefficients, Float32, Precision
 from .reference import Case, Prompt, few_prompts, parity_prompts, reference_cases
 from .runtime import Responder
@@ -312,7 +312,7 @@ class Measurement:
                 "integer codes", "the calibration statistics collected here are not those of the export"
             )
             return {}
-        base = QuantizedWeights.prepared(
+        base = weights_kind(plan).prepared(
             plan.base.weights,
             load_quantizer(plan.quantizer),
             bits=plan.bits,
@@ -437,7 +437,13 @@ def quantized(folded: FoldedDecoder, plan: Plan, log: WorkLog | None = None) -> 
         block_size=plan.block_size,
         statistics=plan_statistics(plan, log),
         other_bits=plan.other_bits,
+        kind=weights_kind(plan),
     )
+
+
+def weights_kind(plan: Plan) -> type[QuantizedWeights]:
+    """What the plan's integer weights are seen through."""
+    return StaticWeights if plan.static else QuantizedWeights
 
 
 def evaluation_set(asked: str, coefficients: Coefficients) -> str | None:

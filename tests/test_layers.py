@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"adapter", "answers", "families", "folding", "decoder", "vision", "staging", "signing"},
     {"streaming", "quantize", "training"},
     {"base"},
-    {"plan", "train"},
+    {"plan", "quantizer_choice", "train"},
     {"backends"},
     {"generation"},
     {"runtime", "reference", "calibration", "budget"},

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from torch import nn
 
 from ...folding import FoldedDecoder
 from ...records import Float32, Precision, TowerInput
-from .decoder import GateDefaults, emit_decoder
+from .decoder import GateDefaults, block_codes, emit_decoder
 from .embedding import emit_embedding
 from .kernels import GraphOptions
 from .vision import emit_vision
@@ -87,12 +88,14 @@ def _emit_folded_twin(folded: FoldedDecoder, plan: GraphPlan, decoder: Path, pat
 
 
 def decoder_code_hashes(decoder: Path, names: Iterable[str]) -> Mapping[str, str]:
-    """SHA-256 of the integer codes of each named matrix as they lie in an emitted decoder."""
+    """SHA-256 of the integer codes of each named matrix in an emitted decoder, laid out as ``BlockMatrix`` does."""
     initializers = ir.load(decoder).graph.initializers
 
     def digest(name: str) -> str:
         codes = initializers[f"{name}.codes"].const_value
         assert codes is not None, "an initializer has a value"
+        if codes.dtype == ir.DataType.INT8:
+            return hashlib.sha256(block_codes(codes.numpy().astype(np.int8)).tobytes()).hexdigest()
         return hashlib.sha256(codes.tobytes()).hexdigest()
 
     return {name: digest(name) for name in names}
