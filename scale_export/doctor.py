@@ -25,9 +25,10 @@ from . import tolerances
 from .backends import Engine
 from .backends.reference import TappedKernels
 from .coefficients import load_coefficients
-from .departure import Product, Recorder, explain, first_departure, largest_error
+from .departure import Product, Recorder, explain, first_departure, follow, largest_error
 from .folding import fold
-from .generation import EmbeddedPrompt, Generator, generator_of
+from .generation import generator_of
+from .lockstep import Lockstep
 from .measure import levels_per_unit, load_backend, quantized, reference_engine
 from .metrics import relative_error
 from .package import PackageFiles, open_package_files
@@ -35,7 +36,7 @@ from .parity import preprocessing_leg
 from .plan import Plan
 from .progress import WorkLog
 from .prompts import encode_messages, user_message
-from .quantize import QuantizedWeights
+from .quantize import QuantizedWeights, StaticWeights
 from .records import Float32
 from .reference import parity_prompts, reference_cases
 from .verification import plan_again
@@ -187,27 +188,19 @@ class Examination:
                 plan, reference_engine(plan, self.folded, functools.partial(TappedKernels, tap=recorders[0]))
             )
             prompt = oracle.embed_prompt(self.case.inputs)
+            after = oracle.decode_step(self.case.tokens[0], prompt.next_position)
             engines: list[Engine] = [oracle.engine]
             for strict, recorder in zip((True, False), recorders[1:], strict=True):
                 engines.append(backend.open_engine(self.graphs, plan, strict=strict, tap=recorder))
             for engine, recorder in zip(engines, recorders, strict=True):
-                self._follow(generator_of(plan, engine), oracle, prompt, recorder)
-        self.reference, self.strict, self.shipped = (recorder.forwards for recorder in recorders)
+                follow(generator_of(plan, engine), prompt, after, recorder.begin)
+            self.reference, self.strict, self.shipped = (recorder.forwards for recorder in recorders)
+            if isinstance(self.folded.weights, StaticWeights):
+                lockstep = Lockstep(self.strict)
+                stepped = generator_of(plan, reference_engine(plan, self.folded, lockstep.kernels))
+                follow(stepped, prompt, after, lockstep.begin)
+                self.reference = lockstep.forwards
         return [self._lowering(), *self._roundings()]
-
-    def _follow(
-        self, asked: Generator, oracle: Generator, prompt: EmbeddedPrompt, recorder: Recorder
-    ) -> None:
-        """The prompt and one generated token, embedded by the reference, through one engine."""
-        forward = asked.forward
-
-        def recorded(cache: Any, step: Any) -> Float32:
-            recorder.begin()
-            return forward(cache, step)
-
-        asked.forward = recorded  # type: ignore[method-assign]
-        start = asked.prefill_embedded(prompt)
-        asked.forward(start.cache, oracle.decode_step(self.case.tokens[0], prompt.next_position))
 
     def _lowering(self) -> Stage:
         limit = tolerances.LOWERING_RELATIVE[

@@ -258,27 +258,35 @@ class Measurement:
             )
             return [("lowering", shipped)]
         strict = self._logits(self.graphs, cases, "strict kernels")
-        if self._streamed is None:
-            plain = self._unquantized(folded, cases)
-            report.legs["lowering"] = lowering_leg(portable, plain, "float32")
-        else:
-            plain = list(portable)
-            with self.log.stage("lowering leg"):
-                dequantized = self._portable(quantized(folded, plan), cases)
-            report.legs["lowering"] = {
-                **lowering_leg(dequantized, strict, "float32"),
-                "weights": "dequantized",
-            }
-            report.not_checked.append(
-                f"an unquantized graph of this size ({self._streamed}): the lowering leg compares the quantized "
-                f"graph with the portable decoder on the same dequantized weights, and the quantization leg the "
-                f"quantized graph with the portable decoder in float32"
-            )
+        plain = self._lowering(report, folded, cases, portable, strict)
         limits = plan.target.parity.of(plan.precision)
         codes = self._codes_kept(report, folded)
         report.legs["quantization"] = quantization_leg(plain, strict, limits, codes)
         report.legs["runtime"] = runtime_leg(strict, shipped, limits)
         return [("lowering", plain), ("quantization", strict), ("runtime", shipped)]
+
+    def _lowering(
+        self,
+        report: ParityReport,
+        folded: FoldedDecoder,
+        cases: Sequence[Case],
+        portable: Sequence[Float32],
+        strict: Sequence[Float32],
+    ) -> list[Float32]:
+        """The lowering leg of quantized graphs; the logits that the quantization leg compares ``strict`` with."""
+        if self._streamed is None:
+            plain = self._unquantized(folded, cases)
+            report.legs["lowering"] = lowering_leg(portable, plain, "float32")
+            return plain
+        with self.log.stage("lowering leg"):
+            dequantized = self._portable(quantized(folded, self.plan), cases)
+        report.legs["lowering"] = {**lowering_leg(dequantized, strict, "float32"), "weights": "dequantized"}
+        report.not_checked.append(
+            f"an unquantized graph of this size ({self._streamed}): the lowering leg compares the quantized "
+            f"graph with the portable decoder on the same dequantized weights, and the quantization leg the "
+            f"quantized graph with the portable decoder in float32"
+        )
+        return list(portable)
 
     def _unquantized(self, folded: FoldedDecoder, cases: Sequence[Case]) -> list[Float32]:
         """The logits of float32 graphs of the same decoder, which are emitted for this and dropped again."""
@@ -423,6 +431,10 @@ def measurement_of(plan: Plan) -> type[Measurement]:
         from .measure_checkpoint import CheckpointMeasurement
 
         return CheckpointMeasurement
+    if plan.static:
+        from .measure_static import StaticMeasurement
+
+        return StaticMeasurement
     return Measurement
 
 

@@ -40,6 +40,13 @@ def storage_relative(dtypes: Iterable[str]) -> float:
     return FOLD_RELATIVE + 3 * max((2.0 ** -STORAGE_BITS[dtype] for dtype in dtypes), default=0.0)
 
 
+PRODUCT_RELATIVE = 1e-5
+"""max |Δ| / max |value| of one product of w8a8's graph, or of what enters it, against the reference's on the same codes.
+
+Integer products are exact in float64; in float32 both sides sum up to as many terms as a layer is wide, each rounded to
+2^-24 of it, in other orders: 2^-24 · √width < 1e-5 up to 28,000 columns. One code that differs is 1e-3 and more.
+"""
+
 PIXEL_LEVELS = 1.0
 """Largest difference of a preprocessed pixel from Hugging Face's, in 8-bit levels."""
 
