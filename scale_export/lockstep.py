@@ -1,9 +1,9 @@
 """A reference that goes on from a graph's own products, for graphs whose products round their inputs.
 
-Where two runs differ in the last bit, a rounded input now and then differs by a whole code, and everything after it by
-as much: compared end to end, such graphs agree to the size of a code, not to that of float arithmetic. So the reference is
-given what went into each product of the graph, and goes on from what came out of it: each product, and whatever lies
-between two of them, answers for itself alone.
+Where two runs differ in the last bit, a rounded input now and then differs by a whole code, and everything after it
+by as much: compared end to end, such graphs agree to the size of a code, not to that of float arithmetic. So the
+reference is given what went into each product of the graph, and goes on from what came out of it: each product, and
+whatever lies between two of them, answers for itself alone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .weights import DecoderWeights
 class Lockstep:
     """The reference's products beside those of a graph on strict kernels.
 
-    ``forwards``, by the same matrices as ``found``: what the reference gives each (from the graph's products before it),
-    and its product of what the graph gave it.
+    ``forwards``, by the same matrices as ``found``: what the reference gives each (from the graph's products before
+    it), and its product of what the graph gave it.
     """
 
     def __init__(self, found: Sequence[Forward]) -> None:

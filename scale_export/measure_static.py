@@ -17,8 +17,8 @@ from .reference import Case
 
 NOT_RUN = (
     "TensorRT and QNN: the QuantizeLinear and DequantizeLinear of this package ran on ONNX Runtime's CPU kernels only",
-    "clipping: scales of activations are those of the calibration questions with ScAle attached; other inputs, or scalars "
-    "overridden at run time, may pass them",
+    "clipping: activations are rounded in the ranges of the calibration questions with ScAle attached; other inputs, or "
+    "scalars overridden at run time, may pass them",
 )
 
 
@@ -45,7 +45,7 @@ class StaticMeasurement(Measurement):
             )
         with self.log.stage("rounded products, one by one"):
             products = self._products(quantized(folded, self.plan), cases[0])
-        leg = report.legs["lowering"] or {"value": products["value"], "limit": products["limit"], "cases": 1}
+        leg = report.legs["lowering"] or {**products, "cases": 1}
         passed = leg.get("passed", True) and products["passed"]
         report.legs["lowering"] = {**leg, "products": products, "passed": passed}
         return plain

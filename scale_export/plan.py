@@ -63,8 +63,9 @@ class Plan:
     ``decisions`` says, sentence by sentence, what was chosen and why; the report and ``--dry-run`` show it.
     ``tower_inputs`` are those of one tile as the model's own processor makes it, or of the largest picture;
     ``prefill_tokens`` is how many tokens Core ML's function ``prefill`` takes at once. ``block_size`` is 0 on a target
-    that quantizes nothing, and of w8a8, which has a scale for each output channel. ``quantizer`` is None for float weights; ``calibration`` is what it is calibrated on, if
-    it is; ``other_bits`` names the matrices whose bits are not the precision's.
+    that quantizes nothing, and of w8a8, which has a scale for each output channel. ``quantizer`` is None for float
+    weights; ``calibration`` is what it is calibrated on, if it is; ``other_bits`` names the matrices whose bits are not
+    the precision's.
     """
 
     base: BaseModel
@@ -206,8 +207,8 @@ def _precision_reason(precision: Precision, asked: str | None, target: Target, b
         return "Every tensor keeps the dtype that the base model stores it in."
     if precision == "w8a8":
         return (
-            f"Weights are int8 with a scale for each output channel, and the inputs of their products int8 with a scale "
-            f"from calibration, {who}."
+            f"Weights are int8 with a scale for each output channel, and the inputs of their products int8 in ranges "
+            f"that calibration found, {who}."
         )
     if precision in BLOCKWISE:
         return f"Weights are {precision} in symmetric blocks of {block_size}, {who}."

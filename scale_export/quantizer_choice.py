@@ -67,7 +67,9 @@ def _check_takes(method: Method, name: str, precision: Precision) -> None:
     if precision in method.precisions:
         return
     if precision == "w8a8":
-        reason = "w8a8 rounds weights to the nearest code of their output channel, and this method searches blocks"
+        reason = (
+            "w8a8 rounds weights to the nearest code of their output channel, and this method searches blocks"
+        )
     else:
         reason = f"it makes activations easier to round at the cost of weights, and {precision} rounds weights alone"
     ways = [other for other in quantizer_names() if precision in load_quantizer(other).precisions]

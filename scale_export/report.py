@@ -212,6 +212,10 @@ def _metrics(name: str, leg: Json) -> Iterator[Metric]:
         )
         label = f"SHA-256 unchanged, {_number(leg['untouched'])} tensors that no scalar touches"
         yield Metric(label=label, value=_yes(leg["untouched_identical"]), limit="yes")
+    if "products" in leg:
+        own = leg["products"]
+        label = f"each of {_number(own['matrices'])} rounded products, {own['metric']}"
+        yield _at_most(name, label, own["value"], own["limit"])
     if "ids_identical" in leg:
         yield Metric(label="token ids identical", value=_yes(leg["ids_identical"]), limit="yes")
     if "kl" in leg:

@@ -41,10 +41,10 @@ def storage_relative(dtypes: Iterable[str]) -> float:
 
 
 PRODUCT_RELATIVE = 1e-5
-"""max |Δ| / max |value| of one product of w8a8's graph, or of what enters it, against the reference's on the same codes.
+"""max |Δ| / max |value| of one product of w8a8's graph, or of what enters it, against the reference's on its inputs.
 
-Integer products are exact in float64; in float32 both sides sum up to as many terms as a layer is wide, each rounded to
-2^-24 of it, in other orders: 2^-24 · √width < 1e-5 up to 28,000 columns. One code that differs is 1e-3 and more.
+Both sides sum as many float32 terms as a layer is wide, in other orders, each rounded to 2^-24 of the sum: errors add
+up like √width, to 2^-24 · √28,000 = 1e-5 in the widest layers. A range that is a thousandth off moves inputs by more.
 """
 
 PIXEL_LEVELS = 1.0

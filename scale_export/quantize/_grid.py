@@ -97,8 +97,10 @@ def rounded(blocks: Tensor, scales: Tensor, bits: Bits, in_features: int) -> Blo
 
 
 def symmetric(weight: Float32, bits: Bits, block_size: int) -> BlockMatrix:
-    """``weight [out, in]`` rounded to the nearest of ±(2^(b−1) − 1) codes; scales reach each block's largest weight, and
-    are positive: 1 where a block is all zeros."""
+    """``weight [out, in]`` rounded to the nearest of ±(2^(b−1) − 1) codes.
+
+    Scales reach each block's largest weight, and are positive: 1 where a block is all zeros.
+    """
     blocks, top = blocked(weight, block_size), 2.0 ** (bits - 1) - 1
     largest = blocks.abs().amax(-1)
     return rounded(blocks, torch.where(largest > 0, largest / top, 1.0), bits, weight.shape[1])

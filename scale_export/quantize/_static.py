@@ -40,8 +40,8 @@ def rounded_inputs(x: Tensor, step: float) -> Tensor:
 class StaticWeights(QuantizedWeights):
     """Quantized weights whose products have rounded inputs too; the embedding table stays as it is.
 
-    ``bits`` is 8 and ``block_size`` unused: a matrix is ``BlockMatrix`` with one block, its whole row. Folding reaches it
-    where all input columns have one factor; see ``folding``.
+    ``bits`` is 8 and ``block_size`` unused: a matrix is a ``BlockMatrix`` of one block, its whole row. Folding reaches
+    it where all input columns have one factor; see ``folding``.
     """
 
     def step(self, name: str) -> np.float32:

@@ -1,8 +1,8 @@
 """SmoothQuant (Xiao et al., 2022): loud input channels are made quieter and their weights louder, so that one static
 scale rounds all channels of a product's input.
 
-How factors are absorbed is ``_equalize``'s. A group's s_j = max|x_j|^α / max|w_j|^(1 − α) is the best over ``ALPHAS``, or
-1 where no smoothing is better, by the expected error of its products with both sides rounded to int8:
+How factors are absorbed is ``_equalize``'s. A group's s_j = max|x_j|^α / max|w_j|^(1 − α) is the best over ``ALPHAS``,
+or 1 where no smoothing is better, by the expected error of its products with both sides rounded to int8:
 
     tr(E H Eᵀ) + step² / 12 · ‖W·diag(s)‖²
 

@@ -156,7 +156,7 @@ def signed_codes(codes: NDArray[np.uint8]) -> NDArray[np.int8]:
 
 def block_codes(signed: NDArray[np.int8]) -> NDArray[np.uint8]:
     """What ``signed_codes`` made, back again."""
-    return np.ascontiguousarray(signed.T).view(np.uint8)[:, None] ^ 0x80
+    return np.bitwise_xor(np.ascontiguousarray(signed.T).view(np.uint8)[:, None], np.uint8(0x80))
 
 
 def _tables(spec: DecoderSpec) -> dict[str, tuple[Rotary, Callable[[Float32], Float32]]]:

@@ -46,8 +46,8 @@ def open_session(
 ) -> ort.InferenceSession:
     """A session on one graph.
 
-    ``strict`` sets every accuracy level in it to 0 as it is loaded, and computes QuantizeLinear, DequantizeLinear and the
-    float product between them as they are written; ``tapped`` makes what goes into and comes out of
+    ``strict`` sets every accuracy level in it to 0 as it is loaded, and computes QuantizeLinear, DequantizeLinear and
+    MatMul as they are written; ``tapped`` makes what goes into and comes out of
     each matrix outputs of the graph, as ``tap_names`` calls them.
 
     Raises:
@@ -108,7 +108,11 @@ def _expose_products(graph: Any) -> None:
     for node in list(graph.node):
         if node.op_type not in ("MatMul", "MatMulNBits"):
             continue
-        given, matrix, found = source(node.input[0]), source(node.input[1]).removesuffix(".codes"), node.output[0]
+        given, matrix, found = (
+            source(node.input[0]),
+            source(node.input[1]).removesuffix(".codes"),
+            node.output[0],
+        )
         after = readers.get(found)
         if after is not None and after.op_type == "Add" and f"{matrix}.bias" in after.input:
             found = after.output[0]

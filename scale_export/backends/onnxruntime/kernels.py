@@ -110,7 +110,9 @@ class OnnxKernels(nn.Module):
             version=OPSET,
         )
         sides = [
-            symbolic("::DequantizeLinear", inputs, {"axis": 1}, dtype=x.dtype, shape=inputs[0].shape, version=OPSET)
+            symbolic(
+                "::DequantizeLinear", inputs, {"axis": 1}, dtype=x.dtype, shape=inputs[0].shape, version=OPSET
+            )
             for inputs in ([rounded, step, self.weights[ZERO]], [codes, self.weights[f"{name}.scales"]])
         ]
         return torch.matmul(*sides)
