@@ -28,6 +28,7 @@ from tests.test_decoder import gate_of, relative
 from tests.test_folding import last_logits
 
 METHODS = quantizer_names()
+BLOCKWISE = [name for name in METHODS if "int4" in load_quantizer(name).precisions]
 CALIBRATED = [name for name in METHODS if load_quantizer(name).calibration != "unused"]
 
 
@@ -69,7 +70,7 @@ def matrix(width: int = 128, rows: int = 48) -> Any:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BLOCKWISE)
 def test_codes_are_byte_identical_before_and_after_folding(base_of: Any, name: str, bits: Any):
     base, method = base_of("llava", "llama-biased"), load_quantizer(name)
     coefficients, statistics = random_coefficients(base, "all"), Correlated(base.spec)
@@ -86,7 +87,7 @@ def test_codes_are_byte_identical_before_and_after_folding(base_of: Any, name: s
 
 @pytest.mark.parametrize("width", [128, 96, 70])
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BLOCKWISE)
 def test_a_method_gives_the_same_twice_and_fills_up_partial_blocks(name: str, bits: Any, width: int):
     weight, moments, method = matrix(width), correlated(width), load_quantizer(name)
     weight[3] = 0
