@@ -272,6 +272,9 @@ def _held(name: str, errors: Mapping[str, float], limit: float, right: str) -> S
 
 
 def _product(weights: DecoderWeights, name: str, x: Float32) -> Float32:
+    if isinstance(weights, StaticWeights):
+        rounded: Float32 = weights.product(name, torch.from_numpy(x)).numpy()
+        return rounded
     y: Float32 = F.linear(torch.from_numpy(x), weights.matrix(name), weights.bias(name)).numpy()
     return y
 

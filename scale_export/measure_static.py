@@ -17,8 +17,8 @@ from .reference import Case
 
 NOT_RUN = (
     "TensorRT and QNN: the QuantizeLinear and DequantizeLinear of this package ran on ONNX Runtime's CPU kernels only",
-    "clipping: activations are rounded in the ranges of the calibration questions with ScAle attached; other inputs, or "
-    "scalars overridden at run time, may pass them",
+    "clipping: activations are rounded in the ranges of the calibration questions with ScAle attached, which other "
+    "inputs, or scalars overridden at run time, may pass",
 )
 
 

@@ -184,7 +184,7 @@ class _Seen:
 @pytest.mark.parametrize("method", ["rtn", "smoothquant"])
 @pytest.mark.parametrize("variant", ["llama-biased", "qwen2"])
 def test_codes_are_byte_identical_before_and_after_folding(base_of: Any, method: str, variant: str):
-    """MLP scalars, and heads that are all alike, multiply scales of output channels; biases are scaled where they are."""
+    """MLP scalars, and heads that are all alike, multiply scales of output channels."""
     base = base_of("llava", variant)
     coefficients = mlp_only(random_coefficients(base, "all"), head=0.7)
     plain = StaticWeights.prepared(
@@ -209,7 +209,7 @@ def test_head_scalars_cannot_fold_and_mlp_scalars_can(base_of: Any):
     base = base_of("llava", "llama")
     gated = plan_of(base, "all")
     assert gated.fold == "gate" and "one scale for each output channel" in gated.decisions[0]
-    with pytest.raises(UserError, match="can't take heads with different scalars.*use --fold gate$"):
+    with pytest.raises(UserError, match=r"can't take heads with different scalars.*use --fold gate$"):
         plan_of(base, "all", fold="weights")
     with pytest.raises(UserError, match="can't take heads with different scalars"):
         plan_of(base, "last", fold="two-phase")
