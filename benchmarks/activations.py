@@ -1,6 +1,6 @@
 """What rounding activations costs: methods of w8a8 on the shipped model, by the portable decoder.
 
-    python benchmarks/activations.py --split validation --limit 512
+    python benchmarks/activations.py --split validation --limit 1024 --alphas 0.25 0.5 0.75
 
 Prefill and one forward per answer token, ScAle gated, as deployed. A question is right where every token of its answer
 is the best one along the right answer; KL is from the unrounded ScAle decoder at the positions that predict the answer.
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--outliers", type=float, default=1)
+    parser.add_argument("--alphas", type=float, nargs="*", default=[], help="smoothquant with one α for all")
     given = parser.parse_args()
     bench = Bench(given.split, given.limit, given.cache, given.outliers)
     scaled, unscaled = (bench.measure(bench.weights, TorchKernels, strength) for strength in (1.0, 0.0))
@@ -142,7 +143,7 @@ def main() -> None:
         "w8a8, rtn": lambda: bench.static(rtn),
         **{
             f"w8a8, smoothquant, α = {alpha}": lambda alpha=alpha: bench.static(SmoothQuant((alpha,)))  # type: ignore[misc]
-            for alpha in (0.25, 0.5, 0.75)
+            for alpha in given.alphas
         },
         "w8a8, smoothquant, best α of each group": lambda: bench.static(SmoothQuant()),
     }
