@@ -11,7 +11,7 @@ from pathlib import Path
 from .blocks import Bits
 from .errors import UserError, did_you_mean
 from .quantize import check_bits, read_bits_plan
-from .records import DecoderSpec, Precision
+from .records import BLOCKWISE, DecoderSpec, Precision
 from .targets import Target
 
 MIXED_BACKENDS = ("onnxruntime", "coreml")
@@ -72,7 +72,7 @@ def other_bits(
     """
     if asked:
         check_mixed(target, precision)
-    elif precision not in ("int8", "int4"):
+    elif precision not in BLOCKWISE:
         return {}
     if isinstance(asked, str):
         if asked not in MIXES:
@@ -92,7 +92,7 @@ def other_bits(
 
 def check_mixed(target: Target, precision: Precision) -> None:
     """Refuse bits per matrix where a package has no integer weights, or one width only."""
-    if precision not in ("int8", "int4"):
+    if precision not in BLOCKWISE:
         raise UserError(
             f"bits per matrix are for int8 and int4 weights, and these are {precision}: name another --precision"
         )

@@ -26,9 +26,10 @@ from .blocks import Bits
 from .calibration import calibration_examples, plan_statistics
 from .errors import UserError
 from .generation import generator_of
-from .plan import Plan, trained_on_set, with_bits
+from .plan import Plan, with_bits
 from .progress import WorkLog
 from .quantize import CalibrationOptions, QuantizedWeights, load_quantizer
+from .quantizer_choice import trained_on_set
 from .records import Float32
 from .speed import SpeedChoice, choose_speed
 from .statistics import mean_kl

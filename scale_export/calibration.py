@@ -1,4 +1,4 @@
-"""Calibration: second moments of every matrix's inputs, collected layer by layer from the portable decoder.
+"""Calibration: second moments and ranges of every matrix's inputs, layer by layer from the portable decoder.
 
 1. The decoder runs as it is deployed: the base weights with ScAle as a gate, a prefill of the prompt and one forward
    for each token of the right answer, whatever the fold mode (folding into weights is the same function).
@@ -37,14 +37,17 @@ from .plan import Plan
 from .progress import WorkLog, peak_memory
 from .prompts import encode_messages, user_message
 from .quantize import CalibrationOptions, Moments, Weighting
-from .records import Array, Coefficients
+from .records import Array, Coefficients, Float32
 from .training.examples import target_ids
 
-SCHEMA = 1
-"""Part of every cache entry's name; to be raised where the same inputs would give other moments."""
+SCHEMA = 2
+"""Part of every cache entry's name; to be raised where the same inputs would give other statistics."""
 
 REPRESENTATIVE = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 """Matrices that share another one's inputs → that one."""
+
+PEAKS = ".peaks"
+"""What a matrix's ranges are called beside its moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +58,16 @@ class StoredStatistics:
 
     def moments(self, name: str) -> Moments | None:
         """Of a matrix's inputs, by its portable name; None for the embedding."""
-        if name == "embedding":
-            return None
+        return None if name == "embedding" else Moments(self._stored(name, ""))
+
+    def peaks(self, name: str) -> Float32 | None:
+        """max |x| of each of its input channels, whatever a token counts for; None as above."""
+        return None if name == "embedding" else self._stored(name, PEAKS)
+
+    def _stored(self, name: str, kind: str) -> Array:
         prefix, _, part = name.rpartition(".")
         site = f"{prefix}.{REPRESENTATIVE.get(part, part)}" if prefix else name
-        return Moments(_read(self.directory / _file_of(name))[site])
+        return _read(self.directory / _file_of(name))[f"{site}{kind}"]
 
     @property
     def sha256(self) -> str:
@@ -215,9 +223,9 @@ def _collect(
             _advance(decoder, kernels, gate, path, layer, recorded=not whole)
             log.advance(f"calibration, layer {layer + 1} of {spec.num_layers}", done, len(paths))
         if not whole:
-            moments = kernels.sums.moments()
+            found = kernels.sums.statistics()
             for file in files:
-                _write({name: value for name, value in moments.items() if _file_of(name) == file.name}, file)
+                _write({name: value for name, value in found.items() if _file_of(name) == file.name}, file)
 
 
 def _paths(
@@ -286,24 +294,28 @@ def _advance(
 
 
 class _Sums:
-    """Weighted sums of x xᵀ by matrix, and of the weights."""
+    """Weighted sums of x xᵀ by matrix, of the weights, and the largest |x|."""
 
     def __init__(self) -> None:
         self.products: dict[str, Tensor] = {}
+        self.peaks: dict[str, Tensor] = {}
         self.totals: dict[str, float] = {}
 
     def add(self, name: str, x: Tensor, weights: Tensor) -> None:
         """``x [T, in]``, ``weights [T]``."""
         if name not in self.products:
             self.products[name] = torch.zeros(x.shape[1], x.shape[1])
+            self.peaks[name] = torch.zeros(x.shape[1])
             self.totals[name] = 0.0
         self.products[name].addmm_((x * weights[:, None]).T, x)
+        self.peaks[name] = torch.maximum(self.peaks[name], x.abs().amax(dim=0))
         self.totals[name] += float(weights.sum())
 
-    def moments(self) -> dict[str, Array]:
-        """E[x xᵀ] by matrix, float32 ``[in, in]``, symmetric to the bit."""
+    def statistics(self) -> dict[str, Array]:
+        """By matrix E[x xᵀ], float32 ``[in, in]``, symmetric to the bit, and max |x|, ``[in]``."""
         means = {name: product / self.totals[name] for name, product in self.products.items()}
-        return {name: ((mean + mean.T) / 2).numpy() for name, mean in means.items()}
+        moments = {name: ((mean + mean.T) / 2).numpy() for name, mean in means.items()}
+        return moments | {f"{name}{PEAKS}": peaks.numpy() for name, peaks in self.peaks.items()}
 
 
 class _Recorder:

@@ -88,7 +88,7 @@ def fold(
         Path | None, typer.Option("--out", "-o", help="Package directory; by default COEFFS-TARGET here.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="float32, float16, int8 or int4; the target's default otherwise.")
+        str | None, typer.Option(help="float32, float16, int8, int4 or w8a8; the target's default otherwise.")
     ] = None,
     fold_mode: Annotated[
         str, typer.Option("--fold", help="auto (the cheapest exact mode), weights, gate or two-phase.")
@@ -99,7 +99,7 @@ def fold(
     quantizer: Annotated[
         str,
         typer.Option(
-            help="rtn, mse, hqq, gptq or awq: how int8 and int4 weights are rounded; auto otherwise."
+            help="rtn, mse, hqq, gptq or awq for int8 and int4; rtn or smoothquant for w8a8; auto otherwise."
         ),
     ] = "auto",
     calib: Annotated[

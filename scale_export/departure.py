@@ -6,11 +6,14 @@ is right and whose output departs points at its own weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from .backends import Step
+from .generation import EmbeddedPrompt, Generator
 from .metrics import relative_error
 from .records import Array, DecoderSpec, Float32
 
@@ -44,6 +47,18 @@ class Recorder:
                 np.concatenate((earlier[1], product[1]), 1),
             )
         self.forwards[-1][name] = product
+
+
+def follow(asked: Generator, prompt: EmbeddedPrompt, after: Step, begin: Callable[[], None]) -> None:
+    """A prompt and one generated token, both embedded already, through one engine; ``begin`` before each forward."""
+    forward = asked.forward
+
+    def recorded(cache: Any, step: Step) -> Float32:
+        begin()
+        return forward(cache, step)
+
+    asked.forward = recorded  # type: ignore[method-assign]
+    asked.forward(asked.prefill_embedded(prompt).cache, after)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

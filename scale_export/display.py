@@ -58,6 +58,12 @@ def _leg_figures(leg: Mapping[str, Any]) -> tuple[str, str]:
             f"gain kept {figure(limits['gain_retention'])}, agreement {figure(limits['agreement_outside_near_ties'])}"
             f", margin {figure(limits['equivalence_margin'])}",
         )
+    if "products" in leg:
+        own = leg["products"]
+        return (
+            f"{figure(leg['value'])}, rounded products {figure(own['value'])}",
+            f"{figure(leg['limit'])}, {figure(own['limit'])}",
+        )
     return figure(leg["value"]), figure(leg["limit"])
 
 

@@ -15,7 +15,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +34,12 @@ from .departure import (
     explain,
     first_departure,
     folded_head,
+    follow,
     largest_error,
 )
 from .folding import fold
-from .generation import EmbeddedPrompt, Generator, generator_of
+from .generation import generator_of
+from .lockstep import Lockstep
 from .measure import levels_per_unit, load_backend, quantized, reference_engine
 from .metrics import relative_error
 from .package import PackageFiles, open_package_files
@@ -46,7 +47,7 @@ from .parity import preprocessing_leg
 from .plan import Plan
 from .progress import WorkLog
 from .prompts import encode_messages, user_message
-from .quantize import CalibrationOptions, QuantizedWeights
+from .quantize import CalibrationOptions, QuantizedWeights, StaticWeights
 from .records import Float32
 from .reference import parity_prompts, reference_cases
 from .verification import plan_again
@@ -245,27 +246,19 @@ class Examination:
                 plan, reference_engine(plan, self.folded, functools.partial(TappedKernels, tap=recorders[0]))
             )
             prompt = oracle.embed_prompt(self.case.inputs)
+            after = oracle.decode_step(self.case.tokens[0], prompt.next_position)
             engines: list[Engine] = [oracle.engine]
             for strict, recorder in zip((True, False), recorders[1:], strict=True):
                 engines.append(backend.open_engine(self.graphs, plan, strict=strict, tap=recorder))
             for engine, recorder in zip(engines, recorders, strict=True):
-                self._follow(generator_of(plan, engine), oracle, prompt, recorder)
-        self.reference, self.strict, self.shipped = (recorder.forwards for recorder in recorders)
+                follow(generator_of(plan, engine), prompt, after, recorder.begin)
+            self.reference, self.strict, self.shipped = (recorder.forwards for recorder in recorders)
+            if isinstance(self.folded.weights, StaticWeights):
+                lockstep = Lockstep(self.strict)
+                stepped = generator_of(plan, reference_engine(plan, self.folded, lockstep.kernels))
+                follow(stepped, prompt, after, lockstep.begin)
+                self.reference = lockstep.forwards
         return [self._lowering(), *self._roundings()]
-
-    def _follow(
-        self, asked: Generator, oracle: Generator, prompt: EmbeddedPrompt, recorder: Recorder
-    ) -> None:
-        """The prompt and one generated token, embedded by the reference, through one engine."""
-        forward = asked.forward
-
-        def recorded(cache: Any, step: Any) -> Float32:
-            recorder.begin()
-            return forward(cache, step)
-
-        asked.forward = recorded  # type: ignore[method-assign]
-        start = asked.prefill_embedded(prompt)
-        asked.forward(start.cache, oracle.decode_step(self.case.tokens[0], prompt.next_position))
 
     def _lowering(self) -> Stage:
         limit = tolerances.LOWERING_RELATIVE[
@@ -348,6 +341,9 @@ def _held(name: str, errors: Mapping[str, float], limit: float, right: str) -> S
 
 
 def _product(weights: DecoderWeights, name: str, x: Float32) -> Float32:
+    if isinstance(weights, StaticWeights):
+        rounded: Float32 = weights.product(name, torch.from_numpy(x)).numpy()
+        return rounded
     y: Float32 = F.linear(torch.from_numpy(x), weights.matrix(name), weights.bias(name)).numpy()
     return y
 

@@ -35,7 +35,7 @@ from .parity import (
 from .plan import Plan
 from .progress import WorkLog
 from .prompts import encode_messages, end_token_ids, user_message
-from .quantize import QuantizedWeights, load_quantizer, quantize
+from .quantize import QuantizedWeights, StaticWeights, load_quantizer, quantize
 from .records import Coefficients, Float32, Precision
 from .reference import Case, Prompt, few_prompts, parity_prompts, reference_cases
 from .runtime import Responder
@@ -271,27 +271,35 @@ class Measurement:
             )
             return [("lowering", shipped)]
         strict = self._logits(self.graphs, cases, "strict kernels")
-        if self._streamed is None:
-            plain = self._unquantized(folded, cases)
-            report.legs["lowering"] = lowering_leg(portable, plain, "float32")
-        else:
-            plain = list(portable)
-            with self.log.stage("lowering leg"):
-                dequantized = self._portable(quantized(folded, plan), cases)
-            report.legs["lowering"] = {
-                **lowering_leg(dequantized, strict, "float32"),
-                "weights": "dequantized",
-            }
-            report.not_checked.append(
-                f"an unquantized graph of this size ({self._streamed}): the lowering leg compares the quantized "
-                f"graph with the portable decoder on the same dequantized weights, and the quantization leg the "
-                f"quantized graph with the portable decoder in float32"
-            )
+        plain = self._lowering(report, folded, cases, portable, strict)
         limits = plan.target.parity.of(plan.precision)
         codes = self._codes_kept(report, folded)
         report.legs["quantization"] = quantization_leg(plain, strict, limits, codes)
         report.legs["runtime"] = runtime_leg(strict, shipped, limits)
         return [("lowering", plain), ("quantization", strict), ("runtime", shipped)]
+
+    def _lowering(
+        self,
+        report: ParityReport,
+        folded: FoldedDecoder,
+        cases: Sequence[Case],
+        portable: Sequence[Float32],
+        strict: Sequence[Float32],
+    ) -> list[Float32]:
+        """The lowering leg of quantized graphs; the logits that the quantization leg compares ``strict`` with."""
+        if self._streamed is None:
+            plain = self._unquantized(folded, cases)
+            report.legs["lowering"] = lowering_leg(portable, plain, "float32")
+            return plain
+        with self.log.stage("lowering leg"):
+            dequantized = self._portable(quantized(folded, self.plan), cases)
+        report.legs["lowering"] = {**lowering_leg(dequantized, strict, "float32"), "weights": "dequantized"}
+        report.not_checked.append(
+            f"an unquantized graph of this size ({self._streamed}): the lowering leg compares the quantized "
+            f"graph with the portable decoder on the same dequantized weights, and the quantization leg the "
+            f"quantized graph with the portable decoder in float32"
+        )
+        return list(portable)
 
     def _unquantized(self, folded: FoldedDecoder, cases: Sequence[Case]) -> list[Float32]:
         """The logits of float32 graphs of the same decoder, which are emitted for this and dropped again."""
@@ -325,7 +333,7 @@ class Measurement:
                 "integer codes", "the calibration statistics collected here are not those of the export"
             )
             return {}
-        base = QuantizedWeights.prepared(
+        base = weights_kind(plan).prepared(
             plan.base.weights,
             load_quantizer(plan.quantizer),
             bits=plan.bits,
@@ -436,6 +444,10 @@ def measurement_of(plan: Plan) -> type[Measurement]:
         from .measure_checkpoint import CheckpointMeasurement
 
         return CheckpointMeasurement
+    if plan.static:
+        from .measure_static import StaticMeasurement
+
+        return StaticMeasurement
     return Measurement
 
 
@@ -450,7 +462,13 @@ def quantized(folded: FoldedDecoder, plan: Plan, log: WorkLog | None = None) -> 
         block_size=plan.block_size,
         statistics=plan_statistics(plan, log),
         other_bits=plan.other_bits,
+        kind=weights_kind(plan),
     )
+
+
+def weights_kind(plan: Plan) -> type[QuantizedWeights]:
+    """What the plan's integer weights are seen through."""
+    return StaticWeights if plan.static else QuantizedWeights
 
 
 def evaluation_set(asked: str, coefficients: Coefficients) -> str | None:

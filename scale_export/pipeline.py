@@ -286,7 +286,7 @@ def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
         scope=plan.coefficients.scope,
         fold=plan.fold,
         precision=plan.precision,
-        block_size=plan.block_size if plan.quantized else None,
+        block_size=(plan.quantized and plan.block_size) or None,
         quantizer=plan.quantizer,
         calibration=_calibration_facts(plan),
         bits=dict(plan.other_bits),

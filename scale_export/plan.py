@@ -13,12 +13,21 @@ from .base import BaseModel
 from .bits_plan import bits_reason, other_bits
 from .blocks import Bits
 from .coefficients import check_base
-from .datasets import dataset_names, load_questions
 from .errors import UserError, did_you_mean
 from .prompts import encode_messages, user_message
-from .quantize import WEIGHTINGS, CalibrationOptions, load_quantizer
-from .records import FOLD_MODES, Array, Coefficients, DecoderSpec, FoldMode, Precision, TowerInput
-from .streaming import must_stream
+from .quantize import CalibrationOptions
+from .quantizer_choice import calibration_options, choose_quantizer
+from .records import (
+    BLOCKWISE,
+    FOLD_MODES,
+    INTEGER,
+    Array,
+    Coefficients,
+    DecoderSpec,
+    FoldMode,
+    Precision,
+    TowerInput,
+)
 from .targets import FloatType, Target
 
 PREFILL_STEP = 64
@@ -48,10 +57,6 @@ class ExportOptions:
     cache: Path | None = None
 
 
-DEFAULT_QUANTIZERS: dict[Precision, tuple[str, str]] = {"int8": ("rtn", "rtn"), "int4": ("gptq", "rtn")}
-"""The quantizer of each precision with calibration, and without; measured in docs/quantization.md."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A decided export.
@@ -59,9 +64,9 @@ class Plan:
     ``decisions`` says, sentence by sentence, what was chosen and why; the report and ``--dry-run`` show it.
     ``tower_inputs`` are those of one tile as the model's own processor makes it, or of the largest picture;
     ``prefill_tokens`` is how many tokens Core ML's function ``prefill`` takes at once. ``block_size`` is 0 on a target
-    that quantizes nothing. ``quantizer`` is None for float weights; ``calibration`` is what it is calibrated on, if
-    it is, and ``questions`` what it would be, which a search under a budget measures on; ``other_bits`` names the
-    matrices whose bits are not the precision's.
+    that quantizes nothing, and of w8a8, which has a scale for each output channel. ``quantizer`` is None for float
+    weights; ``calibration`` is what it is calibrated on, if it is, and ``questions`` what it would be, which a search
+    under a budget measures on; ``other_bits`` names the matrices whose bits are not the precision's.
     """
 
     base: BaseModel
@@ -88,8 +93,13 @@ class Plan:
 
     @property
     def quantized(self) -> bool:
-        """Whether weights are block-quantized integers."""
-        return self.precision in ("int8", "int4")
+        """Whether weights are integers."""
+        return self.precision in INTEGER
+
+    @property
+    def static(self) -> bool:
+        """Whether the inputs of products are integers too, by scales that calibration fixed."""
+        return self.precision == "w8a8"
 
     @property
     def float_types(self) -> tuple[FloatType, FloatType]:
@@ -116,12 +126,12 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
             f"site at {base.spec.mlp_site!r}: train them again on this model"
         )
     precision = _precision(target, options.precision)
-    block_size = _block_size(target, options.block_size)
-    quantized = precision in ("int8", "int4")
-    if quantized:
+    block_size = _block_size(target, options.block_size, precision)
+    quantized = precision in INTEGER
+    if precision in BLOCKWISE:
         _check_widths(base.spec, target, block_size)
-    straddles = quantized and _straddles(coefficients, base.spec.head_dim, block_size)
-    fold, why = _fold_mode(coefficients, base, target, options.fold, straddles, block_size)
+    scales = _unfoldable(coefficients, base.spec, block_size) if quantized else None
+    fold, why = _fold_mode(coefficients, base, target, options.fold, scales)
     context_length = min(target.context_length or base.spec.max_positions, base.spec.max_positions)
     base, resized = _fit_pictures(base, target, context_length)
     trial = encode_messages(base.processor, [user_message([Image.new("RGB", (256, 256))], "?")])
@@ -129,7 +139,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
     if base.family.generic:
         _check_one_size(base, tower_inputs)
     prefill_tokens, why_so_many = _prefill_tokens(base, target, trial)
-    quantizer, calibration, how = _quantizer(coefficients, base, precision, options)
+    quantizer, calibration, how = choose_quantizer(coefficients, base, precision, options)
     bits = other_bits(options.bits, base.spec, target, precision)
     return Plan(
         base=base,
@@ -156,7 +166,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         quantizer=quantizer,
         calibration=calibration,
         calibration_cache=options.cache,
-        questions=_calibration(coefficients, options) if quantized else None,
+        questions=calibration_options(coefficients, options) if quantized else None,
         other_bits=bits,
     )
 
@@ -165,7 +175,11 @@ def _bits_source(asked: Mapping[str, int] | str) -> str:
     return f"--bits-plan {asked}" if isinstance(asked, str) else "the bits plan"
 
 
-def _block_size(target: Target, asked: int | None) -> int:
+def _block_size(target: Target, asked: int | None, precision: Precision) -> int:
+    if precision == "w8a8":
+        if asked is not None:
+            raise UserError("w8a8 weights have one scale for each output channel: leave --block-size out")
+        return 0
     if target.block_size is None:
         if asked is not None:
             raise UserError(f"target {target.name} quantizes nothing: leave --block-size out")
@@ -198,40 +212,14 @@ def _precision_reason(precision: Precision, asked: str | None, target: Target, b
     who = "as asked" if asked else f"target {target.name}'s default"
     if precision == "stored":
         return "Every tensor keeps the dtype that the base model stores it in."
-    if precision in ("int8", "int4"):
+    if precision == "w8a8":
+        return (
+            f"Weights are int8 with a scale for each output channel, and the inputs of their products int8 in ranges "
+            f"that calibration found, {who}."
+        )
+    if precision in BLOCKWISE:
         return f"Weights are {precision} in symmetric blocks of {block_size}, {who}."
     return f"Weights are {precision}, {who}."
-
-
-def _quantizer(
-    coefficients: Coefficients, base: BaseModel, precision: Precision, options: ExportOptions
-) -> tuple[str | None, CalibrationOptions | None, tuple[str, ...]]:
-    """The method, what it is calibrated on, and the sentence that says why."""
-    if precision not in DEFAULT_QUANTIZERS:
-        if options.quantizer != "auto":
-            raise UserError(
-                f"--quantizer {options.quantizer} is refused: it rounds int8 and int4 weights, and these are "
-                f"{precision}; leave it out or name another --precision"
-            )
-        return None, None, ()
-    calibration = _calibration(coefficients, options)
-    name, who = options.quantizer, "as asked"
-    if name == "auto":
-        too_large = must_stream(base.checkpoint, "auto") is not None
-        without = calibration is None or too_large
-        name, who = DEFAULT_QUANTIZERS[precision][without], f"the default of {precision}"
-        if too_large:
-            who = f"{who} for models larger than memory"
-    method = load_quantizer(name)
-    if method.calibration == "required" and calibration is None:
-        raise UserError(
-            f"--quantizer {name} needs calibration, and there is no question set to take it from: name one with "
-            f"--calib, or use --quantizer rtn, which does without"
-        )
-    if method.calibration == "unused":
-        return name, None, (f"The quantizer is {name}, {who}; it takes no calibration.",)
-    on = "without calibration" if calibration is None else f"calibrated on {calibration}"
-    return name, calibration, (f"The quantizer is {name}, {who}, {on}.",)
 
 
 def with_bits(plan: Plan, bits: Mapping[str, int], why: str) -> Plan:
@@ -243,46 +231,29 @@ def with_bits(plan: Plan, bits: Mapping[str, int], why: str) -> Plan:
     return replace(plan, other_bits=found, decisions=(*kept, *bits_reason(found, spec, target, why)))
 
 
-def _calibration(coefficients: Coefficients, options: ExportOptions) -> CalibrationOptions | None:
-    """What to calibrate on; None for nothing.
-
-    Raises:
-        UserError: a question set that can't be loaded, or a weighting that there isn't.
-    """
-    weighting = next((w for w in WEIGHTINGS if w == options.calib_weighting), None)
-    if weighting is None:
-        known, asked = ", ".join(WEIGHTINGS), options.calib_weighting
-        raise UserError(
-            f"unknown --calib-weighting {asked!r}{did_you_mean(asked, WEIGHTINGS)}; known: {known}"
-        )
-    questions = trained_on_set(coefficients) if options.calib == "auto" else options.calib
-    if questions is None or questions == "none":
-        return None
-    load_questions(questions, "calibration", limit=1)
-    return CalibrationOptions(
-        questions=questions,
-        limit=options.calib_limit,
-        weighting=weighting,
-        pictures=options.calib_pictures,
-    )
-
-
-def trained_on_set(coefficients: Coefficients) -> str | None:
-    """The question set that the coefficients were trained on, if it is one of ours with a calibration split here."""
-    questions = str(coefficients.training.get("data", ""))
-    if questions.partition(":")[0] not in dataset_names():
-        return None
-    try:
-        found = load_questions(questions, "calibration", limit=1)
-    except UserError:
-        return None
-    return questions if found else None
-
-
 def scaled_layers(coefficients: Coefficients) -> tuple[int, ...]:
     """The layers where some scalar differs from 1."""
     rows = zip(coefficients.layer_indices, coefficients.head_scale, coefficients.mlp_scale, strict=True)
     return tuple(layer for layer, heads, mlp in rows if np.any(heads != 1) or mlp != 1)
+
+
+def _unfoldable(coefficients: Coefficients, spec: DecoderSpec, block_size: int) -> str | None:
+    """Why integer codes would not survive folding into weights; None where scales can take the scalars.
+
+    A scale for a whole row is one block, of all heads. Where it is DequantizeLinear's, it must stay positive.
+    """
+    if block_size:
+        if not _straddles(coefficients, spec.head_dim, block_size):
+            return None
+        return f"a quantization block of {block_size} columns would straddle heads with different scalars"
+    if _straddles(coefficients, spec.head_dim, spec.num_heads * spec.head_dim):
+        return (
+            "w8a8 weights have one scale for each output channel, which can't take heads with different scalars "
+            "without other integer codes"
+        )
+    if any(np.any(heads <= 0) for heads in coefficients.head_scale) or np.any(coefficients.mlp_scale <= 0):
+        return "a scalar that is not positive would make w8a8's weight scales so, which runtimes refuse"
+    return None
 
 
 def _straddles(coefficients: Coefficients, head_dim: int, block_size: int) -> bool:
@@ -407,9 +378,12 @@ def _prefill_tokens(
 
 
 def _fold_mode(
-    coefficients: Coefficients, base: BaseModel, target: Target, asked: str, straddles: bool, block_size: int
+    coefficients: Coefficients, base: BaseModel, target: Target, asked: str, scales: str | None
 ) -> tuple[FoldMode, str]:
-    """The cheapest exact mode, or the asked one if it is exact (contract C3); with the sentence that says why."""
+    """The cheapest exact mode, or the asked one if it is exact (contract C3); with the sentence that says why.
+
+    ``scales``: see ``_unfoldable``.
+    """
     layers = scaled_layers(coefficients)
     last_layer_only = set(layers) <= {base.spec.num_layers - 1}
     refusals: dict[FoldMode, str] = {}
@@ -429,10 +403,9 @@ def _fold_mode(
             "two-phase",
             f"every token of a {base.family.model_type} prompt sees its last one, which can't come in a later phase",
         )
-    if straddles:
-        text = f"a quantization block of {block_size} columns would straddle heads with different scalars"
-        refusals.setdefault("weights", text)
-        refusals.setdefault("two-phase", text)
+    if scales is not None:
+        refusals.setdefault("weights", scales)
+        refusals.setdefault("two-phase", scales)
     for mode in FOLD_MODES:
         if mode not in target.fold_modes:
             refusals.setdefault(mode, f"target {target.name} does not run it")
@@ -449,12 +422,12 @@ def _fold_mode(
     mode = FOLD_MODES[FOLD_MODES.index(asked)]
     if mode in refusals:
         ways = " or ".join(f"--fold {m}" for m in exact) or "a target that gates, such as cpu"
-        raise UserError(f"--fold {mode} is refused: {refusals[mode]}; use {ways}{_working_block(straddles)}")
+        raise UserError(f"--fold {mode} is refused: {refusals[mode]}; use {ways}{_working_block(scales)}")
     return mode, f"Fold mode {mode}, as asked: it is exact here ({reason})."
 
 
-def _working_block(straddles: bool) -> str:
-    return ", or a --block-size that divides head_dim" if straddles else ""
+def _working_block(scales: str | None) -> str:
+    return ", or a --block-size that divides head_dim" if scales and "straddle" in scales else ""
 
 
 def _explain(mode: FoldMode, reason: str, refusals: dict[FoldMode, str]) -> tuple[FoldMode, str]:

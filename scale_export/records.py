@@ -13,14 +13,18 @@ from numpy.typing import NDArray
 Scope = Literal["last", "all"]
 MlpSite = Literal["output", "post_norm"]
 FoldMode = Literal["weights", "gate", "two-phase"]
-Precision = Literal["float32", "float16", "int8", "int4", "stored"]
-"""What weights are written in; ``stored`` keeps the dtypes of the base checkpoint."""
+Precision = Literal["float32", "float16", "int8", "int4", "w8a8", "stored"]
+"""What weights are written in: ``int8`` and ``int4`` in blocks, ``w8a8`` in int8 by output channel with products whose
+inputs are int8 too; ``stored`` keeps the dtypes of the base checkpoint."""
 Activation = Literal["silu", "gelu_tanh"]
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
 
-PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4", "w8a8")
 """The precisions of graphs."""
+BLOCKWISE: tuple[Precision, ...] = ("int8", "int4")
+"""Those whose weights alone are integers, with a scale for each block of columns."""
+INTEGER: tuple[Precision, ...] = (*BLOCKWISE, "w8a8")
 FOLD_MODES: tuple[FoldMode, ...] = ("weights", "gate", "two-phase")
 
 

@@ -200,14 +200,23 @@ def _leg_view(name: str, leg: Json | None, reason: str) -> LegView:
     )  # fmt: skip
 
 
+def _errors(name: str, leg: Json) -> Iterator[Metric]:
+    """The largest error, and where products round both sides that of each on its own."""
+    value, limit = leg.get("value"), leg.get("limit")
+    if value is None and leg["passed"] is False:
+        value = math.inf
+    yield _at_most(name, leg["metric"], value, limit)
+    if "products" in leg:
+        own = leg["products"]
+        label = f"each of {_number(own['matrices'])} rounded products, {own['metric']}"
+        yield _at_most(name, label, own["value"], own["limit"])
+
+
 def _metrics(name: str, leg: Json) -> Iterator[Metric]:
     """The rows of a leg, by the fields that it has."""
     limits: Json = leg.get("limits") or {}
     if "metric" in leg:
-        value, limit = leg.get("value"), leg.get("limit")
-        if value is None and leg["passed"] is False:
-            value = math.inf
-        yield _at_most(name, leg["metric"], value, limit)
+        yield from _errors(name, leg)
     if "untouched_identical" in leg:
         yield Metric(
             label="headers identical to the base's", value=_yes(leg["layout_identical"]), limit="yes"

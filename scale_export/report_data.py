@@ -20,7 +20,7 @@ from .task import Answered
 GALLERY = 12
 LIBRARIES = ("numpy", "safetensors", "torch", "transformers")
 """What shapes the files of every package; a backend adds its own."""
-BYTES_PER_VALUE: dict[Precision, float] = {"float32": 4, "float16": 2, "int8": 1, "int4": 0.5}
+BYTES_PER_VALUE: dict[Precision, float] = {"float32": 4, "float16": 2, "int8": 1, "int4": 0.5, "w8a8": 1}
 
 
 def report_data(
@@ -105,7 +105,8 @@ def _timed(choice: BitsChoice) -> tuple[str, ...]:
 
 def _quantizer(plan: Plan) -> str:
     on = "" if plan.calibration is None else f", calibrated on {plan.calibration}"
-    return f"{plan.quantizer}, blocks of {plan.block_size}{on}"
+    scales = f"blocks of {plan.block_size}" if plan.block_size else "a scale for each output channel"
+    return f"{plan.quantizer}, {scales}{on}"
 
 
 def library_versions(plan: Plan) -> dict[str, str]:
@@ -128,8 +129,10 @@ def decode_costs(plan: Plan) -> tuple[tuple[str, str], ...]:
         if name != "embedding":
             out, width, _ = spec.linears()[name]
             read += out * width * (bits - plan.bits) / 8
-    if plan.quantized:
+    if plan.block_size and plan.quantized:
         read += weights / plan.block_size * scale_bytes
+    elif plan.quantized:
+        read += sum(out for out, _, _ in spec.linears().values()) * scale_bytes
     gate = spec.num_layers * (spec.num_heads * spec.head_dim + spec.hidden_size) if plan.fold == "gate" else 0
     return (
         ("Weights that one token multiplies", f"{weights:,}"),

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from .errors import UserError, did_you_mean
-from .records import FoldMode, Precision
+from .records import BLOCKWISE, INTEGER, FoldMode, Precision
 from .resources import resource_dir
 
 Backend = Literal["onnxruntime", "coreml", "coreai", "checkpoint"]
@@ -51,7 +51,6 @@ ExecutionProvider = Literal[
 
 _MAX_FILE_BYTES: Final = 65_536
 _MIN_BLOCK: Final = 16
-_BLOCKWISE: Final[tuple[Precision, ...]] = ("int8", "int4")
 
 BACKEND_KEYS: Final[dict[Backend, tuple[str, ...]]] = {
     "onnxruntime": ("execution_providers", "accuracy_level"),
@@ -117,6 +116,7 @@ class ParityTable(_Record):
     float16: ParityLimits | None = None
     int8: ParityLimits | None = None
     int4: ParityLimits | None = None
+    w8a8: ParityLimits | None = None
     stored: ParityLimits | None = None
 
     def of(self, precision: Precision) -> ParityLimits:
@@ -193,6 +193,8 @@ def _graph_contradictions(target: Target) -> Iterable[str]:
         yield 'a checkpoint folds into weights as stored: set precisions = ["stored"], fold_modes = ["weights"]'
     if not checkpoint and "stored" in target.precisions:
         yield f"precision 'stored' is a checkpoint's, and backend {target.backend!r} emits graphs: drop it"
+    if target.backend != "onnxruntime" and "w8a8" in target.precisions:
+        yield f"precision 'w8a8' is emitted for ONNX Runtime, and not by backend {target.backend!r}: drop it"
 
 
 def _backend_contradictions(target: Target) -> Iterable[str]:
@@ -226,7 +228,7 @@ def _contradictions(target: Target) -> Iterable[str]:
     providers = target.execution_providers or ()
     if "CPUExecutionProvider" in providers[:-1]:
         yield "CPUExecutionProvider takes every node, so what follows it would never run: put it last"
-    if target.accuracy_level and not set(_BLOCKWISE) & set(target.precisions):
+    if target.accuracy_level and not set(BLOCKWISE) & set(target.precisions):
         level = f"accuracy_level {target.accuracy_level}"
         yield f"{level} acts on int8 and int4 weights only, and precisions has neither: set it to 0"
 
@@ -242,7 +244,7 @@ def _parity_contradictions(target: Target) -> Iterable[str]:
             continue
         if not listed:
             yield f"there is a section {section}, but precisions lacks {precision!r}: add or drop it"
-        integers = precision in ("int8", "int4")
+        integers = precision in INTEGER
         for key in INTEGER_LIMITS:
             value = getattr(limits, key)
             if not integers and value is not None:

@@ -40,17 +40,30 @@ def storage_relative(dtypes: Iterable[str]) -> float:
     return FOLD_RELATIVE + 3 * max((2.0 ** -STORAGE_BITS[dtype] for dtype in dtypes), default=0.0)
 
 
+PRODUCT_RELATIVE = 1e-5
+"""max |Δ| / max |value| of one product of w8a8's graph, or of what enters it, against the reference's on its inputs.
+
+Both sides sum as many float32 terms as a layer is wide, in other orders, each rounded to 2^-24 of the sum: errors add
+up like √width, to 2^-24 · √28,000 = 1e-5 in the widest layers. A range that is a thousandth off moves inputs by more.
+"""
+
 PIXEL_LEVELS = 1.0
 """Largest difference of a preprocessed pixel from Hugging Face's, in 8-bit levels."""
 
 NEAR_TIE_MARGIN = 1e-3
 """A reference step is a near-tie when its two best logits differ by less than this share of max |logit|."""
 
-SELFTEST_RELATIVE: dict[Precision, float] = {"float32": 1e-4, "float16": 5e-3, "int8": 5e-2, "int4": 5e-2}
+SELFTEST_RELATIVE: dict[Precision, float] = {
+    "float32": 1e-4,
+    "float16": 5e-3,
+    "int8": 5e-2,
+    "int4": 5e-2,
+    "w8a8": 5e-2,
+}
 """max |Δlogit| / max |logit| of a self-test case against the logits recorded at export.
 
-Quantized graphs at accuracy level 4 round activations to int8 in kernels that differ from machine to
-machine, so theirs is wider.
+Quantized graphs at accuracy level 4 and those of w8a8 round activations to int8, in kernels that differ from machine
+to machine or from inputs that do, so theirs is wider.
 """
 
 INTERPRETER_RTOL, INTERPRETER_ATOL = 2e-5, 2e-6

@@ -35,8 +35,8 @@ EXAMPLE = Path(__file__).parents[1] / "examples/tiny_vlm"
 QUIET = WorkLog(quiet=True)
 
 
-def hooked_moments(base: Any, coefficients: Coefficients, name: str, *, answers_only: bool = False) -> Any:
-    """E[x xᵀ] of one module's inputs in the hooked Hugging Face model, over every token of the same questions."""
+def hooked_inputs(base: Any, coefficients: Coefficients, name: str, *, answers_only: bool = False) -> Any:
+    """One module's inputs ``[tokens, in]`` in the hooked Hugging Face model, over every token of the same questions."""
     questions = load_questions("gridworld", "calibration", limit=OPTIONS.limit)
     examples = encode_examples(base.model, base.processor, questions, lambda *_: None, "")
     found: list[torch.Tensor] = []
@@ -53,8 +53,13 @@ def hooked_moments(base: Any, coefficients: Coefficients, name: str, *, answers_
                     found[-1] = found[-1][batch.gate > 0]
         finally:
             hook.remove()
-    rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in found]).double()
-    return (rows.T @ rows / len(rows)).numpy()
+    return torch.cat([x.reshape(-1, x.shape[-1]) for x in found]).double().numpy()
+
+
+def hooked_moments(base: Any, coefficients: Coefficients, name: str, *, answers_only: bool = False) -> Any:
+    """E[x xᵀ] of the same."""
+    rows = hooked_inputs(base, coefficients, name, answers_only=answers_only)
+    return rows.T @ rows / len(rows)
 
 
 @pytest.mark.parametrize("scope", ["last", "all"])
@@ -75,11 +80,14 @@ def test_moments_are_those_of_the_hooked_model(base_of: Any, tmp_path: Path, fam
         assert moments is not None
         np.testing.assert_allclose(moments.matrix, expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max())
         np.testing.assert_array_equal(moments.matrix, moments.matrix.T)
+        peaks = found.peaks(f"layers.{layer}.{part.partition('.')[2]}")
+        seen = hooked_inputs(base, coefficients, f"{prefix}.layers.{layer}.{part}")
+        np.testing.assert_allclose(peaks, np.abs(seen).max(axis=0), rtol=2e-4, atol=2e-5 * np.abs(seen).max())
     expected = hooked_moments(base, coefficients, "lm_head", answers_only=True)
     moments = found.moments("lm_head")
     assert moments is not None
     np.testing.assert_allclose(moments.matrix, expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max())
-    assert found.moments("embedding") is None
+    assert found.moments("embedding") is None and found.peaks("embedding") is None
 
 
 def test_moments_are_of_the_scaled_model_not_of_the_base(base_of: Any, tmp_path: Path):
@@ -198,6 +206,8 @@ def plan_of(base: Any, training: dict[str, Any] | None = None, **options: Any) -
         ({"data": "gridworld"}, {"precision": "int8"}, "rtn", False),
         ({"data": "gridworld"}, {"precision": "int8", "quantizer": "mse"}, "mse", True),
         ({"data": "gridworld"}, {"precision": "float32"}, None, False),
+        ({"data": "gridworld"}, {"precision": "w8a8"}, "smoothquant", True),
+        ({"data": "gridworld"}, {"precision": "w8a8", "quantizer": "rtn"}, "rtn", True),
     ],
 )
 def test_the_plan_chooses_a_quantizer_and_says_why(
@@ -218,6 +228,24 @@ def test_the_plan_chooses_a_quantizer_and_says_why(
         ),
         ({"precision": "int4", "quantizer": "gtpq"}, ("did you mean 'gptq'",)),
         ({"precision": "float32", "quantizer": "gptq"}, ("int8 and int4", "--precision")),
+        ({"precision": "w8a8"}, ("question set", "--calib", "--precision int8")),
+        ({"precision": "w8a8", "calib": "none", "quantizer": "rtn"}, ("question set", "--calib")),
+        (
+            {"precision": "w8a8", "calib": "gridworld", "quantizer": "gptq"},
+            ("searches blocks", "rtn or smoothquant"),
+        ),
+        (
+            {"precision": "int8", "calib": "gridworld", "quantizer": "smoothquant"},
+            ("int8 rounds weights alone", "awq"),
+        ),
+        (
+            {"precision": "w8a8", "calib": "gridworld", "block_size": 32},
+            ("output channel", "leave --block-size"),
+        ),
+        (
+            {"precision": "w8a8", "calib": "gridworld", "bits": {"lm_head": 4}},
+            ("int8 and int4", "--precision"),
+        ),
         ({"precision": "int4", "calib": "gridwrold"}, ("did you mean 'gridworld'",)),
         ({"precision": "int4", "calib": "gridworld", "calib_weighting": "lats"}, ("did you mean 'last'",)),
     ],

@@ -139,7 +139,7 @@ def test_wrong_setting_is_refused(pattern: str, replacement: str, expected: str,
     ("pattern", "replacement", "expected"),
     [
         (r'"float16", "int8", "int4"', '"float16", "int4"', "default_precision 'int8' is not among"),
-        (r'"int8", "int4"\]', '"int8", "int4", "int4"]', "precisions lists 'int4' twice"),
+        (r'"int8", "int4", "w8a8"\]', '"int8", "int4", "w8a8", "int4"]', "precisions lists 'int4' twice"),
         (r'"gate", "two-phase"', '"gate", "gate"', "fold_modes lists 'gate' twice"),
         (r'"float16", "int8", "int4"', '"float16", "int8"', "section [parity.int4], but precisions"),
         (r"^\[parity.int4\](.|\n)*", "", "no section [parity.int4] limits it"),
@@ -190,15 +190,26 @@ def test_a_checkpoint_has_no_settings_of_graphs(
 
 def test_graphs_are_not_as_stored(tmp_path: Path) -> None:
     text = (
-        edited(r'"int8", "int4"\]', '"int8", "int4", "stored"]')
+        edited(r'"int4", "w8a8"\]', '"int4", "w8a8", "stored"]')
         + "\n[parity.stored]\nnear_tie_budget = 0.1\n"
     )
     assert "precision 'stored' is a checkpoint's" in refused(tmp_path / "cpu.toml", text)
 
 
+def test_rounded_activations_are_of_onnx_runtime(tmp_path: Path) -> None:
+    text = (
+        (resources.resource_dir("targets") / "coreml.toml").read_text().replace('"int4"]', '"int4", "w8a8"]')
+    )
+    limits = "max_kl = 1\nmin_top1_agreement = 0\nruntime_max_kl = 1\nruntime_min_top1_agreement = 0\n"
+    text += f"\n[parity.w8a8]\nnear_tie_budget = 0.1\n{limits}"
+    assert "'w8a8' is emitted for ONNX Runtime, and not by backend 'coreml'" in refused(
+        tmp_path / "coreml.toml", text
+    )
+
+
 def test_accuracy_level_without_integer_weights_is_refused(tmp_path: Path) -> None:
     text = edited(r"^\[parity.int8\](.|\n)*", "")
-    text = text.replace(', "int8", "int4"]', "]").replace('= "int8"', '= "float16"')
+    text = text.replace(', "int8", "int4", "w8a8"]', "]").replace('= "int8"', '= "float16"')
     assert "accuracy_level 4 acts on int8 and int4 weights only" in refused(tmp_path / "cpu.toml", text)
     (tmp_path / "cpu.toml").write_text(text.replace("accuracy_level = 4", "accuracy_level = 0"))
     target = load_target(tmp_path / "cpu.toml")

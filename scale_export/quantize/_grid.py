@@ -96,6 +96,16 @@ def rounded(blocks: Tensor, scales: Tensor, bits: Bits, in_features: int) -> Blo
     return packed(codes, scales, bits, in_features)
 
 
+def symmetric(weight: Float32, bits: Bits, block_size: int) -> BlockMatrix:
+    """``weight [out, in]`` rounded to the nearest of ±(2^(b−1) − 1) codes.
+
+    Scales reach each block's largest weight, and are positive: 1 where a block is all zeros.
+    """
+    blocks, top = blocked(weight, block_size), 2.0 ** (bits - 1) - 1
+    largest = blocks.abs().amax(-1)
+    return rounded(blocks, torch.where(largest > 0, largest / top, 1.0), bits, weight.shape[1])
+
+
 def _pairs(blocks: Tensor, scales: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     rows = max(1, _CHUNK // max(1, blocks[0].numel()))
     return zip(blocks.split(rows), scales.split(rows), strict=True)

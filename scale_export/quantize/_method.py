@@ -10,7 +10,7 @@ import numpy as np
 
 from ..blocks import Bits, BlockMatrix
 from ..datasets import public_name
-from ..records import Float32
+from ..records import BLOCKWISE, Float32, Precision
 from ..weights import DecoderWeights
 
 
@@ -29,6 +29,10 @@ class Moments:
         """The moments of x / ``columns [in]``."""
         return Moments(self.matrix / np.outer(columns, columns))
 
+    def output_error(self, error: Float32) -> float:
+        """tr(E H Eᵀ), the expected squared error of the products of a matrix that is off by ``error [out, in]``."""
+        return float(np.einsum("oi,oi->", error @ self.matrix, error, dtype=np.float64))
+
 
 class Statistics(Protocol):
     """Calibration statistics by the portable name of a matrix."""
@@ -37,11 +41,18 @@ class Statistics(Protocol):
         """Of that matrix's inputs; None where nothing was collected, as for the embedding."""
         ...
 
+    def peaks(self, name: str) -> Float32 | None:
+        """max |x| of each of its input channels, ``[in]``; None as above."""
+        ...
+
 
 class NoStatistics:
     """Nothing was collected."""
 
     def moments(self, name: str) -> Moments | None:
+        return None
+
+    def peaks(self, name: str) -> Float32 | None:
         return None
 
 
@@ -77,10 +88,12 @@ Calibration = Literal["unused", "optional", "required"]
 class Method(ABC):
     """One way to choose block scales and integer codes for a matrix.
 
-    Codes may depend on the base weights and on calibration, never on where scalars are folded.
+    Codes may depend on the base weights and on calibration, never on where scalars are folded. Of ``w8a8`` a method
+    prepares the weights only: their codes are the nearest.
     """
 
     calibration: Calibration
+    precisions: tuple[Precision, ...] = BLOCKWISE
 
     def prepare(
         self, weights: DecoderWeights, statistics: Statistics, bits: Bits, block_size: int

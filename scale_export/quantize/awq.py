@@ -1,38 +1,23 @@
 """AWQ (Lin et al., 2023): input channels that matter are enlarged before rounding, and what feeds them is reduced.
 
-W x = (W·diag(s)) (x / s): columns are multiplied by s, and 1/s is absorbed, exactly but for float32 rounding, where
-the inputs come from:
-
-1. q, k and v (``input_norm``), gate and up (``mlp_norm``), lm_head (``norm``): into the norm's weight.
-2. ``o_proj``: into the rows of ``v_proj`` and its bias. Attention mixes tokens, not channels, so a value channel's
-   factor passes through; the query heads that share a key/value head share its factors. Head scalars multiply whole
-   heads and commute with them.
-3. ``down_proj``: into the rows of ``up_proj`` and its bias, which the gated MLP is linear in.
-
-Every matrix of the portable decoder is covered; the embedding has no input channels. Each group's s = rms(x)^a is the
-best of a grid over a, by the output error tr(E H Eᵀ); a = 0, plain scale search, is in the grid.
+How factors are absorbed is ``_equalize``'s. Each group's s = rms(x)^a is the best of a grid over a, by the output error
+tr(E H Eᵀ); a = 0, plain scale search, is in the grid.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ..blocks import Bits, BlockMatrix
-from ..records import DecoderSpec, Float32
+from ..records import Float32
 from ..weights import DecoderWeights
+from ._equalize import SPREAD, EqualizedStatistics, EqualizedWeights, centred, group_of, per_value_channel
 from ._method import Method, Moments, Statistics
 from .mse import METHOD as MSE
 
 EXPONENTS = tuple(step / 10 for step in range(11))
-SPREAD = 1e3
-"""The largest ratio of two channels' factors, so that a channel which calibration never saw stays finite."""
 
 
 class Awq(Method):
@@ -43,7 +28,8 @@ class Awq(Method):
     def prepare(
         self, weights: DecoderWeights, statistics: Statistics, bits: Bits, block_size: int
     ) -> tuple[DecoderWeights, Statistics]:
-        equalized = EqualizedWeights(base=weights, statistics=statistics, bits=bits, block_size=block_size)
+        search = _Search(weights=weights, statistics=statistics, bits=bits, block_size=block_size)
+        equalized = EqualizedWeights(base=weights, search=search)
         return equalized, EqualizedStatistics(statistics, equalized.columns)
 
     def quantize(
@@ -52,113 +38,30 @@ class Awq(Method):
         return MSE.quantize(weight, bits, block_size, moments)
 
 
-def group_of(name: str) -> tuple[str, ...]:
-    """The matrices that share the inputs of this one, itself among them."""
-    prefix, _, part = name.rpartition(".")
-    for parts in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
-        if part in parts:
-            return tuple(f"{prefix}.{p}" for p in parts)
-    return (name,)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Search:
+    """``search`` of ``EqualizedWeights``."""
 
-
-NORM_INPUTS = {"input_norm": "q_proj", "mlp_norm": "gate_proj"}
-"""A layer's norm → a matrix of the group that it feeds."""
-ROW_INPUTS = {"v_proj": "o_proj", "up_proj": "down_proj"}
-"""A matrix whose outputs are another one's inputs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EqualizedWeights:
-    """Weights of the same function with channels scaled (rules 1 to 3); factors are searched as they are needed."""
-
-    base: DecoderWeights
+    weights: DecoderWeights
     statistics: Statistics
     bits: Bits
     block_size: int
 
-    @property
-    def spec(self) -> DecoderSpec:
-        return self.base.spec
-
-    @functools.cached_property
-    def _found(self) -> Callable[[str], Float32]:
-        return functools.cache(self._search)
-
-    def columns(self, name: str) -> Float32 | None:
-        """What the input columns of a matrix are multiplied by, ``[in]``; None for the embedding."""
-        return self._found(group_of(name)[0]) if name in self.spec.linears() else None
-
-    def _rows(self, name: str) -> Tensor | None:
-        """What the rows of ``v_proj`` or ``up_proj`` are divided by (rules 2 and 3)."""
-        prefix, _, part = name.rpartition(".")
-        if part not in ROW_INPUTS:
-            return None
-        columns = self._found(f"{prefix}.{ROW_INPUTS[part]}")
-        if part == "v_proj":
-            shape = (self.spec.num_kv_heads, -1, self.spec.head_dim)
-            columns = columns.reshape(shape)[:, 0].reshape(-1)
-        return torch.from_numpy(columns)
-
-    def matrix(self, name: str) -> Tensor:
-        weight, columns, rows = self.base.matrix(name), self.columns(name), self._rows(name)
-        assert columns is not None, "a matrix has input columns"
-        weight = weight * torch.from_numpy(columns)
-        return weight if rows is None else weight / rows[:, None]
-
-    def bias(self, name: str) -> Tensor | None:
-        bias, rows = self.base.bias(name), self._rows(name)
-        return bias if bias is None or rows is None else bias / rows
-
-    def norm(self, name: str) -> Tensor:
-        weight, (prefix, _, part) = self.base.norm(name), name.rpartition(".")
-        fed = (
-            "lm_head" if name == "norm" else f"{prefix}.{NORM_INPUTS[part]}" if part in NORM_INPUTS else None
-        )
-        return weight if fed is None else weight / torch.from_numpy(self._found(group_of(fed)[0]))
-
-    def embedding(self) -> Tensor:
-        return self.base.embedding()
-
-    def _search(self, name: str) -> Float32:
-        """The factors ``[in]`` of the group that begins with ``name``."""
-        moments = self.statistics.moments(name)
-        width = self.spec.linears()[name][1]
+    def __call__(self, name: str) -> Float32:
+        moments, spec = self.statistics.moments(name), self.weights.spec
         if moments is None or not moments.matrix.any():
-            return np.ones(width, np.float32)
-        energy = moments.diagonal.astype(np.float64)
-        if name.endswith(".o_proj"):
-            spec = self.spec
-            heads = energy.reshape(spec.num_kv_heads, -1, spec.head_dim)
-            energy = np.broadcast_to(heads.mean(axis=1, keepdims=True), heads.shape).reshape(-1)
+            return np.ones(spec.linears()[name][1], np.float32)
+        energy = per_value_channel(name, spec, moments.diagonal.astype(np.float64), reduce=np.mean)
         rms = np.sqrt(np.maximum(energy, energy.max() / SPREAD**2))
-        candidates = [_centred(rms**exponent) for exponent in EXPONENTS]
-        matrices = [self.base.matrix(member).numpy() for member in group_of(name)]
+        candidates = [centred(rms**exponent) for exponent in EXPONENTS]
+        matrices = [self.weights.matrix(member).numpy() for member in group_of(name)]
         losses = [sum(self._loss(m, moments, columns) for m in matrices) for columns in candidates]
         return candidates[int(np.argmin(losses))]
 
     def _loss(self, weight: Float32, moments: Moments, columns: Float32) -> float:
         """tr(E H Eᵀ) of the weights as they would be computed with."""
         packed = MSE.quantize(weight * columns, self.bits, self.block_size, moments.divided(columns))
-        error = packed.dequantize() / columns - weight
-        return float(np.einsum("oi,oi->", error @ moments.matrix, error, dtype=np.float64))
-
-
-def _centred(factors: NDArray[np.float64]) -> Float32:
-    """The factors around 1: their smallest and their largest are each other's inverse."""
-    middle = float(np.sqrt(factors.min() * factors.max()))
-    return np.asarray(factors / middle, np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class EqualizedStatistics:
-    """Statistics of inputs that were divided by ``columns(name)``."""
-
-    base: Statistics
-    columns: Callable[[str], Float32 | None]
-
-    def moments(self, name: str) -> Moments | None:
-        moments, columns = self.base.moments(name), self.columns(name)
-        return moments if moments is None or columns is None else moments.divided(columns)
+        return moments.output_error(packed.dequantize() / columns - weight)
 
 
 METHOD = Awq()

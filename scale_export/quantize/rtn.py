@@ -9,7 +9,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 )
 
 from ..blocks import Bits, BlockMatrix
-from ..records import Float32
+from ..records import INTEGER, Float32
 from ._method import Method, Moments
 
 
@@ -17,6 +17,7 @@ class Rtn(Method):
     """Each block's scale reaches its largest weight."""
 
     calibration = "unused"
+    precisions = INTEGER
 
     def quantize(
         self, weight: Float32, bits: Bits, block_size: int, moments: Moments | None = None

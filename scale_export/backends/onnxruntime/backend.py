@@ -58,13 +58,15 @@ def emit(
 def emit_side_files(folded: FoldedDecoder, plan: Plan, directory: Path) -> None:
     """Write the scalars in the runtime's own format, where the graph can take them, and onnxruntime-genai's files.
 
-    The latter only where that runtime runs the package as ours does: its families, one decoder, on the CPU.
+    The latter only where that runtime was seen to run the package as ours does: its families, one decoder, on the CPU,
+    activations in floats.
     """
     if folded.gate:
         attn, mlp = folded.dense()
         write_adapter(attn, mlp, directory / ADAPTER)
     only_cpu = plan.target.execution_providers == ("CPUExecutionProvider",)
-    if plan.base.family.model_type in MODEL_TYPES and folded.scaled is None and only_cpu:
+    as_ours = folded.scaled is None and only_cpu and not plan.static
+    if plan.base.family.model_type in MODEL_TYPES and as_ours:
         _emit_genai(plan, directory)
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from ...decoder import Cache, Gate, PortableDecoder
-from ...quantize import QuantizedWeights
+from ...quantize import QuantizedWeights, StaticWeights
 from ...records import DecoderSpec, Float32, Rotary, Scope
 from ...weights import DecoderWeights
-from .kernels import GraphOptions, OnnxKernels, table_names
+from .kernels import ZERO, GraphOptions, OnnxKernels, step_name, table_names
 from .save import save_model
 from .trace import attach_weights, forget_inner_shapes, set_default, trace
 
@@ -80,7 +80,11 @@ def placeholders(weights: DecoderWeights, options: GraphOptions, context_length:
     spec = weights.spec
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for name, (out_features, in_features, has_bias) in spec.linears().items():
-        if options.bits is None:
+        if options.static:
+            shapes[f"{name}.codes"] = ((in_features, out_features), torch.int8)
+            shapes[f"{name}.scales"] = ((out_features,), options.dtype)
+            shapes[step_name(name)] = ((), options.dtype)
+        elif options.bits is None:
             shapes[name] = ((in_features, out_features), options.dtype)
         else:
             blocks = -(-in_features // options.block_size)
@@ -91,6 +95,8 @@ def placeholders(weights: DecoderWeights, options: GraphOptions, context_length:
             shapes[f"{name}.scales"] = ((out_features, blocks), options.dtype)
         if has_bias:
             shapes[f"{name}.bias"] = ((out_features,), options.dtype)
+    if options.static:
+        shapes[ZERO] = ((), torch.int8)
     for name, width in spec.norms().items():
         shapes[name] = ((width,), options.dtype)
     for name in _tables(spec):
@@ -103,7 +109,7 @@ def _bits(weights: DecoderWeights, name: str, default: int) -> int:
 
 
 def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str], NDArray[Any]]:
-    """A function from a placeholder's name to its values (float32, or uint8 codes), read when called."""
+    """A function from a placeholder's name to its values (float32, or integer codes), read when called."""
     spec = weights.spec
     norms, tables = spec.norms(), _tables(spec)
 
@@ -122,7 +128,9 @@ def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str
             assert bias is not None
             return bias.numpy()
         matrix: NDArray[Any]
-        if isinstance(weights, QuantizedWeights):
+        if isinstance(weights, StaticWeights):
+            matrix = _static_value(weights, owner, part)
+        elif isinstance(weights, QuantizedWeights):
             block = weights.block(owner)
             matrix = block.codes if part == "codes" else block.scales
         else:
@@ -130,6 +138,25 @@ def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str
         return matrix
 
     return value
+
+
+def _static_value(weights: StaticWeights, owner: str, part: str) -> NDArray[Any]:
+    if part == "input_scale":
+        return np.asarray(weights.step(owner))
+    if not owner:  # ZERO
+        return np.zeros((), np.int8)
+    block = weights.block(owner)
+    return signed_codes(block.codes) if part == "codes" else block.scales[:, 0]
+
+
+def signed_codes(codes: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Whole rows of ``BlockMatrix``, ``[out, 1, in]``, as a graph of w8a8 holds them: ``[in, out]``."""
+    return np.ascontiguousarray((codes[:, 0] ^ 0x80).view(np.int8).T)
+
+
+def block_codes(signed: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """What ``signed_codes`` made, back again."""
+    return np.bitwise_xor(np.ascontiguousarray(signed.T).view(np.uint8)[:, None], np.uint8(0x80))
 
 
 def _tables(spec: DecoderSpec) -> dict[str, tuple[Rotary, Callable[[Float32], Float32]]]:

@@ -19,6 +19,8 @@ DEFAULT_THREADS: int | None = None
 """Threads of a session that was not told how many; None leaves it to ONNX Runtime."""
 
 QUIET = 3  # errors only: the warnings about overridable inputs are what the gate is made of
+STATIC_SETTINGS = {False: {"session.qdqisint8allowed": "1"}, True: {"session.disable_quant_qdq": "1"}}
+"""How rounded products run, by ``strict``: in integers (x86's default is to leave them in floats), or as written."""
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -44,7 +46,8 @@ def open_session(
 ) -> ort.InferenceSession:
     """A session on one graph.
 
-    ``strict`` sets every accuracy level in it to 0 as it is loaded; ``tapped`` makes what goes into and comes out of
+    ``strict`` sets every accuracy level in it to 0 as it is loaded, and computes QuantizeLinear, DequantizeLinear and
+    MatMul as they are written; ``tapped`` makes what goes into and comes out of
     each matrix outputs of the graph, as ``tap_names`` calls them.
 
     Raises:
@@ -60,6 +63,8 @@ def open_session(
     options.log_severity_level = QUIET
     if threads or DEFAULT_THREADS:
         options.intra_op_num_threads = threads or DEFAULT_THREADS
+    for setting, value in STATIC_SETTINGS[strict].items():
+        options.add_session_config_entry(setting, value)
     model: Path | bytes = path
     if strict or tapped:
         model = _altered_bytes(path, strict=strict, tapped=tapped)
@@ -93,14 +98,25 @@ def _expose_products(graph: Any) -> None:
     from onnx import helper
 
     readers = {name: node for node in graph.node for name in node.input}
+    rounding = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    makers = {node.output[0]: node for node in rounding}
+
+    def source(value: str) -> str:
+        """What a value was before it was rounded."""
+        return source(makers[value].input[0]) if value in makers else value
+
     for node in list(graph.node):
         if node.op_type not in ("MatMul", "MatMulNBits"):
             continue
-        matrix, found = node.input[1].removesuffix(".codes"), node.output[0]
+        given, matrix, found = (
+            source(node.input[0]),
+            source(node.input[1]).removesuffix(".codes"),
+            node.output[0],
+        )
         after = readers.get(found)
         if after is not None and after.op_type == "Add" and f"{matrix}.bias" in after.input:
             found = after.output[0]
-        for value, name in zip((node.input[0], found), tap_names(matrix), strict=True):
+        for value, name in zip((given, found), tap_names(matrix), strict=True):
             graph.node.append(helper.make_node("Identity", [value], [name]))
             graph.output.append(helper.make_empty_tensor_value_info(name))
 

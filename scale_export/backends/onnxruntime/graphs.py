@@ -14,7 +14,7 @@ from torch import nn
 
 from ...folding import FoldedDecoder
 from ...records import Float32, Precision, TowerInput
-from .decoder import GateDefaults, emit_decoder
+from .decoder import GateDefaults, block_codes, emit_decoder
 from .embedding import emit_embedding
 from .kernels import GraphOptions
 from .vision import emit_vision
@@ -88,12 +88,13 @@ def _emit_folded_twin(folded: FoldedDecoder, plan: GraphPlan, decoder: Path, pat
 
 
 def decoder_codes(decoder: Path, names: Iterable[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """The integer codes of each named matrix as they lie in an emitted decoder: ``BlockMatrix.codes``."""
+    """The integer codes of each named matrix in an emitted decoder, laid out as ``BlockMatrix.codes``."""
     initializers = ir.load(decoder).graph.initializers
     for name in names:
         codes = initializers[f"{name}.codes"].const_value
         assert codes is not None, "an initializer has a value"
-        yield name, codes.numpy()
+        found = codes.numpy()
+        yield name, block_codes(found) if codes.dtype == ir.DataType.INT8 else found
 
 
 def write_adapter(attn: Float32, mlp: Float32, path: Path) -> None:

@@ -3,6 +3,7 @@
 Weights are graph inputs while the decoder is traced and become initializers afterwards, so that tracing
 never reads, folds or merges them. Fused operators: GroupQueryAttention (with rotary),
 SimplifiedLayerNormalization, SkipSimplifiedLayerNormalization, MatMulNBits; see ONNX Runtime's ContribOperators.md.
+Products of w8a8 are ONNX's own QuantizeLinear, DequantizeLinear and MatMul.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from ...decoder import Cache, rotary_tables
+from ...quantize import group_of
 from ...records import DecoderSpec, Precision
+from .trace import OPSET
 
 BITS: dict[Precision, int] = {"int8": 8, "int4": 4}
 
@@ -33,8 +36,13 @@ class GraphOptions:
 
     @property
     def bits(self) -> int | None:
-        """Bits of a quantized weight, where its matrix has no others; None where weights are floats."""
+        """Bits of a block-quantized weight, where its matrix has no others; None for floats and w8a8."""
         return BITS.get(self.precision)
+
+    @property
+    def static(self) -> bool:
+        """Whether products are of int8 on both sides."""
+        return self.precision == "w8a8"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,7 +80,7 @@ class OnnxKernels(nn.Module):
         out_features, in_features, has_bias = self.spec.linears()[name]
         bias = self.weights[f"{name}.bias"] if has_bias else None
         if self.options.bits is None:
-            y = torch.matmul(x, self.weights[name])
+            y = self._static_product(name, x) if self.options.static else torch.matmul(x, self.weights[name])
             return y if bias is None else y + bias
         codes = self.weights[f"{name}.codes"]
         inputs = [x, codes, self.weights[f"{name}.scales"], None, None, bias]
@@ -90,6 +98,24 @@ class OnnxKernels(nn.Module):
             shape=(*x.shape[:-1], out_features),
             version=1,
         )
+
+    def _static_product(self, name: str, x: Tensor) -> Tensor:
+        """Both sides through int8, symmetric: the weights by output channel, the inputs by one scale."""
+        codes, step = self.weights[f"{name}.codes"], self.weights[step_name(name)]
+        rounded = symbolic(
+            "::QuantizeLinear",
+            [x, step, self.weights[ZERO]],
+            dtype=torch.int8,
+            shape=x.shape,
+            version=OPSET,
+        )
+        sides = [
+            symbolic(
+                "::DequantizeLinear", inputs, {"axis": 1}, dtype=x.dtype, shape=inputs[0].shape, version=OPSET
+            )
+            for inputs in ([rounded, step, self.weights[ZERO]], [codes, self.weights[f"{name}.scales"]])
+        ]
+        return torch.matmul(*sides)
 
     def rms_norm(self, name: str, x: Tensor) -> Tensor:
         return symbolic(
@@ -205,6 +231,15 @@ class OnnxKernels(nn.Module):
             shape=x.shape,
             version=1,
         )
+
+
+ZERO = "zero_point"
+"""The weight that holds the zero point of every rounded input: 0, int8, for parsers that want one."""
+
+
+def step_name(matrix: str) -> str:
+    """The weight that holds the scale of a matrix's rounded inputs; matrices that share inputs share it."""
+    return f"{group_of(matrix)[0]}.input_scale"
 
 
 def table_names(rotary: int) -> tuple[str, str]:

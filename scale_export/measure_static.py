@@ -1,0 +1,73 @@
+"""Measuring graphs whose products round both sides to int8 (``w8a8``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import tolerances
+from .departure import Recorder, first_departure, follow, largest_error
+from .folding import FoldedDecoder
+from .generation import generator_of
+from .lockstep import Lockstep
+from .measure import Measurement, load_backend, quantized, reference_engine
+from .parity import ParityReport
+from .records import Float32
+from .reference import Case
+
+NOT_RUN = (
+    "TensorRT and QNN: the QuantizeLinear and DequantizeLinear of this package ran on ONNX Runtime's CPU kernels only",
+    "clipping: activations are rounded in the ranges of the calibration questions with ScAle attached, which other "
+    "inputs, or scalars overridden at run time, may pass",
+)
+
+
+@dataclass(kw_only=True)
+class StaticMeasurement(Measurement):
+    """The legs of quantized graphs, and in the lowering leg every rounded product on its own."""
+
+    def _lowering(
+        self,
+        report: ParityReport,
+        folded: FoldedDecoder,
+        cases: Sequence[Case],
+        portable: Sequence[Float32],
+        strict: Sequence[Float32],
+    ) -> list[Float32]:
+        report.not_checked.extend(NOT_RUN)
+        if self._streamed is None:
+            plain = super()._lowering(report, folded, cases, portable, strict)
+        else:
+            plain = list(portable)
+            report.not_checked.append(
+                f"an unquantized graph of this size ({self._streamed}): the lowering leg holds the rounded products, "
+                f"and the quantization leg compares the graph with the portable decoder in float32"
+            )
+        with self.log.stage("rounded products, one by one"):
+            products = self._products(quantized(folded, self.plan), cases[0])
+        leg = report.legs["lowering"] or {**products, "cases": 1}
+        passed = leg.get("passed", True) and products["passed"]
+        report.legs["lowering"] = {**leg, "products": products, "passed": passed}
+        return plain
+
+    def _products(self, weights: FoldedDecoder, case: Case) -> dict[str, object]:
+        """Every product of the graph on strict kernels, and what lies between, against the reference's."""
+        plan, recorder = self.plan, Recorder()
+        engine = load_backend(plan.target.backend).open_engine(self.graphs, plan, strict=True, tap=recorder)
+        asked = generator_of(plan, engine)
+        prompt = asked.embed_prompt(case.inputs)
+        after = asked.decode_step(case.tokens[0], prompt.next_position)
+        follow(asked, prompt, after, recorder.begin)
+        lockstep = Lockstep(recorder.forwards)
+        oracle = generator_of(plan, reference_engine(plan, weights, lockstep.kernels))
+        follow(oracle, prompt, after, lockstep.begin)
+        limit = tolerances.PRODUCT_RELATIVE
+        first = first_departure(lockstep.forwards, recorder.forwards, limit)
+        return {
+            "metric": "max |Δ| / max |value| of a product's inputs and outputs",
+            "value": largest_error(lockstep.forwards, recorder.forwards),
+            "limit": limit,
+            "matrices": len(recorder.forwards[0]),
+            "first_departure": None if first is None else first.matrix,
+            "passed": first is None,
+        }

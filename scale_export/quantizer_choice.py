@@ -1,0 +1,112 @@
+"""Choosing a quantization method for a plan, and what it is calibrated on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .base import BaseModel
+from .datasets import dataset_names, load_questions
+from .errors import UserError, did_you_mean
+from .quantize import WEIGHTINGS, CalibrationOptions, Method, load_quantizer, quantizer_names
+from .records import Coefficients, Precision
+from .streaming import must_stream
+
+if TYPE_CHECKING:
+    from .plan import ExportOptions
+
+DEFAULT_QUANTIZERS: dict[Precision, tuple[str, str]] = {
+    "int8": ("rtn", "rtn"),
+    "int4": ("gptq", "rtn"),
+    "w8a8": ("smoothquant", "smoothquant"),
+}
+"""The quantizer of each precision with calibration, and without; measured in docs/quantization.md."""
+
+
+def choose_quantizer(
+    coefficients: Coefficients, base: BaseModel, precision: Precision, options: ExportOptions
+) -> tuple[str | None, CalibrationOptions | None, tuple[str, ...]]:
+    """The method, what it is calibrated on, and the sentence that says why.
+
+    Raises:
+        UserError: a method that there isn't or that the precision doesn't take, or no questions where they are needed.
+    """
+    if precision not in DEFAULT_QUANTIZERS:
+        if options.quantizer != "auto":
+            raise UserError(
+                f"--quantizer {options.quantizer} is refused: it rounds int8 and int4 weights, and these are "
+                f"{precision}; leave it out or name another --precision"
+            )
+        return None, None, ()
+    calibration = calibration_options(coefficients, options)
+    name, who = options.quantizer, "as asked"
+    if name == "auto":
+        too_large = must_stream(base.checkpoint, "auto") is not None
+        without = calibration is None or too_large
+        name, who = DEFAULT_QUANTIZERS[precision][without], f"the default of {precision}"
+        if too_large and precision != "w8a8":
+            who = f"{who} for models larger than memory"
+    method = load_quantizer(name)
+    _check_takes(method, name, precision)
+    if precision == "w8a8" and calibration is None:
+        raise UserError(
+            "w8a8 takes the ranges of activations from calibration, and there is no question set to calibrate on: name "
+            "one with --calib, or use --precision int8, which does without"
+        )
+    if method.calibration == "required" and calibration is None:
+        raise UserError(
+            f"--quantizer {name} needs calibration, and there is no question set to take it from: name one with "
+            f"--calib, or use --quantizer rtn, which does without"
+        )
+    if method.calibration == "unused" and precision != "w8a8":
+        return name, None, (f"The quantizer is {name}, {who}; it takes no calibration.",)
+    on = "without calibration" if calibration is None else f"calibrated on {calibration}"
+    return name, calibration, (f"The quantizer is {name}, {who}, {on}.",)
+
+
+def _check_takes(method: Method, name: str, precision: Precision) -> None:
+    if precision in method.precisions:
+        return
+    if precision == "w8a8":
+        reason = (
+            "w8a8 rounds weights to the nearest code of their output channel, and this method searches blocks"
+        )
+    else:
+        reason = f"it makes activations easier to round at the cost of weights, and {precision} rounds weights alone"
+    ways = [other for other in quantizer_names() if precision in load_quantizer(other).precisions]
+    raise UserError(f"--quantizer {name} is refused: {reason}; use {' or '.join(ways)}")
+
+
+def calibration_options(coefficients: Coefficients, options: ExportOptions) -> CalibrationOptions | None:
+    """What to calibrate on; None for nothing.
+
+    Raises:
+        UserError: a question set that can't be loaded, or a weighting that there isn't.
+    """
+    weighting = next((w for w in WEIGHTINGS if w == options.calib_weighting), None)
+    if weighting is None:
+        known, asked = ", ".join(WEIGHTINGS), options.calib_weighting
+        raise UserError(
+            f"unknown --calib-weighting {asked!r}{did_you_mean(asked, WEIGHTINGS)}; known: {known}"
+        )
+    questions = trained_on_set(coefficients) if options.calib == "auto" else options.calib
+    if questions is None or questions == "none":
+        return None
+    load_questions(questions, "calibration", limit=1)
+    return CalibrationOptions(
+        questions=questions,
+        limit=options.calib_limit,
+        weighting=weighting,
+        pictures=options.calib_pictures,
+    )
+
+
+def trained_on_set(coefficients: Coefficients) -> str | None:
+    """The question set that the coefficients were trained on, if it is one of ours with a calibration split here."""
+    questions = str(coefficients.training.get("data", ""))
+    if questions.partition(":")[0] not in dataset_names():
+        return None
+    try:
+        found = load_questions(questions, "calibration", limit=1)
+    except UserError:
+        return None
+    return questions if found else None
