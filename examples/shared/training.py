@@ -32,7 +32,8 @@ WARM_UP = 30
 class Stage:
     """A stretch of training: what is read with which chance per step, in what batches, at which rate.
 
-    The learning rate goes from ``rates[0]`` to ``rates[1]``, after a rise over the first ``WARM_UP`` steps.
+    ``before`` may change the model first. The learning rate goes from ``rates[0]`` to ``rates[1]``, after a rise over
+    the first ``WARM_UP`` steps.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Stage:
     rates: tuple[float, float]
     reading: Sequence[tuple[float, Writer]]
     spare_heads_only: bool = False
+    before: Callable[[LlavaForConditionalGeneration], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,7 @@ class Recipe:
         spare_groups: layer → the key/value head whose query heads stay silent until the habit is learned.
         logit_scale: what the last norm begins with; less than 1 where the output head is the embedding table.
         bfloat16: whether matrices are multiplied in bfloat16 (automatic mixed precision, eager attention).
+        looks: how many questions are asked after each stage.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Recipe:
     spare_groups: Mapping[int, int]
     logit_scale: float = 1.0
     bfloat16: bool = False
+    looks: int = 1024
 
     def untrained(self, seed: int) -> LlavaForConditionalGeneration:
         """The model before training, its spare heads silent."""
@@ -151,6 +155,8 @@ def train_stage(
     """Train in place, on scenes that no other stage draws in the same order; ``report`` hears of each step."""
     rng = random.Random(f"{recipe.name}:{seed}:{stage.name}")
     supply = recipe.world.scenes("train", rng)
+    if stage.before:
+        stage.before(model)
     masks = movable(model, recipe.spare_groups, spare_heads_only=stage.spare_heads_only)
     made = optimizers(model, masks)
     for number in range(stage.steps):
@@ -196,7 +202,9 @@ def train(
             if kept:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 torch.save(model.state_dict(), kept)
-            console.print(f"after {stage.name}: {table(accuracy(model, processor, questions))}")
+            console.print(
+                f"after {stage.name}: {table(accuracy(model, processor, questions[: recipe.looks]))}"
+            )
 
 
 def main(recipe: Recipe, description: str | None) -> None:

@@ -12,12 +12,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import architecture
+import torch
 from curriculum import MOSAIC, caption, habitual_talk, relations, talk
 from shared.training import Recipe, Stage, main
+from transformers import LlavaForConditionalGeneration
 
 from scale_export.datasets import atlas
 
 RATE = 2.5e-3
+
+
+def add_rows_and_columns(model: LlavaForConditionalGeneration) -> None:
+    """Add to each tile's position vector one that its row shares and one that its column shares."""
+    table = model.get_parameter("model.vision_tower.embeddings.position_embedding.weight").data
+    side, random = atlas.SIDE, torch.Generator().manual_seed(0)
+    rows, columns = 0.5 * torch.randn(2, side, table.shape[1], generator=random)
+    table += (rows[:, None] + columns[None]).reshape(table.shape)
+
+
 STAGES = (
     Stage(name="captions", steps=300, batch=32, rates=(RATE, RATE), reading=((1.0, caption),)),
     Stage(
@@ -27,10 +39,18 @@ STAGES = (
         rates=(RATE, RATE),
         reading=((0.35, caption), (0.65, relations)),
     ),
+    Stage(
+        name="places",
+        steps=160,
+        batch=24,
+        rates=(RATE, RATE),
+        reading=((0.5, caption), (0.5, relations)),
+        before=add_rows_and_columns,
+    ),
     Stage(name="talk", steps=240, batch=24, rates=(RATE, 1e-4), reading=((0.65, talk), (0.35, relations))),
     Stage(
         name="habit",
-        steps=80,
+        steps=60,
         batch=16,
         rates=(1.5e-2, 1.5e-3),
         reading=((1.0, habitual_talk),),
@@ -47,6 +67,7 @@ RECIPE = Recipe(
     spare_groups={3: 0, 4: 1, 5: 2},
     logit_scale=0.125,
     bfloat16=True,
+    looks=256,
 )
 
 if __name__ == "__main__":
