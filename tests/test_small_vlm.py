@@ -16,9 +16,13 @@ from scale_export.datasets import load_questions
 from scale_export.tolerances import LOWERING_RELATIVE
 
 EXAMPLE = Path(__file__).parents[1] / "examples/small_vlm"
+GAIN, OTHER = 0.32, 0.76
+"""Of its page: what ScAle adds to spatial accuracy, and what it leaves of the other."""
 
 
-@pytest.mark.parametrize("name", ["spatial.pt", "spatial.safetensors", "spatial_seed1.pt", "spatial_seed2.pt"])
+@pytest.mark.parametrize(
+    "name", ["spatial.pt", "spatial.safetensors", "spatial_seed1.pt", "spatial_seed2.pt"]
+)
 def test_the_shipped_files_fit_the_shipped_model(name: str) -> None:
     coefficients = load_coefficients(EXAMPLE / name)
     base = open_base(coefficients.base.base_model, relative_to=EXAMPLE)
