@@ -38,6 +38,12 @@ class PlainRounding(Method):
         return rounded(blocks, reaching_scales(blocks, bits), bits, weight.shape[1])
 
 
+def untie(model: nn.Module) -> None:
+    """Give the output head weights of its own: a package stores it apart from the embedding table."""
+    head: Any = model.get_submodule("lm_head")
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+
+
 def answers(model: nn.Module, batch: Batch) -> Measured:
     """One batch of whole questions with their answers, in one forward."""
     logits, asked = model(**batch.inputs).logits, batch.targets >= 0

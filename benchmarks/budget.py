@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from answering import Measured, PlainRounding, answers, joined, replaced
+from answering import Measured, PlainRounding, answers, joined, replaced, untie
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 from torch import Tensor
@@ -44,9 +44,10 @@ from scale_export.budget import narrowing_order
 from scale_export.calibration import plan_statistics
 from scale_export.coefficients import load_coefficients
 from scale_export.datasets import load_questions
-from scale_export.plan import ExportOptions, Plan, make_plan, trained_on_set
+from scale_export.plan import ExportOptions, Plan, make_plan
 from scale_export.progress import WorkLog
 from scale_export.quantize import QuantizedWeights, load_quantizer
+from scale_export.quantizer_choice import trained_on_set
 from scale_export.statistics import paired_difference
 from scale_export.targets import load_target
 from scale_export.training.examples import encode_examples, whole_sequences

@@ -1,4 +1,4 @@
-"""What each quantization method keeps of the tiny model's spatial skill: the tables of ``docs/quantization.md``.
+"""What each quantization method keeps of a shipped model's spatial skill: the tables of ``docs/quantization.md``.
 
 Every row is the same model with its decoder's weights replaced by what a runtime would compute with (dequantized
 codes, embedding table included), ScAle attached as it is deployed. A question is right where every token of the
@@ -8,6 +8,9 @@ validation``, the default); the chosen rows are measured once on the test split.
 
     python benchmarks/quantization.py --out /tmp/quantization.json
     python benchmarks/quantization.py --out /tmp/quantization.json --write docs/quantization.md
+
+``--model small_vlm`` does the same for the larger model, of which the test split alone is shown. Times are CPU-seconds
+of this process, collecting calibration included; the peak is the process's largest resident set meanwhile (Linux).
 """
 
 from __future__ import annotations
@@ -20,11 +23,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from answering import Measured, PlainRounding, answers, joined, materialized, replaced
+from answering import Measured, PlainRounding, answers, joined, materialized, replaced, untie
 from numpy.typing import NDArray
 
 from scale_export.adapter import attach
@@ -34,14 +37,16 @@ from scale_export.calibration import CalibrationOptions, Weighting, calibrate
 from scale_export.coefficients import load_coefficients
 from scale_export.datasets import load_questions
 from scale_export.folding import fold
-from scale_export.progress import WorkLog
+from scale_export.progress import WorkLog, peak_memory
 from scale_export.quantize import Method, NoStatistics, QuantizedWeights, Statistics, load_quantizer
 from scale_export.records import Coefficients
 from scale_export.statistics import gain_retention, mean_kl, proportion, top1_agreement
 from scale_export.training.examples import encode_examples, whole_sequences
 from scale_export.weights import DecoderWeights
 
-TINY = Path(__file__).parents[1] / "examples/tiny_vlm"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+QUESTIONS = {"tiny_vlm": "gridworld", "small_vlm": "atlas"}
+"""Model → the set that it was trained on."""
 BATCH = 256
 CALIBRATIONS: dict[str, tuple[Weighting, bool] | None] = {
     "none": None,
@@ -50,6 +55,7 @@ CALIBRATIONS: dict[str, tuple[Weighting, bool] | None] = {
     "answer positions": ("last", True),
     "image tokens": ("image", True),
 }
+T = TypeVar("T")
 FREE, TUNED = ("rtn", "hqq", "mse"), ("mse", "gptq", "awq")
 WHOLE_ROW = 0
 """A block size that stands for one block per row."""
@@ -71,16 +77,41 @@ class Row:
     kl: float
     top1: float
     seconds: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """CPU-seconds, and the largest resident set meanwhile in bytes; None where the system doesn't tell."""
+
+    seconds: float = 0.0
+    peak_bytes: int | None = None
+
+    def and_then(self, other: Cost) -> Cost:
+        peaks = [cost.peak_bytes for cost in (self, other) if cost.peak_bytes is not None]
+        return Cost(self.seconds + other.seconds, max(peaks, default=None))
+
+
+def costed(work: Callable[[], T]) -> tuple[T, Cost]:
+    """What ``work`` returns, and what it took."""
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")  # the largest resident set is counted from here on
+    started = time.process_time()
+    result = work()
+    return result, Cost(time.process_time() - started, peak_memory() if reset.exists() else None)
 
 
 class Bench:
     """The model, its scalars and one split's questions."""
 
-    def __init__(self, split: str, limit: int, cache: Path) -> None:
-        self.base: BaseModel = open_base(str(TINY / "model"))
-        self.coefficients: Coefficients = load_coefficients(TINY / "spatial.pt")
-        self.split, self.cache = split, cache
-        questions = load_questions("gridworld", split, limit=limit)  # type: ignore[arg-type]
+    def __init__(self, model: str, split: str, limit: int, cache: Path) -> None:
+        self.base: BaseModel = open_base(str(EXAMPLES / model / "model"))
+        untie(self.base.model)
+        self.coefficients: Coefficients = load_coefficients(EXAMPLES / model / "spatial.pt")
+        self.questions, self.split, self.cache = QUESTIONS[model], split, cache
+        self._statistics: dict[str, tuple[Statistics, Cost]] = {}
+        questions = load_questions(self.questions, split, limit=limit)  # type: ignore[arg-type]
         self.spatial = np.array([q.kind == "spatial" for q in questions])
         examples = encode_examples(self.base.model, self.base.processor, questions, lambda *_: None, "")
         pad = self.base.processor.tokenizer.pad_token_id
@@ -101,24 +132,28 @@ class Bench:
                 found.append(answers(self.base.model, batch))
         return joined(found)
 
-    def statistics(self, calibration: str) -> Statistics:
+    def statistics(self, calibration: str) -> tuple[Statistics, Cost]:
+        """Collected once, and what that took."""
         chosen = CALIBRATIONS[calibration]
         if chosen is None:
-            return NoStatistics()
-        options = CalibrationOptions(questions="gridworld", weighting=chosen[0], pictures=chosen[1])
-        return calibrate(self.base, self.coefficients, options, self.log, self.cache)
+            return NoStatistics(), Cost()
+        if calibration not in self._statistics:
+            options = CalibrationOptions(questions=self.questions, weighting=chosen[0], pictures=chosen[1])
+            self._statistics[calibration] = costed(
+                lambda: calibrate(self.base, self.coefficients, options, self.log, self.cache)
+            )
+        return self._statistics[calibration]
 
     def row(self, method: str, bits: int, block_size: int, calibration: str) -> Row:
         """Quantize, put the weights in place, measure, and put the old ones back."""
-        statistics = self.statistics(calibration)
-        started = time.perf_counter()
-        weights = self._quantized(method, bits, block_size, statistics)
-        tensors, size = materialized(weights)
-        seconds = time.perf_counter() - started
+        statistics, collecting = self.statistics(calibration)
+        (tensors, size), rounding = costed(
+            lambda: materialized(self._quantized(method, bits, block_size, statistics))
+        )
         naive = method == "folded naively"
         with replaced(self.base, tensors):
             found = self.measure(None if naive else self.coefficients)
-        return self._row(found, method, bits, block_size, calibration, size, seconds)
+        return self._row(found, method, bits, block_size, calibration, size, collecting.and_then(rounding))
 
     def _quantized(self, method: str, bits: int, block_size: int, statistics: Statistics) -> QuantizedWeights:
         base: DecoderWeights = self.base.weights
@@ -139,7 +174,7 @@ class Bench:
         )
 
     def _row(
-        self, found: Measured, method: str, bits: int, block: int, calibration: str, size: int, seconds: float
+        self, found: Measured, method: str, bits: int, block: int, calibration: str, size: int, cost: Cost
     ) -> Row:
         retention = gain_retention(
             self.unscaled.right[self.spatial], self.scaled.right[self.spatial], found.right[self.spatial]
@@ -158,7 +193,8 @@ class Bench:
             retention=(retention.value, retention.low, retention.high),
             kl=kl,
             top1=top1,
-            seconds=seconds,
+            seconds=cost.seconds,
+            peak_bytes=cost.peak_bytes,
         )
 
     def references(self) -> list[Row]:
@@ -166,7 +202,7 @@ class Bench:
         matrices = sum(out * width for out, width, _ in self.base.spec.linears().values())
         size = 2 * (matrices + self.base.spec.vocab_size * self.base.spec.hidden_size)
         named = (("base model, float16 weights", self.unscaled), ("ScAle, float16 weights", self.scaled))
-        return [self._row(found, name, 16, 0, "none", size, 0.0) for name, found in named]
+        return [self._row(found, name, 16, 0, "none", size, Cost()) for name, found in named]
 
 
 class WholeRows(Method):
@@ -208,14 +244,17 @@ def shape_name(bits: int, block: int) -> str:
 def long_table(rows: Sequence[Row]) -> list[str]:
     """Everything that was measured of each row, with 95 % intervals."""
     lines = [
-        "| weights | method | calibration | MB | spatial | other | gain kept | KL, nats | top-1 |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| weights | method | calibration | MB | spatial | other | gain kept | KL, nats | top-1 | CPU-s | peak, GB |",
+        "|---" * 11 + "|",
     ]
     for row in rows:
         shape = "float16" if row.bits == 16 else shape_name(row.bits, row.block_size)
         words = [shape, row.method, row.calibration, f"{row.weight_bytes / 1e6:.2f}"]
         words += [_interval(row.spatial), _interval(row.other), _interval(row.retention)]
-        lines.append(f"| {' | '.join(words)} | {_significant(row.kl)} | {row.top1:.3f} |")
+        words += [_significant(row.kl), f"{row.top1:.3f}"]
+        words += [f"{row.seconds:.1f}" if row.seconds else "–"]
+        words += [f"{row.peak_bytes / 1e9:.2f}" if row.peak_bytes else "–"]
+        lines.append(f"| {' | '.join(words)} |")
     return lines
 
 
@@ -240,14 +279,17 @@ def _significant(value: float) -> str:
     return f"{value:.1e}" if 0 < value < 1e-3 else f"{value:.4f}"
 
 
-def write_page(rows: Sequence[Row], page: Path) -> None:
-    """Put the tables between their marks."""
+def write_page(rows: Sequence[Row], page: Path, model: str) -> None:
+    """Put the model's tables between their marks."""
     tested, tried = ([row for row in rows if row.split == split] for split in ("test", "validation"))
-    tables = {
-        "test": long_table(sorted(tested, key=lambda r: (-r.bits, r.block_size))),
-        "divergence": pivot_table(tried, lambda row: _significant(row.kl)),
-        "retention": pivot_table(tried, lambda row: f"{row.retention[0]:.3f}"),
-    }
+    held_out = long_table(sorted(tested, key=lambda r: (-r.bits, r.block_size)))
+    tables = {f"{model} test": held_out}
+    if model == "tiny_vlm":
+        tables = {
+            "test": held_out,
+            "divergence": pivot_table(tried, lambda row: _significant(row.kl)),
+            "retention": pivot_table(tried, lambda row: f"{row.retention[0]:.3f}"),
+        }
     text = page.read_text(encoding="utf-8")
     for name, lines in tables.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
@@ -262,6 +304,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="JSON with every row; rows found in it are kept"
     )
+    parser.add_argument("--model", choices=QUESTIONS, default="tiny_vlm")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--limit", type=int, default=2048)
     parser.add_argument("--only", default="", help="regular expression over 'method bits block calibration'")
@@ -270,21 +313,22 @@ def main() -> None:
     kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
     rows = [Row(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in kept]
     if arguments.write:
-        write_page(rows, arguments.write)
+        write_page(rows, arguments.write, arguments.model)
         return
     torch.set_num_threads(1)
-    bench = Bench(arguments.split, arguments.limit, Path(tempfile.gettempdir()) / "scale-export-bench")
-    done = {(r.method, r.bits, r.block_size, r.calibration, r.split) for r in rows}
-    rows += [r for r in bench.references() if (r.method, 16, 0, "none", r.split) not in done]
-    for plan in plans():
-        if (*plan, arguments.split) in done or not re.search(arguments.only, " ".join(map(str, plan))):
-            continue
-        row = bench.row(*plan)
-        rows.append(row)
-        shape = shape_name(row.bits, row.block_size)
-        figures = f"spatial {row.spatial[0]:.3f} other {row.other[0]:.3f} kept {row.retention[0]:.3f}"
-        print(f"{row.method:15} {shape:9} {row.calibration:18} {figures} KL {row.kl:.5f}", flush=True)
-        arguments.out.write_text(json.dumps([asdict(r) for r in rows], indent=1))
+    with tempfile.TemporaryDirectory() as cache:
+        bench = Bench(arguments.model, arguments.split, arguments.limit, Path(cache))
+        done = {(r.method, r.bits, r.block_size, r.calibration, r.split) for r in rows}
+        rows += [r for r in bench.references() if (r.method, 16, 0, "none", r.split) not in done]
+        for plan in plans():
+            if (*plan, arguments.split) in done or not re.search(arguments.only, " ".join(map(str, plan))):
+                continue
+            row = bench.row(*plan)
+            rows.append(row)
+            shape = shape_name(row.bits, row.block_size)
+            figures = f"spatial {row.spatial[0]:.3f} other {row.other[0]:.3f} kept {row.retention[0]:.3f}"
+            print(f"{row.method:15} {shape:9} {row.calibration:18} {figures} KL {row.kl:.5f}", flush=True)
+            arguments.out.write_text(json.dumps([asdict(r) for r in rows], indent=1))
 
 
 if __name__ == "__main__":

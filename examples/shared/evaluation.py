@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from scale_export.datasets import Question, gridworld
+from scale_export.datasets import Question
 
 BATCH = 256
 
@@ -42,7 +42,8 @@ def accuracy(
         for start in range(0, len(questions), BATCH)
         for value in _right(model, processor, questions[start : start + BATCH])
     ]
-    scores: dict[str, list[bool]] = {name: [] for name in ("spatial", "other", *gridworld.TOPICS)}
+    topics = sorted({(q.kind == "other", q.topic) for q in questions})
+    scores: dict[str, list[bool]] = {name: [] for name in ("spatial", "other", *(t for _, t in topics))}
     for question, value in zip(questions, right, strict=True):
         scores[question.kind].append(value)
         scores[question.topic].append(value)
