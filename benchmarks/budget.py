@@ -14,7 +14,7 @@ A difference is paired by question: the search less the other, the mean over see
 
     python benchmarks/budget.py --out /tmp/budget.json
     python benchmarks/budget.py --out /tmp/budget.json --write docs/quantization.md
-    python benchmarks/budget.py --model path/to/model --out /tmp/other.json
+    python benchmarks/budget.py --model examples/small_vlm --methods gptq --limit 512 --out /tmp/small.json
 """
 
 from __future__ import annotations
@@ -252,12 +252,14 @@ def _paired(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float, floa
 
 
 def coefficient_files(model: Path, cache: Path) -> list[Path]:
-    """The shipped scalars and, trained where they are not kept yet, two more seeds of the same recipe."""
+    """The shipped scalars and two more seeds of the same recipe: shipped too, or trained where not kept yet."""
     shipped = model / "spatial.pt"
     data = str(load_coefficients(shipped).training["data"])
     files = [shipped]
     for seed in SEEDS[1:]:
-        file = cache / f"{model.resolve().name}-seed{seed}.pt"
+        file = model / f"spatial_seed{seed}.pt"
+        if not file.exists():
+            file = cache / f"{model.resolve().name}-seed{seed}.pt"
         if not file.exists():
             command = [sys.executable, "-m", "scale_export", "train", str(model / "model"), "--data", data]
             subprocess.run([*command, "--out", str(file), "--seed", str(seed)], check=True)
@@ -300,9 +302,9 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def write_page(rows: Sequence[Row], page: Path) -> None:
-    """Put the table between its marks."""
-    start, end = "<!-- budget -->\n", "<!-- end of budget -->"
+def write_page(rows: Sequence[Row], page: Path, model: str) -> None:
+    """Put the table between the model's marks."""
+    start, end = f"<!-- budget of {model} -->\n", f"<!-- end of budget of {model} -->"
     before, _, rest = page.read_text(encoding="utf-8").partition(start)
     text = before + start + "\n".join(table(rows)) + "\n" + end + rest.partition(end)[2]
     page.write_text(text, encoding="utf-8")
@@ -321,22 +323,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, default=TINY, help="a folder with model/ and spatial.pt")
+    parser.add_argument("--methods", nargs="+", default=METHODS, help="quantizers")
     parser.add_argument("--out", type=Path, required=True, help="JSON with every comparison")
     parser.add_argument("--limit", type=int, default=2048, help="at most so many test questions")
     parser.add_argument("--write", type=Path, help="only put the table into this page")
     arguments = parser.parse_args()
     if arguments.write:
-        write_page(_read(arguments.out), arguments.write)
+        write_page(_read(arguments.out), arguments.write, arguments.model.resolve().name)
         return
     torch.set_num_threads(1)
     cache = Path(tempfile.gettempdir()) / "scale-export-bench"
     cache.mkdir(exist_ok=True)
     base = open_base(str(arguments.model / "model"))
+    untie(base.model)
     found: dict[tuple[str, str], list[tuple[Found, Found]]] = {}
     for seed, file in zip(SEEDS, coefficient_files(arguments.model, cache), strict=True):
         started = time.process_time()
         bench = Bench(base, file, arguments.limit, cache)
-        for method in METHODS:
+        for method in arguments.methods:
             for other, pair in one_seed(bench, method, seed).items():
                 found.setdefault((method, other), []).append(pair)
         print(f"seed {seed}: {time.process_time() - started:.0f} CPU-seconds", flush=True)
