@@ -456,7 +456,8 @@ def run_families(*, as_json: bool) -> int:
     if as_json:
         print(json.dumps(found | {"generic": GENERIC_ROUTE}))
         return EXIT_OK
-    table = Table(title="worst relative error of twenty prompts on a random model", box=None)
+    title = "worst relative error of twenty prompts on a random model"
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("model_type", *found["columns"]):
         table.add_column(heading.replace(" ", "\n"), no_wrap=True)
     for family, errors in found["worst"].items():

@@ -65,11 +65,11 @@ COLUMNS = {
     "decoder": "portable decoder against the hooked Hugging Face model",
     "image path": "embedded prompts from emitted float32 graphs, pictures in place, against what Hugging Face's model "
     "hands to its decoder",
-    "onnxruntime float32": "emitted graphs against the portable decoder",
-    "onnxruntime int4": "strict kernels against the portable decoder on the same dequantized weights",
-    "coreml float32": "emitted programs, float32 arithmetic, against the portable decoder",
-    "pytorch float16": "Hugging Face's model itself in float16 against itself in float32: a yardstick, no export",
-    "coreml float16": "emitted programs, emulated float16, against the portable decoder",
+    "ONNX Runtime float32": "emitted graphs against the portable decoder",
+    "ONNX Runtime int4": "strict kernels against the portable decoder on the same dequantized weights",
+    "Core ML float32": "emitted programs, float32 arithmetic, against the portable decoder",
+    "PyTorch float16": "Hugging Face's model itself in float16 against itself in float32: a yardstick, no export",
+    "Core ML float16": "emitted programs, emulated float16, against the portable decoder",
 }
 
 
@@ -242,11 +242,11 @@ def proof(family: str, directory: Path) -> dict[str, float]:
     errors = {
         "hooks": hooks_error(measured),
         "decoder": worst(hugging_face, portable),
-        "pytorch float16": float16_error(measured, hugging_face),
+        "PyTorch float16": float16_error(measured, hugging_face),
     }
     for column, engine, expected in _engines(measured, portable, directory):
         errors[column] = worst(expected, paths(measured, engine))
-        if column == "onnxruntime float32":
+        if column == "ONNX Runtime float32":
             errors["image path"] = image_path_error(measured, engine)
     return errors
 
@@ -268,7 +268,7 @@ def _engines(
         engine = OnnxEngine(
             graphs, context_length=plan.context_length, providers=["CPUExecutionProvider"], strict=True
         )
-        yield f"onnxruntime {precision}", engine, expected
+        yield f"ONNX Runtime {precision}", engine, expected
     mac = make_plan(
         measured.plan.coefficients, measured.base, load_target("coreml"), ExportOptions(precision="float16")
     )
@@ -277,26 +277,26 @@ def _engines(
         out.mkdir()
         names = coreml.emit(measured.folded, vision, mac, out, precision=kind, vision_precision=kind)
         graphs = {role: out / name for role, name in names.items()}
-        yield f"coreml {kind}", CoreMLEngine(graphs, strict=kind == "float32"), portable
+        yield f"Core ML {kind}", CoreMLEngine(graphs, strict=kind == "float32"), portable
 
 
 LIMITS = {
     "hooks": tolerances.FOLD_RELATIVE,
     "decoder": tolerances.FOLD_RELATIVE,
     "image path": tolerances.LOWERING_RELATIVE["float32"],
-    "onnxruntime float32": tolerances.LOWERING_RELATIVE["float32"],
-    "onnxruntime int4": tolerances.LOWERING_RELATIVE["float32"],
-    "coreml float32": tolerances.LOWERING_RELATIVE["float32"],
+    "ONNX Runtime float32": tolerances.LOWERING_RELATIVE["float32"],
+    "ONNX Runtime int4": tolerances.LOWERING_RELATIVE["float32"],
+    "Core ML float32": tolerances.LOWERING_RELATIVE["float32"],
 }
 """Of every column but the yardstick and what is measured by it."""
 
 FLOAT16_SHARE = 1.5
-"""``coreml float16`` may be this many times as far off as ``pytorch float16``; see the page's closing words."""
+"""``Core ML float16`` may be this many times as far off as ``PyTorch float16``; see the page's closing words."""
 
 
 def missed(errors: Mapping[str, float]) -> list[str]:
     """The columns of a family that miss their limits, none where all is well."""
-    limits = {**LIMITS, "coreml float16": FLOAT16_SHARE * errors["pytorch float16"]}
+    limits = {**LIMITS, "Core ML float16": FLOAT16_SHARE * errors["PyTorch float16"]}
     return [column for column, limit in limits.items() if not errors[column] <= limit]
 
 
@@ -323,7 +323,7 @@ def page(table: Mapping[str, Any]) -> str:
     return "\n".join((INTRODUCTION, *head, limits, *rows, "", *meanings, "", CLOSING))
 
 
-OTHER_LIMITS = {"pytorch float16": "none", "coreml float16": f"{FLOAT16_SHARE:g} × PyTorch"}
+OTHER_LIMITS = {"PyTorch float16": "none", "Core ML float16": f"{FLOAT16_SHARE:g} × PyTorch"}
 
 INTRODUCTION = """# Families
 
@@ -335,10 +335,11 @@ whole, with padding on their right, or in two chunks that cut no group of tokens
 again.
 """
 
-CLOSING = f"""A package's float16 graphs are held to {tolerances.LOWERING_RELATIVE["float16"]:.0e} on the model that it
-was made from; the shipped model's are at 7e-4. Random models are further off, in PyTorch as here: rounding spreads over
-logits that are small beside their hidden states, and no operator stands out. Their column is held to
-{FLOAT16_SHARE:g} times what Hugging Face's own model loses by going from float32 to float16 on the same prompts.
+PACKAGE_LIMIT = tolerances.LOWERING_RELATIVE["float16"]
+CLOSING = f"""A package's float16 graphs are held to {PACKAGE_LIMIT:.0e} on the model that it was made from; the
+shipped model's are at 7e-4. Random models are further off, in PyTorch as here: rounding spreads over logits that are
+small beside their hidden states, and no operator stands out. Their column is held to {FLOAT16_SHARE:g} times what
+Hugging Face's own model loses by going from float32 to float16 on the same prompts.
 
 A model type without a row may go the generic route: a vision tower, a projector and a known text model, with nothing
 else between them. Modules, weights and the processor's inputs are checked by name before weights are read, and every
