@@ -49,7 +49,7 @@ from .progress import WorkLog
 from .prompts import encode_messages, user_message
 from .quantize import CalibrationOptions, QuantizedWeights, StaticWeights
 from .records import Float32
-from .reference import parity_prompts, reference_cases
+from .reference import parity_prompts, parity_questions, reference_cases
 from .verification import plan_again
 from .weights import DecoderWeights
 
@@ -135,7 +135,8 @@ class Examination:
         )
         self.folded = quantized(fold(base.weights, plan.coefficients, plan.fold), plan)
         with self.log.stage("reference"):
-            prompts = [prompt for prompt in parity_prompts(1) if prompt.images]
+            questions = parity_questions(plan.coefficients)
+            prompts = [prompt for prompt in parity_prompts(1, questions=questions) if prompt.images]
             self.case = reference_cases(base.model, base.processor, plan.coefficients, prompts)[0]
         vision, embedding = self._towers()
         codes = self._codes(embedding_right=bool(embedding.passed))

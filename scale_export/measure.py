@@ -37,7 +37,7 @@ from .progress import WorkLog
 from .prompts import encode_messages, end_token_ids, user_message
 from .quantize import QuantizedWeights, StaticWeights, load_quantizer, quantize
 from .records import Coefficients, Float32, Precision
-from .reference import Case, Prompt, few_prompts, parity_prompts, reference_cases
+from .reference import Case, Prompt, few_prompts, parity_prompts, parity_questions, reference_cases
 from .runtime import Responder
 from .scoring import Scoring
 from .streaming import ParityMode, StreamedKernels, must_stream
@@ -214,11 +214,11 @@ class Measurement:
     def _cases(self) -> list[Case]:
         """The reference's paths; few and short ones where every step reads the whole model from disk."""
         base, coefficients = self.plan.base, self.plan.coefficients
-        text_alone = base.family.takes_text_alone
+        text_alone, questions = base.family.takes_text_alone, parity_questions(coefficients)
         if self._streamed is None:
-            prompts = parity_prompts(text_alone=text_alone)
+            prompts = parity_prompts(text_alone=text_alone, questions=questions)
             return reference_cases(base.model, base.processor, coefficients, prompts)
-        prompts = few_prompts(text_alone=text_alone)
+        prompts = few_prompts(text_alone=text_alone, questions=questions)
         return reference_cases(base.streamed_model, base.processor, coefficients, prompts, steps=1)
 
     def _preprocessing(self, report: ParityReport, encoded: Sequence[tuple[Prompt, Inputs]]) -> list[Inputs]:

@@ -18,7 +18,7 @@ from .folding import FoldedDecoder, fold
 from .measure import Candidate, Measured, Measurement, Steps, backend_of
 from .parity import ParityReport, error_leg
 from .records import Float32
-from .reference import Case, model_logits, parity_prompts
+from .reference import Case, model_logits, parity_prompts, parity_questions
 from .task import MAX_NEW_TOKENS
 
 
@@ -59,7 +59,9 @@ class CheckpointMeasurement(Measurement):
         unchecked = backend_of(self.plan).not_checked()
         report = ParityReport(executed_by="no model ran; files were compared", not_checked=[*unchecked])
         self._tensors(report, fold(base.weights, coefficients, self.plan.fold))
-        prompts = parity_prompts(text_alone=base.family.takes_text_alone)
+        prompts = parity_prompts(
+            text_alone=base.family.takes_text_alone, questions=parity_questions(coefficients)
+        )
         self._preprocessing(report, [self._encoded(base.processor, prompt) for prompt in prompts])
         report.legs["storage"] = None
         for name in ("fold", "storage", "task", "answer agreement"):

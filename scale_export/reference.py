@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from .adapter import attach
-from .datasets import Question, load_questions
+from .datasets import Question, is_generated, load_questions
 from .generation import Inputs
 from .prompts import encode_messages, user_message
 from .records import Coefficients, Float32
@@ -45,14 +45,24 @@ class Case:
     logits: Float32
 
 
-def parity_prompts(count: int = 12, *, text_alone: bool = True) -> list[Prompt]:
-    """Prompts for any model: grid-world questions, one of them on a picture that is not square, one without picture.
+def parity_questions(coefficients: Coefficients) -> str:
+    """The set that parity prompts come from: what the scalars were trained on, if it is generated, or the grid world.
+
+    Ranges of activations and calibrated codes hold for what a model knows, and prompts should be of that; where the set
+    lies on somebody's disk, others could not verify the package with it.
+    """
+    trained_on = str(coefficients.training.get("data", ""))
+    return trained_on if is_generated(trained_on) else "gridworld"
+
+
+def parity_prompts(count: int = 12, *, text_alone: bool = True, questions: str = "gridworld") -> list[Prompt]:
+    """Prompts of a set's calibration split, one of them on a picture that is not square, one without picture.
 
     The last is left out where the family's processor takes no ``text_alone``.
     """
-    questions = load_questions("gridworld", "calibration", limit=count)
-    prompts = [_prompt(question) for question in questions]
-    first = questions[0]
+    chosen = load_questions(questions, "calibration", limit=count)
+    prompts = [_prompt(question) for question in chosen]
+    first = chosen[0]
     if first.image is not None:
         wide = first.image.crop((0, 0, first.image.width, first.image.height * 2 // 3))
         prompts.append(Prompt(name="wide picture", images=(wide,), text=first.prompt))
@@ -61,9 +71,9 @@ def parity_prompts(count: int = 12, *, text_alone: bool = True) -> list[Prompt]:
     return prompts
 
 
-def few_prompts(*, text_alone: bool = True) -> list[Prompt]:
+def few_prompts(*, text_alone: bool = True, questions: str = "gridworld") -> list[Prompt]:
     """The first and the last of them, with and without a picture: for models that are streamed from disk."""
-    prompts = parity_prompts(1, text_alone=text_alone)
+    prompts = parity_prompts(1, text_alone=text_alone, questions=questions)
     return [prompts[0], prompts[-1]]
 
 

@@ -100,10 +100,15 @@ def load_questions(spec: str, split: Split, *, limit: int | None = None) -> list
     return questions
 
 
+def is_generated(spec: str) -> bool:
+    """Whether it names a set of ours that anyone can make again, not files on somebody's disk."""
+    return spec.partition(":")[0] in dataset_names() and not getattr(_module(spec)[0], "ON_DISK", False)
+
+
 def public_name(spec: str) -> str:
     """The set's name as reports carry it: with its argument, unless that is a place on somebody's disk."""
-    module, _ = _module(spec)
-    return spec.partition(":")[0] if getattr(module, "ON_DISK", False) else spec
+    _module(spec)
+    return spec if is_generated(spec) else spec.partition(":")[0]
 
 
 def _module(spec: str) -> tuple[ModuleType, str]:
