@@ -322,8 +322,8 @@ class Measurement:
             engine = load_backend(self.plan.target.backend).open_engine(graphs, self.plan, strict=True)
             return path_logits(self._generator(engine), cases)
 
-    def _codes_kept(self, report: ParityReport, folded: FoldedDecoder) -> dict[str, bool | None]:
-        """Matrix → whether the package's codes are those of the unfolded base, for every folded matrix."""
+    def _codes_kept(self, report: ParityReport, folded: FoldedDecoder) -> dict[str, tuple[str, str]]:
+        """Matrix → SHA-256 of the unfolded base's codes and of the package's, for every folded matrix."""
         plan, names = self.plan, folded.folded_matrices
         if not names or plan.quantizer is None:
             return {}
@@ -342,7 +342,7 @@ class Measurement:
             other_bits=plan.other_bits,
         )
         found = load_backend(plan.target.backend).code_hashes(self.graphs, names)
-        return {name: found[name] == base.block(name).codes_sha256 for name in names}
+        return {name: (base.block(name).codes_sha256, found[name]) for name in names}
 
     def _agreement(
         self, report: ParityReport, candidate: Candidate, cases: Sequence[Case]

@@ -118,16 +118,17 @@ def quantization_leg(
     plain: Sequence[Float32],
     strict: Sequence[Float32],
     limits: ParityLimits,
-    codes: Mapping[str, bool | None],
+    codes: Mapping[str, tuple[str, str]],
 ) -> Leg:
     """Quantized graph on strict kernels against the unquantized one; folding must not have moved integer codes.
 
-    ``codes``: matrix → whether its codes are byte-identical to the base's, for every folded matrix.
+    ``codes``: matrix → SHA-256 of the base's codes and of the package's, for every folded matrix.
     """
     leg = distribution_leg(plain, strict, limits.max_kl, limits.min_top1_agreement)
     if codes:
         leg["folded_matrices"] = len(codes)
-        leg["codes_identical"] = all(codes.values())
+        leg["codes_sha256"] = {name: packaged for name, (_, packaged) in codes.items()}
+        leg["codes_identical"] = all(base == packaged for base, packaged in codes.values())
         leg["passed"] = leg["passed"] and leg["codes_identical"]
     return leg
 

@@ -239,6 +239,7 @@ def test_integer_codes_that_moved(measurement: Emit, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(measure, "load_backend", lambda name: _MovedCodes())
     legs = healthy.run(None, None).report.legs
     assert legs["quantization"]["codes_identical"] is False
+    assert len(legs["quantization"]["codes_sha256"]) == legs["quantization"]["folded_matrices"]
     assert legs["quantization"]["passed"] is False
 
 

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from scale_export.backends import Scalars
 from scale_export.families import family_names
+from scale_export.folding import fold
+from scale_export.metrics import relative_error
+from scale_export.tolerances import FOLD_RELATIVE
+from tests.backends.emission import reference
 from tests.conftest import FAMILIES
-from tests.families.proof import COLUMNS, PAGE, TABLE, missed, page, proof
+from tests.families.proof import (
+    COLUMNS,
+    PAGE,
+    TABLE,
+    Subject,
+    engine_path,
+    hooked_path,
+    missed,
+    page,
+    proof,
+    subject,
+)
+from tests.test_sabotage import drop_layer, swap_heads
 
 RECORDED = json.loads(TABLE.read_text(encoding="utf-8"))
 
@@ -27,3 +47,37 @@ def test_every_family_is_proved_and_the_page_is_the_table():
 def test_every_column_is_within_its_limit(family: str, tmp_path: Path):
     errors = proof(family, tmp_path)
     assert not missed(errors), errors
+
+
+def gated(measured: Subject, broken: Any = None) -> Any:
+    """The portable decoder with its scalars as they are, or broken."""
+    asked = reference(measured.plan, measured.folded)
+    if broken is not None:
+        attn, mlp = broken(*measured.folded.dense())
+        asked.scalars = Scalars(attn=attn, mlp=mlp)
+    return asked
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_wrong_scalars_naive_folds_and_shifted_pictures_are_far_off(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    measured = subject(family, tmp_path / "model")
+    inputs = measured.prompts[3]
+    expected = hooked_path(measured, inputs)
+
+    def error(asked: Any) -> float:
+        return relative_error(expected, engine_path(asked, inputs, "whole"))
+
+    assert error(gated(measured)) <= FOLD_RELATIVE
+    for broken in (swap_heads, drop_layer):
+        assert error(gated(measured, broken)) > 100 * FOLD_RELATIVE, broken.__name__
+    naive = replace(measured.plan, fold="weights")
+    folded = fold(measured.base.weights, measured.plan.coefficients, "weights")
+    assert error(reference(naive, folded)) > 100 * FOLD_RELATIVE
+    shifted = gated(measured)
+    embed = shifted.engine.embed
+    monkeypatch.setattr(
+        shifted.engine, "embed", lambda ids, features: embed(ids, np.roll(features, 1, axis=0))
+    )
+    assert error(shifted) > 100 * FOLD_RELATIVE
