@@ -19,39 +19,21 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import (
-    AutoModelForImageTextToText,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    Idefics3Config,
-    Idefics3ImageProcessorPil,
-    Idefics3Processor,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2VLImageProcessorPil,
-)
+from transformers import AutoModelForImageTextToText
 
 from scale_export.base import open_base
 from scale_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from scale_export.coefficients import make_coefficients
-from scale_export.families import load_family
-from scale_export.families._processor import model_class
-from tests.models import CHAT_TEMPLATE, IMAGE
-from tests.models import _tokenizer as make_tokenizer
-from tests.models_qwen import PLACES, TEMPLATE
-from tests.models_qwen import _with_places as with_places
+from tests.models import FAMILIES, Recipe, special_ids
 
 SHARD_BYTES = 5_000_000_000
 CHUNK = 1 << 22
@@ -62,136 +44,90 @@ TARGETS: Mapping[str, tuple[str, list[str]]] = {
 """Target → scope of the scalars, and options of ``fold``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """A published model: its config over a tokenizer, its processor, and the dtype that it is stored in."""
+class Shape(NamedTuple):
+    """A published model, and the dtype that it is stored in."""
 
     dtype: torch.dtype
-    config: Callable[[PreTrainedTokenizerFast], Any]
-    processor: Callable[[PreTrainedTokenizerFast], Any]
+    recipe: Recipe
 
 
-def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """The tokenizer's ids as configs name them."""
-    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-
-
-def llava_7b(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
-    """llava-hf/llava-1.5-7b-hf."""
-    text = LlamaConfig(
-        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=32, vocab_size=32064, max_position_embeddings=4096, rms_norm_eps=1e-5,
-        tie_word_embeddings=False, **special_ids(tokenizer),
-    )  # fmt: skip
-    vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, projection_dim=768, num_hidden_layers=24,
-        num_attention_heads=16, image_size=336, patch_size=14,
-    )  # fmt: skip
-    image = tokenizer.convert_tokens_to_ids(IMAGE)
-    return LlavaConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_index=image,
-        image_seq_length=576,
-        tie_word_embeddings=False,
-    )
-
-
-def llava_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Pictures of 336 pixels, 576 tokens each."""
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
-    return LlavaProcessor(
-        image_processor=pictures, tokenizer=tokenizer, patch_size=14, chat_template=CHAT_TEMPLATE,
-        vision_feature_select_strategy="default", image_token=IMAGE, num_additional_image_tokens=1,
-    )  # fmt: skip
-
-
-def smolvlm_256m(tokenizer: PreTrainedTokenizerFast) -> Idefics3Config:
-    """HuggingFaceTB/SmolVLM-256M-Instruct."""
-    _add_places(tokenizer)
-    text = LlamaConfig(
-        hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, head_dim=64, vocab_size=49280, max_position_embeddings=8192, rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0}, tie_word_embeddings=False,
-        **special_ids(tokenizer),
-    )  # fmt: skip
-    vision = {
-        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "image_size": 512, "patch_size": 16,
-    }  # fmt: skip
-    image = tokenizer.convert_tokens_to_ids(IMAGE)
-    return Idefics3Config(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=image,
-        scale_factor=4,
-        tie_word_embeddings=False,
-    )
-
-
-def smolvlm_processor(tokenizer: PreTrainedTokenizerFast) -> Idefics3Processor:
-    """One tile of 512 pixels a picture; published are up to 16 and an overview, which takes 17 times as long."""
-    pictures = Idefics3ImageProcessorPil(size={"longest_edge": 512}, max_image_size={"longest_edge": 512})
-    return Idefics3Processor(
-        image_processor=pictures, tokenizer=tokenizer, image_seq_len=64, chat_template=CHAT_TEMPLATE
-    )
-
-
-def qwen2_5_vl_3b(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
-    """Qwen/Qwen2.5-VL-3B-Instruct."""
-    load_family("qwen2_5_vl").prepare_processor()
-    tokenizer.add_special_tokens({"additional_special_tokens": [*PLACES.values()]}, False)
-    return Qwen2_5_VLConfig(
-        text_config={
-            "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
-            "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 128000,
-            "rms_norm_eps": 1e-6, **special_ids(tokenizer),
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-        },
-        vision_config={
-            "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14,
-            "out_hidden_size": 2048, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
-        },
-        tie_word_embeddings=True,
-        **{f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in PLACES.items()},
-    )  # fmt: skip
-
-
-def qwen_processor(tokenizer: PreTrainedTokenizerFast) -> Any:
-    """Pictures of up to 16,384 tokens as published; ``fold`` keeps them to what the target holds."""
-    pictures = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 12_845_056})
-    processor = model_class("qwen2_5_vl.processing_qwen2_5_vl.Qwen2_5_VLProcessor")
-    return processor(image_processor=pictures, tokenizer=with_places(tokenizer), chat_template=TEMPLATE)
-
-
-def _add_places(tokenizer: PreTrainedTokenizerFast) -> None:
-    """The tokens that SmolVLM's processor puts around tiles."""
-    places = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    around = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
-    tokenizer.add_special_tokens({"additional_special_tokens": [*around, *places]}, False)
-
+SMOLVLM_WORDS = (
+    "<fake_token_around_image>", "<global-img>", "<end_of_utterance>",
+    *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
+)  # fmt: skip
+"""What SmolVLM's processor puts around tiles."""
 
 SHAPES: Mapping[str, Shape] = {
-    "smolvlm-256m": Shape(dtype=torch.bfloat16, config=smolvlm_256m, processor=smolvlm_processor),
-    "qwen2.5-vl-3b": Shape(dtype=torch.bfloat16, config=qwen2_5_vl_3b, processor=qwen_processor),
-    "llava-1.5-7b": Shape(dtype=torch.float16, config=llava_7b, processor=llava_processor),
-}
+    "smolvlm-256m": Shape(
+        torch.bfloat16,
+        replace(FAMILIES["idefics3"], words=SMOLVLM_WORDS).but(
+            language={
+                "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+                "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49280, "max_position_embeddings": 8192,
+                "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
+            },
+            vision={
+                "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+                "image_size": 512, "patch_size": 16,
+            },
+            config={"scale_factor": 4},
+            pictures={"size": {"longest_edge": 512}, "max_image_size": {"longest_edge": 512}},
+            processor={"image_seq_len": 64},
+        ),
+    ),
+    "qwen2.5-vl-3b": Shape(
+        torch.bfloat16,
+        FAMILIES["qwen2_5_vl"].but(
+            language={
+                "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
+                "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 128000,
+                "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+            },
+            vision={
+                "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14,
+                "out_hidden_size": 2048, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
+            },
+            pictures={"patch_size": 14, "size": {"shortest_edge": 3136, "longest_edge": 12_845_056}},
+        ),
+    ),
+    "llava-1.5-7b": Shape(
+        torch.float16,
+        FAMILIES["llava"].but(
+            language={
+                "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+                "num_key_value_heads": 32, "head_dim": 128, "vocab_size": 32064, "max_position_embeddings": 4096,
+                "rms_norm_eps": 1e-5,
+            },
+            vision={
+                "hidden_size": 1024, "intermediate_size": 4096, "projection_dim": 768, "num_hidden_layers": 24,
+                "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+            },
+            config={"image_seq_length": 576},
+            pictures={"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}},
+            processor={"patch_size": 14},
+        ),
+    ),
+}  # fmt: skip
+"""SmolVLM-256M-Instruct (one tile a picture; published are up to 16 and an overview, which takes 17 times as long),
+Qwen2.5-VL-3B-Instruct (pictures of up to 16,384 tokens as published; ``fold`` keeps them to what the target holds)
+and llava-1.5-7b-hf."""
+
 SAFETENSORS = {torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def build(shape: Shape, directory: Path) -> None:
     """Write the model directory."""
     directory.mkdir(parents=True)
-    tokenizer = make_tokenizer()
-    config = shape.config(tokenizer)
+    config, processor = shape.recipe.prepared()
     config.dtype = shape.dtype
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    for name, value in special_ids(tokenizer).items():
+    for name, value in special_ids(processor.tokenizer).items():
         setattr(model.generation_config, name, value)
     model.generation_config.save_pretrained(directory)
     model.config.save_pretrained(directory)
-    shape.processor(tokenizer).save_pretrained(directory)
+    processor.save_pretrained(directory)
     write_weights({name: tuple(w.shape) for name, w in model.named_parameters()}, shape.dtype, directory)
 
 

@@ -21,14 +21,7 @@ from scale_export.backends.onnxruntime import engine
 from scale_export.base import BaseModel, open_base
 from scale_export.coefficients import make_coefficients
 from scale_export.records import Coefficients, Scope
-from tests import (
-    models,
-    models_gemma,
-    models_idefics,
-    models_mistral3,
-    models_onevision_internvl,
-    models_qwen,
-)
+from tests.models import FAMILIES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "SCALE_EXPORT_CACHE" not in os.environ:
@@ -66,21 +59,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 ``own`` is for families that are tied to one text model.
 """
-
-FAMILIES = {
-    "llava": models.tiny_llava,
-    "llava_next": models.tiny_llava_next,
-    "llava_onevision": models_onevision_internvl.tiny_llava_onevision,
-    "internvl": models_onevision_internvl.tiny_internvl,
-    "smolvlm": models_idefics.tiny_smolvlm,
-    "idefics3": models_idefics.tiny_idefics3,
-    "gemma3": models_gemma.tiny_gemma3,
-    "paligemma": models_gemma.tiny_paligemma,
-    "qwen2_vl": models_qwen.tiny_qwen2_vl,
-    "qwen2_5_vl": models_qwen.tiny_qwen2_5_vl,
-    "qwen3_vl": models_qwen.tiny_qwen3_vl,
-    "mistral3": models_mistral3.tiny_mistral3,
-}
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from scale_export.answers import answer_questions, encode_prompts, end_tokens
 from scale_export.datasets import Question, load_questions
 from scale_export.errors import UserError
 from scale_export.scoring import is_right
-from tests.models import tiny_llava
+from tests.models import FAMILIES
 
 STEPS = 6
 
@@ -24,7 +24,7 @@ STEPS = 6
 @pytest.fixture(scope="module")
 def model_and_processor(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     directory: Path = tmp_path_factory.mktemp("model")
-    return tiny_llava(directory=directory), AutoProcessor.from_pretrained(directory)
+    return FAMILIES["llava"](directory=directory), AutoProcessor.from_pretrained(directory)
 
 
 @pytest.fixture(scope="module")

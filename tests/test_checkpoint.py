@@ -20,9 +20,7 @@ from safetensors.torch import load_file, save_file
 from scale_export.base import open_base
 from scale_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from scale_export.errors import UserError
-from tests.conftest import FAMILIES
-from tests.models import TEXT_MODELS, tiny_llava, tiny_llava_next
-from tests.models_gemma import tiny_paligemma
+from tests.models import FAMILIES, TEXT_MODELS
 
 O_PROJ = "model.language_model.layers.0.self_attn.o_proj.weight"
 STORED_O_PROJ = "language_model.model.layers.0.self_attn.o_proj.weight"
@@ -33,7 +31,7 @@ Q_PROJ = "model.language_model.layers.1.self_attn.q_proj.weight"
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     directory = tmp_path_factory.mktemp("llava")
-    return tiny_llava(directory=directory, dtype=torch.bfloat16), directory
+    return FAMILIES["llava"](directory=directory, dtype=torch.bfloat16), directory
 
 
 @pytest.fixture
@@ -65,10 +63,10 @@ def assert_same_model(checkpoint: Checkpoint, model: Any) -> None:
         assert torch.equal(checkpoint.tensor(name), weight)
 
 
-@pytest.mark.parametrize("build", [tiny_llava, tiny_llava_next])
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
 @pytest.mark.parametrize("text", TEXT_MODELS)
-def test_every_parameter_is_found_under_its_module_name(build: Any, text: str, tmp_path: Path) -> None:
-    model = build(text, directory=tmp_path)
+def test_every_parameter_is_found_under_its_module_name(family: str, text: str, tmp_path: Path) -> None:
+    model = FAMILIES[family](text, directory=tmp_path)
     assert_same_model(Checkpoint(tmp_path), model)
 
 
@@ -127,7 +125,7 @@ def test_tied_output_head_is_the_embedding(copy: Path, level: str) -> None:
 
 def test_a_config_that_leaves_the_tie_out_means_its_class_default(tmp_path: Path) -> None:
     """Gemma's checkpoints have neither an output head nor the key."""
-    tiny_paligemma(directory=tmp_path)
+    FAMILIES["paligemma"](directory=tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config.pop("tie_word_embeddings")
     config["text_config"].pop("tie_word_embeddings", None)

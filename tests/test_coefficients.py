@@ -26,7 +26,7 @@ from scale_export.coefficients import (
 from scale_export.errors import UserError
 from scale_export.records import Bound, Coefficients
 from tests.coefficient_fields import SUFFIXES, record
-from tests.models import CHAT_TEMPLATE, tiny_llava, tiny_llava_next
+from tests.models import CHAT_TEMPLATE, FAMILIES
 
 Trained = tuple[Any, Path, Coefficients]
 
@@ -35,7 +35,7 @@ Trained = tuple[Any, Path, Coefficients]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A model, its directory, and coefficients for two of its three layers."""
     directory = tmp_path_factory.mktemp("base") / "model"
-    model = tiny_llava(directory=directory, attention_bias=True, mlp_bias=True)
+    model = FAMILIES["llava"](directory=directory, attention_bias=True, mlp_bias=True)
     scales = record()
     made = make_coefficients(
         model,
@@ -90,7 +90,7 @@ def test_all_layers_by_default_and_free_bound(trained: Trained) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_model_loaded_in_another_precision(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = tiny_llava_next("qwen2", directory=tmp_path, dtype=dtype)
+    model = FAMILIES["llava_next"]("qwen2", directory=tmp_path, dtype=dtype)
     model.float()
     made = make_coefficients(model, tmp_path, scope="last", head_scale=np.ones((3, 4)), mlp_scale=np.ones(3))
     check_base(made, Checkpoint(tmp_path))
@@ -121,7 +121,7 @@ def test_scalars_that_do_not_fit_the_model(trained: Trained, changes: dict[str, 
 
 
 def test_model_that_was_changed_after_loading_is_refused(trained: Trained, tmp_path: Path) -> None:
-    other = tiny_llava(directory=tmp_path / "other", seed=1, attention_bias=True, mlp_bias=True)
+    other = FAMILIES["llava"](directory=tmp_path / "other", seed=1, attention_bias=True, mlp_bias=True)
     with pytest.raises(UserError, match=r"layers\.0\.self_attn\.o_proj\.weight is not what .* stores"):
         make_coefficients(other, trained[1], scope="last", head_scale=np.ones((3, 4)), mlp_scale=np.ones(3))
 

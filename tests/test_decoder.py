@@ -15,7 +15,8 @@ from scale_export.base import BaseModel
 from scale_export.decoder import Gate, PortableDecoder, TorchKernels, empty_cache, last_index
 from scale_export.prompts import encode_messages, user_message
 from scale_export.records import Coefficients
-from tests.conftest import FAMILIES, VARIANTS, picture, random_coefficients
+from tests.conftest import VARIANTS, picture, random_coefficients
+from tests.models import FAMILIES
 
 CASES = [("llava", variant) for variant in VARIANTS if variant != "own"] + [
     ("llava_next", v) for v in ("llama", "mistral-window", "qwen2")

@@ -16,7 +16,8 @@ from scale_export.decoder import TorchKernels
 from scale_export.reference import few_prompts, reference_cases
 from scale_export.sites import text_decoder
 from scale_export.streaming import StreamedKernels, must_stream
-from tests.conftest import FAMILIES, random_coefficients, saved
+from tests.conftest import random_coefficients, saved
+from tests.models import FAMILIES
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -22,7 +22,7 @@ from scale_export.datasets import load_questions
 from scale_export.errors import UserError
 from scale_export.scoring import is_right
 from scale_export.train import TrainOptions, TrainReport, run_training, training_table
-from tests.models import tiny_llava
+from tests.models import FAMILIES
 
 QUICK = TrainOptions(steps=4, batch_size=8, evaluate_every=2, limit=24)
 
@@ -31,7 +31,7 @@ QUICK = TrainOptions(steps=4, batch_size=8, evaluate_every=2, limit=24)
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the base model in ``model``."""
     directory = tmp_path_factory.mktemp("place")
-    tiny_llava(directory=directory / "model")
+    FAMILIES["llava"](directory=directory / "model")
     return directory
 
 

@@ -27,7 +27,7 @@ from scale_export.training.options import TrainOptions, silent
 from scale_export.training.parameters import ScaleParameters
 from scale_export.training.prefix import PrefixStore, can_cache_prefix
 from scale_export.training.scale import train_on_examples, train_scale
-from tests.models import tiny_llava, tiny_llava_next
+from tests.models import FAMILIES
 
 EXACT = 1e-5
 QUICK = TrainOptions(steps=5, batch_size=8, evaluate_every=5)
@@ -37,7 +37,7 @@ PAD = 0
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     directory: Path = tmp_path_factory.mktemp("model")
-    return tiny_llava(directory=directory), AutoProcessor.from_pretrained(directory)
+    return FAMILIES["llava"](directory=directory), AutoProcessor.from_pretrained(directory)
 
 
 @pytest.fixture(scope="module")
@@ -174,12 +174,12 @@ def test_exact_means_that_greedy_generation_gives_the_answer(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", [tiny_llava, tiny_llava_next])
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
 def test_mixed_batches_score_as_single_questions(
-    family: Any, questions: list[Question], tmp_path: Path
+    family: str, questions: list[Question], tmp_path: Path
 ) -> None:
     """Pictures of several shapes (more or fewer tiles) and a question without one, padded into one batch."""
-    model = family(directory=tmp_path)
+    model = FAMILIES[family](directory=tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
     image = questions[0].image
     assert image is not None
@@ -284,7 +284,7 @@ def test_batches_replay_and_come_round(examples: list[Example]) -> None:
 
 
 def test_a_planted_head_is_found_and_its_layer_selected(examples: list[Example], tmp_path: Path) -> None:
-    model = tiny_llava(directory=tmp_path, seed=5)
+    model = FAMILIES["llava"](directory=tmp_path, seed=5)
     for index, layer in enumerate(model.model.language_model.layers):
         heads = layer.self_attn.o_proj.weight.view(64, 4, 32)
         heads[:, [head for head in range(4) if (index, head) != (1, 2)]] = 0

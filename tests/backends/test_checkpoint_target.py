@@ -25,8 +25,8 @@ from scale_export.measure import measurement_of
 from scale_export.plan import ExportOptions, make_plan
 from scale_export.progress import WorkLog
 from scale_export.targets import load_target
-from tests import models
 from tests.conftest import random_coefficients, saved
+from tests.models import FAMILIES
 
 TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BIASED = {"attention_bias": True, "mlp_bias": True}
@@ -40,7 +40,7 @@ def base_in(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BaseModel
     def build(dtype: str = "BF16") -> BaseModel:
         if dtype not in built:
             directory = tmp_path_factory.mktemp(dtype)
-            model = models.tiny_llava(directory=directory, dtype=TORCH[dtype], **BIASED)
+            model = FAMILIES["llava"](directory=directory, dtype=TORCH[dtype], **BIASED)
             (directory / "model.safetensors").unlink()
             model.save_pretrained(directory, max_shard_size=200_000 if dtype == "F32" else 100_000)
             built[dtype] = open_base(str(directory))

@@ -41,7 +41,6 @@ PICTURES = {
     "alike": [(64, 48), (64, 48)],
     "none": [],
 }
-TEXT_MODELS = {"gemma3": "own"}
 LIMIT = tolerances.LOWERING_RELATIVE["float32"]
 
 
@@ -108,7 +107,7 @@ def emitted(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Emit:
 def ran(emitted: Emit) -> Callable[..., Ran]:
     @functools.cache
     def run(family: str, precision: str = "float32", mode: str = "gate", scope: str = "last") -> Ran:
-        plan, _, graphs = emitted(family, TEXT_MODELS.get(family, "llama"), precision, mode, scope)
+        plan, _, graphs = emitted(family, "llama", precision, mode, scope)
         return Ran(plan, graphs)
 
     return run

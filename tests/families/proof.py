@@ -37,7 +37,8 @@ from scale_export.reference import forget_positions
 from scale_export.sites import text_decoder
 from scale_export.targets import load_target
 from tests.backends.emission import generator, reference
-from tests.conftest import FAMILIES, picture, random_coefficients
+from tests.conftest import picture, random_coefficients
+from tests.models import FAMILIES
 
 TOKENS = (3, 9, 4, 7, 11, 5, 8, 6)
 """Eight decode steps."""
@@ -50,9 +51,6 @@ PROMPTS: tuple[tuple[tuple[tuple[int, int], ...], str], ...] = (
     *(((), text) for text in TEXTS),
 )
 """Twenty: one picture (square, wide, tall, tiny, large), two pictures, none."""
-
-TEXT_MODELS = {"gemma3": "own", "paligemma": "own"}
-"""Of the families that are not built on Llama."""
 
 DEEPSTACK = "deepstack_visual_embeds"
 """What Qwen3-VL's text model calls the features that pictures add to its first layers."""
@@ -85,7 +83,7 @@ class Subject:
 
 def subject(family: str, directory: Path) -> Subject:
     """A random model over Llama or its own text model, its weights in float16 as real checkpoints have them."""
-    FAMILIES[family](TEXT_MODELS.get(family, "llama"), directory=directory, dtype=torch.float16)
+    FAMILIES[family]("llama", directory=directory, dtype=torch.float16)
     base = open_base(str(directory))
     plan = make_plan(random_coefficients(base), base, load_target("cpu"), ExportOptions(precision="float32"))
     prompts = tuple(

@@ -44,14 +44,16 @@ from scale_export.training.prefix import PrefixStore, can_cache_prefix
 from tests.backends.emission import TOKENS, generator, prompt, reference
 from tests.conftest import picture, random_coefficients, saved
 from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, portable
-from tests.models_gemma import SIDE, TOKENS_PER_SIDE, WINDOW, tiny_gemma3, tiny_paligemma
+from tests.models import FAMILIES, GEMMA_WINDOW, SIZE
 from tests.test_training import EXACT, PAD, loss_and_gradient, scalars
 
 LIMIT = tolerances.FOLD_RELATIVE
-FAMILIES = ("gemma3", "paligemma")
+GEMMAS = ("gemma3", "paligemma")
+PICTURE_TOKENS = 9
+
 CASES = [
     (family, name)
-    for family in FAMILIES
+    for family in GEMMAS
     for name in PICTURES
     if name != "none" or family == "gemma3"  # PaliGemma's processor takes no prompt without a picture
 ]
@@ -103,13 +105,13 @@ def test_features_lie_where_hugging_face_puts_them(base_of: Any, family: str, na
 
 
 def test_pictures_are_longer_than_a_local_window(gemma3: BaseModel):
-    assert TOKENS_PER_SIDE**2 > WINDOW
-    assert set(gemma3.spec.sliding_windows) == {WINDOW, None}
+    assert GEMMA_WINDOW < PICTURE_TOKENS
+    assert set(gemma3.spec.sliding_windows) == {GEMMA_WINDOW, None}
     assert gemma3.spec.layer_rotaries == (0, 0, 1, 0)
     assert gemma3.spec.attention_scale == 24**-0.5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GEMMAS)
 def test_the_reference_asks_as_generate_does(base_of: Any, family: str):
     """``generate`` tells Hugging Face's model which tokens see one another; our forwards say the same."""
     base = base_of(family, "own")
@@ -129,7 +131,7 @@ def test_the_reference_asks_as_generate_does(base_of: Any, family: str):
     assert relative_error(torch.cat(output.logits).numpy(), logits) <= LIMIT
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GEMMAS)
 @torch.no_grad()
 def test_what_hugging_faces_model_does_without_being_told(base_of: Any, family: str):
     """It is causal; but PaliGemma's is only where a mask is made at all, which padding brings about."""
@@ -159,7 +161,7 @@ def test_pan_and_scan_gives_pictures_of_their_own(gemma3: BaseModel):
         processor_kwargs=crops,
     )
     arrays = {name: np.asarray(value) for name, value in inputs.items()}
-    assert arrays["pixel_values"].shape == (4, 3, SIDE, SIDE)
+    assert arrays["pixel_values"].shape == (4, 3, SIZE["height"], SIZE["width"])
     logits = hugging_face(gemma3, arrays)[1]
     assert relative_error(logits, portable(gemma3).prefill(arrays).logits) <= LIMIT
 
@@ -176,8 +178,8 @@ def respecified(base: BaseModel, **changes: Any) -> Generator:
 
 GEMMA3_SABOTAGES: dict[str, dict[str, Any]] = {
     "window dropped": {"sliding_windows": (None,) * 4},
-    "window everywhere": {"sliding_windows": (WINDOW,) * 4},
-    "window one longer": {"sliding_windows": (WINDOW + 1, WINDOW + 1, None, WINDOW + 1)},
+    "window everywhere": {"sliding_windows": (GEMMA_WINDOW,) * 4},
+    "window one longer": {"sliding_windows": (GEMMA_WINDOW + 1, GEMMA_WINDOW + 1, None, GEMMA_WINDOW + 1)},
     "global rotary embedding everywhere": {"layer_rotaries": (1,) * 4},
     "local rotary embedding everywhere": {"layer_rotaries": (0,) * 4},
     "sandwich norms dropped": {"sandwich_norms": False},
@@ -255,7 +257,7 @@ def test_an_image_feature_scaled_as_a_word_is(pali: BaseModel):
 # The scalars.
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GEMMAS)
 def test_the_gate_is_exact_and_swapped_heads_are_not(base_of: Any, family: str):
     base = base_of(family, "own")
     inputs = inputs_of(base, "two")
@@ -266,7 +268,7 @@ def test_the_gate_is_exact_and_swapped_heads_are_not(base_of: Any, family: str):
     assert relative_error(expected, gated(base, scalars=swapped).prefill(inputs).logits) > 100 * LIMIT
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GEMMAS)
 def test_folding_the_final_layer_is_exact(base_of: Any, family: str):
     """Nothing later reads the other positions of the final layer, in a prompt that sees itself either."""
     base = base_of(family, "own")
@@ -280,7 +282,7 @@ def test_folding_the_final_layer_is_exact(base_of: Any, family: str):
         assert error <= LIMIT if exact else error > 100 * LIMIT
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GEMMAS)
 def test_folding_scalars_of_every_token_is_exact(base_of: Any, family: str):
     base = base_of(family, "own")
     inputs = inputs_of(base, "wide")
@@ -484,7 +486,7 @@ def test_long_prompts_in_chunks_equal_the_portable_decoder(gemma3: BaseModel, tm
 @pytest.mark.parametrize("scaled", [True, False])
 def test_activations_beyond_float16s_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scaled: bool):
     """A residual stream that passes 65,504, as Gemma 3's does: held by a factor, infinite without it."""
-    model = tiny_gemma3(directory=tmp_path / "model", dtype=torch.float16)
+    model = FAMILIES["gemma3"](directory=tmp_path / "model", dtype=torch.float16)
     for layer in model.model.language_model.layers:
         layer.post_attention_layernorm.weight.copy_((1 + layer.post_attention_layernorm.weight) * 40_000 - 1)
         layer.post_feedforward_layernorm.weight.copy_(
@@ -519,7 +521,7 @@ def test_activations_beyond_float16s_reach(tmp_path: Path, monkeypatch: pytest.M
 # Training, and what has no place for a prompt without a picture.
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GEMMAS)
 def test_training_sees_what_the_deployed_model_sees(base_of: Any, family: str):
     base = base_of(family, "own")
     questions = load_questions("gridworld", "calibration", limit=6)
@@ -566,17 +568,17 @@ def test_prompts_without_a_picture_are_left_out_where_the_processor_takes_none(p
 
 
 def test_a_checkpoint_without_a_chat_template_gets_the_plain_one(tmp_path: Path):
-    tiny_paligemma(directory=tmp_path)
+    FAMILIES["paligemma"](directory=tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     processor = paligemma.FAMILY.load_processor(tmp_path)
     inputs = encode_messages(processor, [user_message([picture()], "where ?")])
     text = processor.tokenizer.decode(inputs["input_ids"][0])
-    assert text == "<image>" * TOKENS_PER_SIDE**2 + "<s>where ?\n"
+    assert text == "<image>" * PICTURE_TOKENS + "<s>where ?\n"
     assert "labels" not in inputs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GEMMAS)
 @pytest.mark.parametrize("target", ["cpu", "coreml"])
 def test_a_package_opens_in_a_fresh_process(base_of: Any, tmp_path: Path, family: str, target: str):
     base = base_of(family, "own")

@@ -26,7 +26,7 @@ from scale_export.targets import load_target
 from tests.conftest import random_coefficients, saved
 from tests.families import proof
 from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, portable
-from tests.models_generic import tiny_vipllava
+from tests.models import VIPLLAVA
 
 LIMIT = tolerances.FOLD_RELATIVE
 
@@ -34,7 +34,7 @@ LIMIT = tolerances.FOLD_RELATIVE
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     directory = tmp_path_factory.mktemp("vipllava")
-    tiny_vipllava(directory=directory)
+    VIPLLAVA(directory=directory)
     return open_base(str(directory))
 
 
@@ -61,7 +61,7 @@ def test_features_lie_where_hugging_face_puts_them(base: BaseModel, name: str):
 
 @pytest.mark.slow
 def test_every_column_is_within_its_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setitem(proof.FAMILIES, "vipllava", tiny_vipllava)
+    monkeypatch.setitem(proof.FAMILIES, "vipllava", VIPLLAVA)
     errors = proof.proof("vipllava", tmp_path)
     for column, limit in proof.LIMITS.items():
         assert errors[column] <= limit, (column, errors[column])

@@ -21,7 +21,7 @@ from scale_export.targets import load_target
 from scale_export.vision import ShuffledFeatures
 from tests.conftest import random_coefficients
 from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, logits_error, portable
-from tests.models_onevision_internvl import tiny_internvl
+from tests.models import FAMILIES
 
 LIMIT = tolerances.FOLD_RELATIVE
 
@@ -53,7 +53,9 @@ def test_features_lie_where_hugging_face_puts_them(base: BaseModel, name: str):
 )
 @torch.no_grad()
 def test_towers_of_every_kind(tmp_path: Path, layer: int, vision: dict[str, Any]):
-    model = tiny_internvl(directory=tmp_path, layer=layer, vision=vision)
+    model = FAMILIES["internvl"].but(config={"vision_feature_layer": layer}, vision=vision)(
+        directory=tmp_path
+    )
     size = vision.get("image_size", [32, 32])
     pixels = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
     expected = model.model.get_image_features(pixels).pooler_output

@@ -51,9 +51,9 @@ from scale_export.resources import resource_dir
 from scale_export.targets import Target, load_target
 from scale_export.train import TrainOptions, run_training
 from tests.backends.emission import generator, prompt, reference
-from tests.conftest import FAMILIES, picture, random_coefficients, saved
+from tests.conftest import picture, random_coefficients, saved
 from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, logits_error, portable
-from tests.models_mistral3 import tiny_mistral3
+from tests.models import FAMILIES
 
 LIMIT = tolerances.FOLD_RELATIVE
 QWEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -130,7 +130,7 @@ def test_towers_are_hugging_faces_on_every_grid(base_of: Any, family: str, filli
 @pytest.mark.parametrize("layer", [-2, 1, 3])
 @torch.no_grad()
 def test_a_mistral_3_tower_that_ends_early(tmp_path: Path, layer: int):
-    model = tiny_mistral3(directory=tmp_path, layer=layer)
+    model = FAMILIES["mistral3"].but(config={"vision_feature_layer": layer})(directory=tmp_path)
     base = replace_model(tmp_path, model)
     inputs = patches_of(base)
     expected = model.model.get_image_features(**_tensors(inputs), return_dict=True).pooler_output

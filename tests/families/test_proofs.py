@@ -16,7 +16,6 @@ from scale_export.folding import fold
 from scale_export.metrics import relative_error
 from scale_export.tolerances import FOLD_RELATIVE
 from tests.backends.emission import reference
-from tests.conftest import FAMILIES
 from tests.families.proof import (
     COLUMNS,
     PAGE,
@@ -29,6 +28,7 @@ from tests.families.proof import (
     proof,
     subject,
 )
+from tests.models import FAMILIES
 from tests.test_sabotage import drop_layer, swap_heads
 
 RECORDED = json.loads(TABLE.read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ from scale_export.prompts import user_message
 from scale_export.records import Array
 from tests.conftest import picture
 from tests.families.test_llava_onevision import PICTURES, inputs_of, portable
-from tests.models_idefics import TILE, vision_config
+from tests.models import SMOLVLM_TILE, TOWER
 from tests.test_decoder import embeddings_of
 
 LIMIT = tolerances.FOLD_RELATIVE
@@ -76,7 +76,7 @@ def test_prompts_of_unequally_many_tiles_in_one_batch(base: BaseModel):
 def model_of(image_size: int, patch_size: int, scale: int) -> SmolVLMForConditionalGeneration:
     torch.manual_seed(0)
     config = SmolVLMConfig(
-        vision_config=vision_config(image_size=image_size, patch_size=patch_size),
+        vision_config={**TOWER, "image_size": image_size, "patch_size": patch_size},
         text_config=LlamaConfig(
             vocab_size=8, hidden_size=64, intermediate_size=8, num_hidden_layers=1, pad_token_id=0
         ),
@@ -158,9 +158,9 @@ def test_a_pixel_shuffle_that_goes_down_before_it_goes_right(
 def test_tiles_that_the_tower_has_no_positions_for(base: BaseModel):
     inputs = inputs_of(base, "wide")
     mask: Array = inputs["pixel_attention_mask"].copy()
-    mask[0, 1, :, TILE // 2 :] = 0
+    mask[0, 1, :, SMOLVLM_TILE // 2 :] = 0
     with pytest.raises(UserError, match=r"leaves out a part of a tile"):
         FAMILY.tiles(inputs | {"pixel_attention_mask": mask})
-    larger = torch.zeros(1, 3, 2 * TILE, TILE)
+    larger = torch.zeros(1, 3, 2 * SMOLVLM_TILE, SMOLVLM_TILE)
     with pytest.raises(UserError, match=r"48 × 24 pixels and the tower takes 24 × 24: set max_image_size"):
         FAMILY.vision_module(base.model)(larger)
