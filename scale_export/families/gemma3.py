@@ -25,13 +25,14 @@ class Gemma3(Family):
     model_type = "gemma3"
 
     def decoder_spec(self, config: Any) -> DecoderSpec:
-        from ._gemma import check_tower
+        from ._siglip import check_tower
 
         check_tower(config)
         return text_spec(config.text_config, grouped_attention=True)
 
     def vision_module(self, model: Any) -> VisionTower:
-        from ._gemma import PooledProjector, SiglipFeatures
+        from ._gemma_projector import PooledProjector
+        from ._siglip import SiglipFeatures
 
         inner = model.model
         return SiglipFeatures(inner.vision_tower, PooledProjector(inner.multi_modal_projector))

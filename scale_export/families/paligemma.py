@@ -54,13 +54,13 @@ class PaliGemma(Family):
         return processor
 
     def decoder_spec(self, config: Any) -> DecoderSpec:
-        from ._gemma import check_tower
+        from ._siglip import check_tower
 
         check_tower(config)
         return text_spec(config.text_config, grouped_attention=True)
 
     def vision_module(self, model: Any) -> VisionTower:
-        from ._gemma import SiglipFeatures
+        from ._siglip import SiglipFeatures
 
         return SiglipFeatures(model.model.vision_tower, model.model.multi_modal_projector)
 

@@ -27,7 +27,7 @@ from scale_export.base import BaseModel, open_base
 from scale_export.coefficients import load_coefficients
 from scale_export.datasets import load_questions
 from scale_export.families import load_family, paligemma
-from scale_export.families._gemma import PooledProjector
+from scale_export.families._gemma_projector import PooledProjector
 from scale_export.families._text import text_spec
 from scale_export.folding import Factor, FoldedWeights, fold, fold_factors
 from scale_export.generation import Generator, Inputs

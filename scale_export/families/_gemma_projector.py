@@ -1,4 +1,4 @@
-"""The vision towers of Gemma 3 and PaliGemma: SigLIP on squares of one size; needs torch."""
+"""Gemma 3's projector; needs torch."""
 
 from __future__ import annotations
 
@@ -9,21 +9,6 @@ from torch import Tensor, nn
 
 from ..decoder import fused_rms_norm
 from ..errors import UserError
-from ..vision import VisionTower
-
-
-class SiglipFeatures(VisionTower):
-    """SigLIP's last layer through its norm and a projector, without the pooling head that nothing reads."""
-
-    def __init__(self, tower: Any, projector: nn.Module):
-        super().__init__()
-        self.tower: Any = tower
-        self.projector = projector
-        self.constants = {}
-
-    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        states = self.tower.encoder(inputs_embeds=self.tower.embeddings(pixel_values)).last_hidden_state
-        return {"image_features": self.projector(self.tower.post_layernorm(states))}
 
 
 class PooledProjector(nn.Module):
@@ -51,16 +36,3 @@ class PooledProjector(nn.Module):
         rows = patches.reshape(-1, side, kernel, side * kernel * width).mean(dim=2)
         pooled = rows.reshape(-1, side * side, kernel, width).mean(dim=2)
         return torch.matmul(fused_rms_norm(pooled, self.weight, self.eps), self.matrix)
-
-
-def check_tower(config: Any) -> None:
-    """Refuse a tower that is not SigLIP.
-
-    Raises:
-        UserError: another vision model.
-    """
-    kind = config.vision_config.model_type
-    if kind != "siglip_vision_model":
-        raise UserError(
-            f"vision tower {kind!r} under {config.model_type} is not supported; supported: siglip_vision_model"
-        )

@@ -1,0 +1,37 @@
+"""SigLIP on squares of one size, as several families have it; needs torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..vision import VisionTower
+
+
+class SiglipFeatures(VisionTower):
+    """SigLIP's last layer through its norm and a projector, without the pooling head that nothing reads."""
+
+    def __init__(self, tower: Any, projector: nn.Module):
+        super().__init__()
+        self.tower: Any = tower
+        self.projector = projector
+        self.constants = {}
+
+    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        states = self.tower.encoder(inputs_embeds=self.tower.embeddings(pixel_values)).last_hidden_state
+        return {"image_features": self.projector(self.tower.post_layernorm(states))}
+
+
+def check_tower(config: Any) -> None:
+    """Refuse a tower that is not SigLIP.
+
+    Raises:
+        UserError: another vision model.
+    """
+    kind = config.vision_config.model_type
+    if kind != "siglip_vision_model":
+        raise UserError(
+            f"vision tower {kind!r} under {config.model_type} is not supported; supported: siglip_vision_model"
+        )
