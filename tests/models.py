@@ -446,6 +446,7 @@ FAMILIES = _by_model_type(
         words=("<break>", "<end>"),
         processor_class=Mistral3.without_torchvision,
     ),
+    Recipe(model_type="deepseek_vl", pictures={"size": SIZE}, processor={"num_image_tokens": 9}),
 )
 """Every family's, by model type."""
 

@@ -1,0 +1,35 @@
+"""DeepSeek-VL: SigLIP on a square that holds the whole picture, two matrices, Llama (Lu et al., 2024)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..records import DecoderSpec
+from . import Family
+from ._text import text_spec
+
+if TYPE_CHECKING:
+    from ..vision import VisionTower
+
+
+class DeepseekVL(Family):
+    """``DeepseekVLForConditionalGeneration`` in Hugging Face transformers.
+
+    The processor shrinks a picture to the square's side and fills up what is left with the mean colour.
+    """
+
+    model_type = "deepseek_vl"
+
+    def decoder_spec(self, config: Any) -> DecoderSpec:
+        from ._siglip import check_tower
+
+        check_tower(config)
+        return text_spec(config.text_config)
+
+    def vision_module(self, model: Any) -> VisionTower:
+        from ._siglip import SiglipFeatures
+
+        return SiglipFeatures(model.model.vision_model, model.model.aligner)
+
+
+FAMILY = DeepseekVL()
