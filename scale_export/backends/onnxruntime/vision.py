@@ -16,6 +16,7 @@ from torch.export import Dim
 from ...records import Precision, TowerInput
 from ...vision import example_inputs
 from .kernels import BITS
+from .narrow import store_narrow
 from .save import save_model
 from .trace import forget_inner_shapes, trace
 
@@ -49,7 +50,8 @@ def emit_vision(
     Args:
         tower: float32; see ``Family.vision_module``.
         patched: whether the number of patches is as free.
-        precision: of the weights; int8 is block-wise by ONNX Runtime's quantizer, in blocks of 32.
+        precision: of the weights; int8 is block-wise by ONNX Runtime's quantizer, in blocks of 32. Those that compute
+            in float32 are stored in 16 bits where these hold them exactly.
     """
     example = example_inputs(inputs, 2)
     with torch.no_grad():
@@ -71,6 +73,8 @@ def emit_vision(
     for value in model.graph.outputs:
         value.shape = _named(value.shape, (free[0], "rows"))
     forget_inner_shapes(model)
+    if precision == "float32":
+        store_narrow(model)
     save_model(model, path)
     if precision in BITS:
         _quantize(path, BITS[precision])
