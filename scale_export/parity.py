@@ -4,8 +4,8 @@ Rules:
 1. A leg compares two neighbours in the chain Hugging Face → portable decoder → emitted graph → quantized graph
    on strict kernels → the package as it runs.
 2. Every leg is driven along the reference's tokens; the candidate's own choices never excuse it.
-3. Errors hold at every position. Distributions (KL, top-1) are compared at the answers' positions only, which the
-   reference's path tells: behind an end token there is nothing that anybody reads, or that a model was trained for.
+3. Limits of errors hold at every position. Distributions (KL, top-1) are compared at the answers' positions only, which
+   the reference's path tells: behind an end token there is nothing that anybody reads, or that a model was trained for.
 4. A leg that did not run is None and is named in ``not_checked`` with the reason.
 """
 
