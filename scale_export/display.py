@@ -31,7 +31,7 @@ def show_parity(parity: Mapping[str, Any]) -> None:
     attribution = parity["attribution"]
     if attribution:
         parts = ", ".join(f"{step} {figure(part['kl'])}" for step, part in attribution["parts"].items())
-        say(f"KL from PyTorch ScAle {figure(attribution['whole']['kl'])}: {parts}")
+        say(f"KL from PyTorch ScAle along its answers {figure(attribution['whole']['kl'])}: {parts}")
     say(f"Executed by {parity['executed_by']}")
     for line in parity["not_checked"]:
         say(f"Not checked: {line}")
@@ -42,7 +42,7 @@ def _leg_figures(leg: Mapping[str, Any]) -> tuple[str, str]:
     if "kl" in leg:
         limits = leg["limits"]
         return (
-            f"KL {leg['kl']:.2g}, top-1 {leg['top1_agreement']:.1%}",
+            f"KL {leg['kl']:.2g}, top-1 {leg['top1_agreement']:.1%} of {leg['steps']} answer positions",
             f"KL {figure(limits['kl'])}, top-1 {figure(limits['top1_agreement'])}",
         )
     if "accuracy" in leg:

@@ -193,7 +193,7 @@ class Measurement:
             *steps,
             ("preprocessing", _prepared(candidate, cases, prepared, shipped)),
         ]
-        report.attribution = attribution([case.logits for case in cases], chain)
+        report.attribution = attribution(cases, chain)
         if plan.target.max_memory_bytes is not None:
             report.skip("memory", "a running package's memory is measured by bench, on the device")
         scale_answers = self._agreement(report, candidate, cases)
@@ -215,11 +215,13 @@ class Measurement:
         """The reference's paths; few and short ones where every step reads the whole model from disk."""
         base, coefficients = self.plan.base, self.plan.coefficients
         text_alone, questions = base.family.takes_text_alone, parity_questions(coefficients)
+        ends = end_token_ids(base.processor, base.directory)
         if self._streamed is None:
             prompts = parity_prompts(text_alone=text_alone, questions=questions)
-            return reference_cases(base.model, base.processor, coefficients, prompts)
+            return reference_cases(base.model, base.processor, coefficients, prompts, end_tokens=ends)
         prompts = few_prompts(text_alone=text_alone, questions=questions)
-        return reference_cases(base.streamed_model, base.processor, coefficients, prompts, steps=1)
+        model = base.streamed_model
+        return reference_cases(model, base.processor, coefficients, prompts, steps=1, end_tokens=ends)
 
     def _preprocessing(self, report: ParityReport, encoded: Sequence[tuple[Prompt, Inputs]]) -> list[Inputs]:
         """Prompts with the base processor's inputs, against those of the package's own files, which are returned."""
@@ -274,8 +276,8 @@ class Measurement:
         plain = self._lowering(report, folded, cases, portable, strict)
         limits = plan.target.parity.of(plan.precision)
         codes = self._codes_kept(report, folded)
-        report.legs["quantization"] = quantization_leg(plain, strict, limits, codes)
-        report.legs["runtime"] = runtime_leg(strict, shipped, limits)
+        report.legs["quantization"] = quantization_leg(cases, plain, strict, limits, codes)
+        report.legs["runtime"] = runtime_leg(cases, strict, shipped, limits)
         return [("lowering", plain), ("quantization", strict), ("runtime", shipped)]
 
     def _lowering(

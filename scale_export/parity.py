@@ -4,7 +4,9 @@ Rules:
 1. A leg compares two neighbours in the chain Hugging Face → portable decoder → emitted graph → quantized graph
    on strict kernels → the package as it runs.
 2. Every leg is driven along the reference's tokens; the candidate's own choices never excuse it.
-3. A leg that did not run is None and is named in ``not_checked`` with the reason.
+3. Limits of errors hold at every position. Distributions (KL, top-1) are compared at the answers' positions only, which
+   the reference's path tells: behind an end token there is nothing that anybody reads, or that a model was trained for.
+4. A leg that did not run is None and is named in ``not_checked`` with the reason.
 """
 
 from __future__ import annotations
@@ -73,6 +75,11 @@ def path_logits(generator: Generator, cases: Sequence[Case]) -> list[Float32]:
     return [generator.forced_logits(case.inputs, case.tokens) for case in cases]
 
 
+def answer_logits(cases: Sequence[Case], logits: Sequence[Float32]) -> Float32:
+    """The rows at the cases' answer positions ``[N, V]``, of logits along every case's path."""
+    return np.concatenate([rows[: case.answer_positions] for case, rows in zip(cases, logits, strict=True)])
+
+
 def error_leg(reference: Sequence[Float32], other: Sequence[Float32], limit: float) -> Leg:
     """The worst relative error over all cases; infinite errors are written as null and fail."""
     value = max(relative_error(r, o) for r, o in zip(reference, other, strict=True))
@@ -96,10 +103,14 @@ def lowering_leg(portable: Sequence[Float32], emitted: Sequence[Float32], precis
 
 
 def distribution_leg(
-    reference: Sequence[Float32], other: Sequence[Float32], max_kl: float | None, min_top1: float | None
+    cases: Sequence[Case],
+    reference: Sequence[Float32],
+    other: Sequence[Float32],
+    max_kl: float | None,
+    min_top1: float | None,
 ) -> Leg:
-    """Mean KL divergence and top-1 agreement over every step of every case; an infinite KL is null and fails."""
-    left, right = np.concatenate(list(reference)), np.concatenate(list(other))
+    """Mean KL divergence and top-1 agreement over the ``steps`` answer positions; an infinite KL is null and fails."""
+    left, right = answer_logits(cases, reference), answer_logits(cases, other)
     kl, top1 = mean_kl(left, right), top1_agreement(left, right)
     assert kl is not None and top1 is not None, "there is at least one case"
     finite = bool(np.isfinite(kl))
@@ -108,13 +119,14 @@ def distribution_leg(
         "kl": kl if finite else None,
         "top1_agreement": top1,
         "limits": {"kl": max_kl, "top1_agreement": min_top1},
-        "cases": len(reference),
+        "cases": len(cases),
         "steps": len(left),
         "passed": within,
     }
 
 
 def quantization_leg(
+    cases: Sequence[Case],
     plain: Sequence[Float32],
     strict: Sequence[Float32],
     limits: ParityLimits,
@@ -124,7 +136,7 @@ def quantization_leg(
 
     ``codes``: matrix → SHA-256 of the base's codes and of the package's, for every folded matrix.
     """
-    leg = distribution_leg(plain, strict, limits.max_kl, limits.min_top1_agreement)
+    leg = distribution_leg(cases, plain, strict, limits.max_kl, limits.min_top1_agreement)
     if codes:
         leg["folded_matrices"] = len(codes)
         leg["codes_sha256"] = {name: packaged for name, (_, packaged) in codes.items()}
@@ -133,32 +145,35 @@ def quantization_leg(
     return leg
 
 
-def runtime_leg(strict: Sequence[Float32], shipped: Sequence[Float32], limits: ParityLimits) -> Leg:
+def runtime_leg(
+    cases: Sequence[Case], strict: Sequence[Float32], shipped: Sequence[Float32], limits: ParityLimits
+) -> Leg:
     """The package's kernels on this machine against the strictest ones."""
-    return distribution_leg(strict, shipped, limits.runtime_max_kl, limits.runtime_min_top1_agreement)
+    return distribution_leg(cases, strict, shipped, limits.runtime_max_kl, limits.runtime_min_top1_agreement)
 
 
-def attribution(reference: Sequence[Float32], stages: Sequence[tuple[str, Sequence[Float32]]]) -> Leg:
-    """How much of the whole loss each step brought: the divergence from the reference after it, minus before it.
+def attribution(cases: Sequence[Case], stages: Sequence[tuple[str, Sequence[Float32]]]) -> Leg:
+    """How much of the whole loss each step brought: the divergence from PyTorch ScAle after it, minus before it.
 
     Args:
-        reference: PyTorch ScAle's logits along every case's path.
-        stages: step → the same after it, in the order of the chain; the last one is the package as it runs.
+        cases: with PyTorch ScAle's logits along every path, of which the answers' positions count.
+        stages: step → the logits after it, in the order of the chain; the last one is the package as it runs.
 
     A part may be negative, where a step happens to undo what an earlier one did. The parts add up to the whole, which
     is measured on its own, between the two ends. Parts are None where a divergence isn't finite.
     """
-    first, last = np.concatenate(list(reference)), np.concatenate(list(stages[-1][1]))
-    reached = [_loss(first, first), *(_loss(first, np.concatenate(list(logits))) for _, logits in stages)]
+    first = answer_logits(cases, [case.logits for case in cases])
+    last = answer_logits(cases, stages[-1][1])
+    reached = [_loss(first, first), *(_loss(first, answer_logits(cases, logits)) for _, logits in stages)]
     parts = {
         step: {name: _minus(after[name], before[name]) for name in after}
         for (step, _), before, after in zip(stages, reached, reached[1:], strict=False)
     }
     found: Leg = {
-        "metric": "mean KL in nats from PyTorch ScAle, and share of positions with another best token",
+        "metric": "mean KL in nats from PyTorch ScAle, and share of answer positions with another best token",
         "whole": _loss(first, last),
         "parts": parts,
-        "cases": len(reference),
+        "cases": len(cases),
         "steps": len(first),
     }
     return {**found, "passed": adds_up(found)}

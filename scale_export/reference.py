@@ -17,7 +17,8 @@ from .prompts import encode_messages, user_message
 from .records import Coefficients, Float32
 
 FORCED_STEPS = 4
-"""Decode steps of a case. They go on past an end token: a case is a path of logits, not an answer."""
+"""Decode steps of a case. They go on past an end token, since exactness holds on any path of logits; what an answer
+is made of ends there (``Case.answer_positions``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +38,24 @@ class Case:
         inputs: the base processor's output.
         tokens: the reference's greedy tokens, fed to every leg alike.
         logits: float32 ``[len(tokens) + 1, V]``, after the prompt and after each token.
+        end_tokens: the ids of which each ends an answer.
     """
 
     prompt: Prompt
     inputs: Inputs
     tokens: tuple[int, ...]
     logits: Float32
+    end_tokens: frozenset[int] = frozenset()
+
+    @property
+    def answer_positions(self) -> int:
+        """How many positions, from the first, belong to the answer: the last of them predicts its end token.
+
+        All of them where none does.
+        """
+        best = self.logits.argmax(-1).tolist()
+        ends = (position for position, token in enumerate(best, 1) if token in self.end_tokens)
+        return next(ends, len(best))
 
 
 def parity_questions(coefficients: Coefficients) -> str:
@@ -88,14 +101,20 @@ def reference_cases(
     coefficients: Coefficients,
     prompts: Sequence[Prompt],
     steps: int = FORCED_STEPS,
+    end_tokens: frozenset[int] = frozenset(),
 ) -> list[Case]:
-    """Run the hooked Hugging Face model on each prompt: one prefill, then ``steps`` decode steps."""
+    """Run the hooked Hugging Face model on each prompt: one prefill, then ``steps`` decode steps.
+
+    Without ``end_tokens`` every position counts as one of an answer.
+    """
     cases = []
     with attach(model, coefficients):
         for prompt in prompts:
             inputs = encode_messages(processor, [user_message(prompt.images, prompt.text)])
             tokens, logits = _path(model, inputs, steps)
-            cases.append(Case(prompt=prompt, inputs=inputs, tokens=tokens, logits=logits))
+            cases.append(
+                Case(prompt=prompt, inputs=inputs, tokens=tokens, logits=logits, end_tokens=end_tokens)
+            )
     return cases
 
 

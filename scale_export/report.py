@@ -196,8 +196,14 @@ def _leg_view(name: str, leg: Json | None, reason: str) -> LegView:
         )
     return LegView(
         name=name, meaning=meaning, verdict=VERDICTS[leg["passed"]], reason=reason,
-        cases=_number(leg.get("cases")), metrics=tuple(_metrics(name, leg)),
+        cases=_cases(leg), metrics=tuple(_metrics(name, leg)),
     )  # fmt: skip
+
+
+def _cases(leg: Json) -> str:
+    """On how much a leg was measured; the distribution legs count the answers' positions."""
+    cases = f"{_number(leg.get('cases'))} cases"
+    return f"{cases}, {_number(leg['steps'])} answer positions" if "steps" in leg else cases
 
 
 def _errors(name: str, leg: Json) -> Iterator[Metric]:

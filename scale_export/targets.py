@@ -87,11 +87,11 @@ class ParityLimits(_Record):
     """Limits of the parity legs that depend on a target, for one weight precision (contract C7).
 
     Attributes:
-        max_kl: quantization leg: mean KL divergence from the unquantized graph, in nats; None for float
-            weights, as in the next three, since nothing is quantized there and kernels have no levels.
-        min_top1_agreement: quantization leg: share of positions with the same best token.
+        max_kl: quantization leg: mean KL divergence from the unquantized graph at the answers' positions, in nats;
+            None for float weights, as in the next three, since nothing is quantized there and kernels have no levels.
+        min_top1_agreement: quantization leg: share of the answers' positions with the same best token.
         runtime_max_kl: runtime leg: mean KL divergence of this machine's kernels from the strictest, in nats.
-        runtime_min_top1_agreement: runtime leg: share of positions with the same best token.
+        runtime_min_top1_agreement: runtime leg: share of the answers' positions with the same best token.
         min_gain_retention: task leg: (export - base) / (PyTorch ScAle - base); None for no limit.
         min_answer_agreement: task leg: share of answers equal to PyTorch ScAle's; None for no limit.
         equivalence_margin: task leg: the export's accuracy must be shown to equal PyTorch ScAle's up to this share,

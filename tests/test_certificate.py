@@ -18,6 +18,7 @@ from scale_export.datasets import Question
 from scale_export.measure import evaluation_set
 from scale_export.parity import ParityReport, adds_up, attribution
 from scale_export.pipeline import Outcome
+from scale_export.reference import Case, Prompt
 from scale_export.resources import resource_dir
 from scale_export.statistics import equivalence
 from scale_export.targets import ParityLimits, load_target
@@ -35,6 +36,12 @@ def logits(seed: int, noise: float = 0.0) -> list[Any]:
     return list((base + extra).astype(np.float32))
 
 
+def cases(seed: int) -> list[Case]:
+    """The same as cases whose answers don't end."""
+    prompt = Prompt(name="case", images=(), text="")
+    return [Case(prompt=prompt, inputs={}, tokens=(0, 0, 0), logits=rows) for rows in logits(seed)]
+
+
 def chain(broken: str | None = None) -> list[tuple[str, list[Any]]]:
     """Every step, each with a little noise more than the one before it, one of them with much more from there on."""
     stages, noise = [], 0.0
@@ -45,7 +52,7 @@ def chain(broken: str | None = None) -> list[tuple[str, list[Any]]]:
 
 
 def test_parts_add_up_to_a_whole_that_was_measured_on_its_own():
-    found = attribution(logits(1), chain("quantization"))
+    found = attribution(cases(1), chain("quantization"))
     assert found["passed"] is True and list(found["parts"]) == list(STEPS)
     for name in ("kl", "top1_changed"):
         assert sum(part[name] for part in found["parts"].values()) == pytest.approx(
@@ -56,13 +63,13 @@ def test_parts_add_up_to_a_whole_that_was_measured_on_its_own():
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_broken_step_carries_its_own_loss(step: str):
-    parts = attribution(logits(1), chain(step))["parts"]
+    parts = attribution(cases(1), chain(step))["parts"]
     assert max(parts, key=lambda name: parts[name]["kl"]) == step
     assert parts[step]["kl"] > 0.9 * sum(abs(part["kl"]) for part in parts.values())
 
 
 def test_parts_that_dont_add_up_fail_the_report():
-    found = attribution(logits(1), chain())
+    found = attribution(cases(1), chain())
     report = ParityReport(executed_by="test", legs={"fold": {"passed": True}}, attribution=found)
     assert report.passed
     tampered = copy.deepcopy(found)
@@ -74,7 +81,7 @@ def test_parts_that_dont_add_up_fail_the_report():
 
 def test_a_loss_that_is_not_finite_is_attributed_to_nothing():
     broken = [np.full_like(case, np.nan) for case in logits(1)]
-    found = attribution(logits(1), [("fold", logits(1)), ("lowering", broken)])
+    found = attribution(cases(1), [("fold", logits(1)), ("lowering", broken)])
     assert found["whole"]["kl"] is None and found["parts"]["lowering"]["kl"] is None
     assert found["passed"] is None and found["parts"]["lowering"]["top1_changed"] == 1
 

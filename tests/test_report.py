@@ -292,6 +292,13 @@ def test_a_leg_without_a_limit_is_reported():
     assert "5 legs are within their limits." in text
 
 
+def test_legs_of_distributions_say_how_many_positions_they_count():
+    counted = parity()["legs"]["quantization"] | {"steps": 1033}
+    text = Page(render_report(data(parity=parity(quantization=counted)))).text
+    assert "quantization passed 24 cases, 1,033 answer positions mean KL, nats" in text
+    assert text.count("answer positions") == 1
+
+
 def test_a_later_leg_is_shown_too():
     found = parity()
     found["legs"]["device"] = {

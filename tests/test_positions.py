@@ -1,0 +1,151 @@
+"""Which positions of a case are counted: an answer's for distributions, every one for errors; and what breaks each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scale_export.base import open_base
+from scale_export.coefficients import load_coefficients
+from scale_export.measure import Measurement
+from scale_export.parity import (
+    answer_logits,
+    attribution,
+    error_leg,
+    fold_leg,
+    lowering_leg,
+    quantization_leg,
+    runtime_leg,
+)
+from scale_export.plan import ExportOptions, make_plan
+from scale_export.progress import WorkLog
+from scale_export.records import Float32
+from scale_export.reference import Case, Prompt
+from scale_export.targets import ParityLimits, load_target
+from tests.conftest import random_coefficients
+
+END, VOCABULARY = 3, 9
+LIMITS = ParityLimits(
+    max_kl=0.02,
+    min_top1_agreement=0.95,
+    runtime_max_kl=0.02,
+    runtime_min_top1_agreement=0.95,
+    near_tie_budget=0,
+)
+TINY = Path(__file__).parents[1] / "examples/tiny_vlm/spatial.safetensors"
+
+
+def case_of(path: Sequence[int], ends: frozenset[int] = frozenset({END})) -> Case:
+    """A case whose best tokens are ``path``."""
+    rows = np.random.default_rng(len(path)).uniform(-1, 1, (len(path), VOCABULARY)).astype(np.float32)
+    rows[np.arange(len(path)), path] = 4
+    tokens = tuple(int(token) for token in path[:-1])
+    prompt = Prompt(name="case", images=(), text="where ?")
+    return Case(prompt=prompt, inputs={}, tokens=tokens, logits=rows, end_tokens=ends)
+
+
+CASES = (case_of([5, END, 7, END, 1]), case_of([5, 2, 6, 7, 1]), case_of([END, 1, 1, 1, 1]))
+"""Answers of two positions, of all five since none ends, and of one."""
+
+
+def moved(at: int, position: int) -> list[Float32]:
+    """The reference's own logits, with another best token at one position of one case."""
+    rows = [case.logits.copy() for case in CASES]
+    rows[at][position] = rows[at][position, ::-1]
+    assert rows[at][position].argmax() != CASES[at].logits[position].argmax()
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("path", "ends", "positions"),
+    [
+        ([5, END, 7, END, 1], {END}, 2),
+        ([END, 1, 1], {END}, 1),
+        ([5, 2, END], {END}, 3),
+        ([5, 2, 6], {END}, 3),
+        ([5, 2, END], set(), 3),
+        ([5, 8, END], {END, 8}, 2),
+    ],
+)
+def test_an_answer_ends_with_the_position_that_predicts_its_end_token(
+    path: list[int], ends: set[int], positions: int
+) -> None:
+    case = case_of(path, frozenset(ends))
+    assert case.answer_positions == positions
+    np.testing.assert_array_equal(answer_logits([case], [case.logits]), case.logits[:positions])
+
+
+@pytest.mark.parametrize(
+    ("at", "position", "counted"),
+    [
+        (0, 0, True),
+        (0, 1, True),  # predicts the end token
+        (0, 2, False),
+        (0, 3, False),  # behind the first end token, a second one is no end
+        (0, 4, False),
+        (1, 4, True),  # of a path without an end token every position counts
+        (2, 0, True),
+        (2, 1, False),
+    ],
+)
+def test_distributions_differ_by_what_answers_are_made_of_and_errors_by_everything(
+    at: int, position: int, counted: bool
+) -> None:
+    exact, broken = [case.logits for case in CASES], moved(at, position)
+    for leg in (
+        quantization_leg(CASES, exact, broken, LIMITS, {}),
+        runtime_leg(CASES, exact, broken, LIMITS),
+        quantization_leg(CASES, broken, exact, LIMITS, {}),  # whichever side it is on
+    ):
+        assert (leg["cases"], leg["steps"]) == (3, 2 + 5 + 1)
+        assert (leg["kl"] > 0.1) == (leg["top1_agreement"] < 1) == (leg["passed"] is False) == counted
+        assert counted or leg["kl"] == 0
+
+    found = attribution(CASES, [("fold", exact), ("quantization", broken)])
+    assert found["steps"] == 8 and found["passed"] is True
+    assert (found["whole"]["kl"] > 0.1) == (found["whole"]["top1_changed"] > 0) == counted
+
+    for leg in (
+        fold_leg(CASES, broken),
+        lowering_leg(exact, broken, "float32"),
+        error_leg(exact, broken, 1e-2),
+    ):
+        assert leg["passed"] is False and leg["value"] > 0.1
+
+
+def test_a_candidate_that_ends_early_is_still_counted_to_the_references_end() -> None:
+    """Its own end token would leave the one position that it got wrong as the only one, or hide those behind it."""
+    early = [case.logits.copy() for case in CASES]
+    for rows in early:
+        rows[0, END] = 9
+    leg = quantization_leg(CASES, [case.logits for case in CASES], early, LIMITS, {})
+    assert leg["steps"] == 8 and leg["top1_agreement"] == 6 / 8 and leg["passed"] is False
+
+
+def test_the_bases_end_tokens_reach_the_cases(base_of: Any) -> None:
+    """The shipped model answers in a word or two, or not at all without a picture; a random one goes on and on."""
+    tiny = load_coefficients(TINY)
+
+    def cases(coefficients: Any, base: Any) -> list[Case]:
+        plan = make_plan(coefficients, base, load_target("cpu"), ExportOptions(precision="float32"))
+        asked = Measurement(plan=plan, directory=base.directory, graphs={}, log=WorkLog(quiet=True))
+        return asked._cases()
+
+    trained = cases(tiny, open_base(tiny.base.base_model, relative_to=TINY.parent))
+    assert len(trained) == 14
+    assert sum(case.answer_positions for case in trained) < sum(len(case.logits) for case in trained) / 2
+    for case in trained:
+        assert len(case.logits) == len(case.tokens) + 1 == 5 > case.answer_positions
+        assert case.tokens[case.answer_positions - 1] in case.end_tokens
+        assert not set(case.tokens[: case.answer_positions - 1]) & case.end_tokens
+        assert replace(case, end_tokens=frozenset()).answer_positions == 5
+
+    base = base_of("llava", "llama")
+    for case in cases(random_coefficients(base), base):
+        assert case.end_tokens and not case.end_tokens & {*case.logits.argmax(-1).tolist()}
+        assert case.answer_positions == len(case.logits)
