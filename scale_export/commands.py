@@ -50,8 +50,8 @@ def run_fold(
     """``scale-export fold``."""
     from .api import default_out
     from .bits_plan import bits_plan as named_bits
+    from .options import ExportOptions
     from .pipeline import FoldRequest, fold_package, plan_fold
-    from .plan import ExportOptions
 
     quiet_libraries()
     request = FoldRequest(
