@@ -44,7 +44,8 @@ from scale_export.budget import narrowing_order
 from scale_export.calibration import plan_statistics
 from scale_export.coefficients import load_coefficients
 from scale_export.datasets import load_questions
-from scale_export.plan import ExportOptions, Plan, make_plan
+from scale_export.options import ExportOptions
+from scale_export.plan import Plan, make_plan
 from scale_export.progress import WorkLog
 from scale_export.quantize import QuantizedWeights, load_quantizer
 from scale_export.quantizer_choice import trained_on_set

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .options import ExportOptions
 from .pipeline import FoldRequest, Outcome, fold_package
-from .plan import ExportOptions
 from .progress import WorkLog
 from .scoring import Scoring
 from .verification import Verification, verify_package

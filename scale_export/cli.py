@@ -12,6 +12,7 @@ import typer
 
 from . import __version__
 from .errors import EXIT_OK, EXIT_PARITY_FAILED, EXIT_USER_ERROR, UserError
+from .options import ExportOptions
 
 app = typer.Typer(
     name="scale-export",
@@ -152,7 +153,7 @@ def fold(
 
     Example: scale-export fold --coeffs spatial.pt --target coreml --precision int4
     """
-    from .commands import run_fold
+    from .commands.fold import run_fold
 
     _need_export()
     raise typer.Exit(
@@ -161,17 +162,19 @@ def fold(
             target=target,
             model=model,
             out=out,
-            precision=precision,
-            fold=fold_mode,
-            block_size=block_size,
-            quantizer=quantizer,
-            calib=calib,
-            calib_limit=calib_limit,
-            calib_weighting=calib_weighting,
-            calib_pictures=not calib_text_only,
+            options=ExportOptions(
+                precision=precision,
+                fold=fold_mode,
+                block_size=block_size,
+                quantizer=quantizer,
+                calib=calib,
+                calib_limit=calib_limit,
+                calib_weighting=calib_weighting,
+                calib_pictures=not calib_text_only,
+                cache=cache,
+            ),
             bits_plan=bits_plan,
             budget=budget,
-            cache=cache,
             evaluation=evaluation,
             eval_limit=eval_limit,
             scoring=scoring.value,
@@ -224,7 +227,7 @@ def verify(
 
     Example: scale-export verify spatial-cpu --model path/to/base
     """
-    from .commands import run_verify
+    from .commands.verify import run_verify
 
     if not selftest:
         _need_export()
@@ -267,7 +270,7 @@ def doctor(
 
     Example: scale-export doctor spatial-cpu.failed
     """
-    from .commands import run_doctor
+    from .commands.doctor import run_doctor
 
     _need_export()
     raise typer.Exit(
@@ -290,7 +293,7 @@ def sign(
 
     Example: scale-export sign spatial-cpu --key signer.pem
     """
-    from .commands import run_sign
+    from .commands.verify import run_sign
 
     raise typer.Exit(run_sign(package=package, key=key, out=out, force=force, as_json=as_json))
 
@@ -319,7 +322,7 @@ def run(
 
     Example: scale-export run spatial-cpu --image scene.png --prompt "what is left of the red circle ?"
     """
-    from .commands import run_prompt
+    from .commands.run import run_prompt
 
     raise typer.Exit(
         run_prompt(
@@ -350,7 +353,7 @@ def inspect(
 
     Example: scale-export inspect spatial.pt --png spatial.png
     """
-    from .commands import run_inspect
+    from .commands.inspection import run_inspect
 
     raise typer.Exit(run_inspect(path=path, png=png, as_json=as_json))
 
@@ -394,7 +397,7 @@ def train(
 
     Example: scale-export train path/to/base --out spatial.pt --data gridworld
     """
-    from .commands import run_train
+    from .commands.train import run_train
 
     _need_export()
     raise typer.Exit(
@@ -435,7 +438,7 @@ def bench(
 
     Example: scale-export bench spatial-cpu
     """
-    from .commands import run_bench
+    from .commands.bench import run_bench
 
     raise typer.Exit(
         run_bench(
@@ -455,7 +458,7 @@ def targets(as_json: Json = False) -> None:
 
     Example: scale-export targets
     """
-    from .commands import run_targets
+    from .commands.lists import run_targets
 
     raise typer.Exit(run_targets(as_json=as_json))
 
@@ -466,7 +469,7 @@ def families(as_json: Json = False) -> None:
 
     Example: scale-export families
     """
-    from .commands import run_families
+    from .commands.lists import run_families
 
     raise typer.Exit(run_families(as_json=as_json))
 

@@ -1,12 +1,16 @@
-"""Results on a terminal: the parity table, and how figures and verdicts read."""
+"""What a terminal shows: the parity table, figures and verdicts, and nothing of libraries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from .errors import EXIT_OK
 
 console = Console(highlight=False)
 
@@ -80,3 +84,25 @@ def verdict(passed: bool | None) -> str:
 def say(sentence: str) -> None:
     """One line for people."""
     console.print(sentence, soft_wrap=True)
+
+
+def show(as_object: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> int:
+    """Print either form of a result."""
+    if as_json:
+        print(json.dumps(as_object))
+    else:
+        for line in lines:
+            say(line)
+    return EXIT_OK
+
+
+def quiet_libraries() -> None:
+    """Keep libraries' progress bars and advice off a user's screen."""
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)

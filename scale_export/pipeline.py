@@ -21,8 +21,9 @@ from .datasets import public_name
 from .errors import UserError
 from .folding import FoldedDecoder, fold
 from .measure import Measured, backend_of, evaluation_set, load_backend, measurement_of, quantized
+from .options import ExportOptions
 from .package import CalibrationFacts, DecoderFacts, Manifest, Tool
-from .plan import ExportOptions, Plan, make_plan, with_bits
+from .plan import Plan, make_plan, with_bits
 from .progress import WorkLog
 from .quantize import write_bits_plan
 from .records import Coefficients

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from .base import BaseModel
@@ -14,47 +13,14 @@ from .bits_plan import bits_reason, other_bits
 from .blocks import Bits
 from .coefficients import check_base
 from .errors import UserError, did_you_mean
+from .fold_choice import choose_fold, unfoldable
+from .options import ExportOptions
+from .picture_choice import check_one_size, choose_prefill_tokens, fit_pictures, tower_inputs_of
 from .prompts import encode_messages, user_message
 from .quantize import CalibrationOptions
 from .quantizer_choice import calibration_options, choose_quantizer
-from .records import (
-    BLOCKWISE,
-    FOLD_MODES,
-    INTEGER,
-    Array,
-    Coefficients,
-    DecoderSpec,
-    FoldMode,
-    Precision,
-    TowerInput,
-)
+from .records import BLOCKWISE, INTEGER, Coefficients, DecoderSpec, FoldMode, Precision, TowerInput
 from .targets import FloatType, Target
-
-PREFILL_STEP = 64
-"""What a prefill longer than the target's is rounded up to, and the room that is added for words."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportOptions:
-    """What a user may ask beyond the coefficients and the target; None and ``auto`` take the target's choice.
-
-    Attributes:
-        calib: question set of calibration; ``auto`` is the one that the coefficients were trained on, ``none`` none.
-        calib_limit, calib_weighting, calib_pictures: see ``CalibrationOptions``.
-        bits: bits of single matrices, in place of the precision's, or the name of a mix; see ``bits_plan``.
-        cache: where statistics are kept; None is the user's own cache folder.
-    """
-
-    precision: str | None = None
-    fold: str = "auto"
-    block_size: int | None = None
-    quantizer: str = "auto"
-    calib: str = "auto"
-    calib_limit: int = 128
-    calib_weighting: str = "uniform"
-    calib_pictures: bool = True
-    bits: Mapping[str, int] | str = field(default_factory=dict)
-    cache: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,15 +96,15 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
     quantized = precision in INTEGER
     if precision in BLOCKWISE:
         _check_widths(base.spec, target, block_size)
-    scales = _unfoldable(coefficients, base.spec, block_size) if quantized else None
-    fold, why = _fold_mode(coefficients, base, target, options.fold, scales)
+    scales = unfoldable(coefficients, base.spec, block_size) if quantized else None
+    fold, why = choose_fold(coefficients, base, target, options.fold, scales)
     context_length = min(target.context_length or base.spec.max_positions, base.spec.max_positions)
-    base, resized = _fit_pictures(base, target, context_length)
+    base, resized = fit_pictures(base, target, context_length)
     trial = encode_messages(base.processor, [user_message([Image.new("RGB", (256, 256))], "?")])
-    tower_inputs = _tower_inputs(base, target, context_length, trial)
+    tower_inputs = tower_inputs_of(base, target, context_length, trial)
     if base.family.generic:
-        _check_one_size(base, tower_inputs)
-    prefill_tokens, why_so_many = _prefill_tokens(base, target, trial)
+        check_one_size(base, tower_inputs)
+    prefill_tokens, why_so_many = choose_prefill_tokens(base, target, trial)
     quantizer, calibration, how = choose_quantizer(coefficients, base, precision, options)
     bits = other_bits(options.bits, base.spec, target, precision)
     return Plan(
@@ -231,41 +197,6 @@ def with_bits(plan: Plan, bits: Mapping[str, int], why: str) -> Plan:
     return replace(plan, other_bits=found, decisions=(*kept, *bits_reason(found, spec, target, why)))
 
 
-def scaled_layers(coefficients: Coefficients) -> tuple[int, ...]:
-    """The layers where some scalar differs from 1."""
-    rows = zip(coefficients.layer_indices, coefficients.head_scale, coefficients.mlp_scale, strict=True)
-    return tuple(layer for layer, heads, mlp in rows if np.any(heads != 1) or mlp != 1)
-
-
-def _unfoldable(coefficients: Coefficients, spec: DecoderSpec, block_size: int) -> str | None:
-    """Why integer codes would not survive folding into weights; None where scales can take the scalars.
-
-    A scale for a whole row is one block, of all heads. Where it is DequantizeLinear's, it must stay positive.
-    """
-    if block_size:
-        if not _straddles(coefficients, spec.head_dim, block_size):
-            return None
-        return f"a quantization block of {block_size} columns would straddle heads with different scalars"
-    if _straddles(coefficients, spec.head_dim, spec.num_heads * spec.head_dim):
-        return (
-            "w8a8 weights have one scale for each output channel, which can't take heads with different scalars "
-            "without other integer codes"
-        )
-    if any(np.any(heads <= 0) for heads in coefficients.head_scale) or np.any(coefficients.mlp_scale <= 0):
-        return "a scalar that is not positive would make w8a8's weight scales so, which runtimes refuse"
-    return None
-
-
-def _straddles(coefficients: Coefficients, head_dim: int, block_size: int) -> bool:
-    """Whether some block of o_proj's columns would hold two heads with different scalars."""
-    for heads in coefficients.head_scale:
-        columns = np.repeat(heads, head_dim)
-        padded = np.pad(columns, (0, -len(columns) % block_size), mode="edge").reshape(-1, block_size)
-        if np.any(padded != padded[:, :1]):
-            return True
-    return False
-
-
 def _placement(spec: DecoderSpec, target: Target) -> tuple[str, ...]:
     """What is known to keep a decoder off the Neural Engine, where the target allows that; a sentence each."""
     if target.compute_units not in ("all", "cpu_and_ne") or spec.head_dim % 32 == 0:
@@ -288,55 +219,6 @@ def _check_widths(spec: DecoderSpec, target: Target, block_size: int) -> None:
             )
 
 
-PICTURES_IN_CONTEXT = 4
-"""How many of the largest pictures fill a context, where pictures have as many tokens as their size asks for."""
-
-
-def _fit_pictures(base: BaseModel, target: Target, context_length: int) -> tuple[BaseModel, tuple[str, ...]]:
-    """The base with pictures that the target can hold, where they come in patches; and the sentence that says so."""
-    if not base.family.patched or target.context_length is None:
-        return base, ()
-    side, own = target.max_tile_side, dict(base.processor.image_processor.size)
-    tokens = context_length // PICTURES_IN_CONTEXT
-    size = dict(base.family.fitting_size(base.processor, side=side, tokens=tokens))
-    if size == own:
-        return base, ()
-    room = f"{tokens} tokens, a quarter of the context"
-    if side is not None:
-        room = f"{room}, and in {side} × {side} pixels"
-    return replace(base, picture_size=size), (
-        f"Pictures are resized to fit in {room}: the image processor's size is {size} in place of {own}, and it keeps "
-        f"a picture's shape as ever.",
-    )
-
-
-def _tower_inputs(
-    base: BaseModel, target: Target, context_length: int, trial: Mapping[str, Array]
-) -> dict[str, TowerInput]:
-    """What the vision tower takes of a prompt's tile, or of the largest picture; refuses what can't be held."""
-    family, runtime = base.family, base.family.runtime_config(base.config)
-    limit, tokens = target.max_tile_side, trial["input_ids"].shape[1]
-    found = {
-        name: TowerInput(shape=value.shape[1:], integer=value.dtype.kind != "f")
-        for name, value in family.tower_inputs(trial, runtime).items()
-    }
-    if family.patched:
-        places = family.most_places(base.processor, runtime)
-        found = {name: replace(i, shape=(places, *i.shape[1:])) for name, i in found.items()}
-    elif limit is not None and max(found["pixel_values"].shape[1:]) > limit:
-        height, width = found["pixel_values"].shape[1:]
-        raise UserError(
-            f"the model looks at tiles of {height} × {width} pixels, and target {target.name} allows {limit} a "
-            f"side: choose another target"
-        )
-    if tokens >= context_length:
-        raise UserError(
-            f"one picture and a word take {tokens} tokens, and the context on target {target.name} holds "
-            f"{context_length}: choose another target"
-        )
-    return found
-
-
 def _route(base: BaseModel) -> tuple[str, ...]:
     """What is to be known of a model without a file of its own; a sentence."""
     if not base.family.generic:
@@ -345,95 +227,3 @@ def _route(base: BaseModel) -> tuple[str, ...]:
         f"Model type {base.family.model_type} has no file of its own and goes the generic route: its modules, weights "
         f"and inputs were checked by name, and what proves it is this export's fold leg.",
     )
-
-
-def _check_one_size(base: BaseModel, tower_inputs: Mapping[str, TowerInput]) -> None:
-    """Refuse a model without a file of its own whose pictures keep their proportions."""
-    wide = encode_messages(base.processor, [user_message([Image.new("RGB", (256, 128))], "?")])
-    shape, pixel_shape = base.family.tiles(wide).shape[1:], tower_inputs["pixel_values"].shape
-    if shape != pixel_shape:
-        raise UserError(
-            f"the processor of {base.family.model_type} makes a wide picture {shape[1]} × {shape[2]} pixels and a "
-            f"square one {pixel_shape[1]} × {pixel_shape[2]}, and the generic route takes one size: choose a "
-            f"supported family, or add one"
-        )
-
-
-def _prefill_tokens(
-    base: BaseModel, target: Target, trial: Mapping[str, Array]
-) -> tuple[int | None, tuple[str, ...]]:
-    """The target's T, or what holds the tokens of a prepared prompt that see one another; with a sentence on it."""
-    asked = target.prefill_tokens
-    groups = base.family.attention_groups(trial, base.family.runtime_config(base.config))
-    if asked is None or groups is None:
-        return asked, ()
-    largest = int(np.bincount(groups[groups >= 0]).max(initial=0))
-    if largest <= asked:
-        return asked, ()
-    held = -(-largest // PREFILL_STEP) * PREFILL_STEP + PREFILL_STEP
-    return held, (
-        f"The function prefill takes {held} tokens at once, not the target's {asked}: {largest} tokens of a prompt "
-        f"with one picture see one another, and more than {held} that do are refused.",
-    )
-
-
-def _fold_mode(
-    coefficients: Coefficients, base: BaseModel, target: Target, asked: str, scales: str | None
-) -> tuple[FoldMode, str]:
-    """The cheapest exact mode, or the asked one if it is exact (contract C3); with the sentence that says why.
-
-    ``scales``: see ``_unfoldable``.
-    """
-    layers = scaled_layers(coefficients)
-    last_layer_only = set(layers) <= {base.spec.num_layers - 1}
-    refusals: dict[FoldMode, str] = {}
-    if coefficients.scope == "all":
-        reason = "the scalars act on every token, as weights do"
-        refusals["two-phase"] = "two phases leave the prompt unscaled, but these scalars act on every token"
-    elif last_layer_only:
-        reason = "only the final decoder layer is scaled, and nothing later reads its other positions"
-    else:
-        reason = "the scalars act on the last token only, weights would act on every token"
-        refusals["weights"] = (
-            f"folding into weights would scale every token, but these scalars act on the last token only, "
-            f"in layers before the final one ({', '.join(map(str, layers[:4]))}{', …' if len(layers) > 4 else ''})"
-        )
-    if base.family.prompt_sees_itself:
-        refusals.setdefault(
-            "two-phase",
-            f"every token of a {base.family.model_type} prompt sees its last one, which can't come in a later phase",
-        )
-    if scales is not None:
-        refusals.setdefault("weights", scales)
-        refusals.setdefault("two-phase", scales)
-    for mode in FOLD_MODES:
-        if mode not in target.fold_modes:
-            refusals.setdefault(mode, f"target {target.name} does not run it")
-    exact = [mode for mode in FOLD_MODES if mode not in refusals]
-    if asked == "auto":
-        if not exact:
-            reasons = "; ".join(dict.fromkeys(refusals.values()))
-            raise UserError(f"no fold mode is exact here: {reasons}; choose a target that gates, such as cpu")
-        return _explain(exact[0], reason, refusals)
-    if asked not in FOLD_MODES:
-        raise UserError(
-            f"unknown fold mode {asked!r}{did_you_mean(asked, FOLD_MODES)}; known: auto, {', '.join(FOLD_MODES)}"
-        )
-    mode = FOLD_MODES[FOLD_MODES.index(asked)]
-    if mode in refusals:
-        ways = " or ".join(f"--fold {m}" for m in exact) or "a target that gates, such as cpu"
-        raise UserError(f"--fold {mode} is refused: {refusals[mode]}; use {ways}{_working_block(scales)}")
-    return mode, f"Fold mode {mode}, as asked: it is exact here ({reason})."
-
-
-def _working_block(scales: str | None) -> str:
-    return ", or a --block-size that divides head_dim" if scales and "straddle" in scales else ""
-
-
-def _explain(mode: FoldMode, reason: str, refusals: dict[FoldMode, str]) -> tuple[FoldMode, str]:
-    if mode == "weights":
-        return mode, f"Scalars are folded into weights at no cost: {reason}."
-    why_not = refusals.get("weights", reason)
-    if mode == "gate":
-        return mode, f"Scalars stay as a gate inside the graph: {why_not}."
-    return mode, f"Two sets of weights, one for the prefix and one for the last token on: {why_not}."

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .base import BaseModel
 from .datasets import dataset_names, load_questions
 from .errors import UserError, did_you_mean
+from .options import ExportOptions
 from .quantize import WEIGHTINGS, CalibrationOptions, Method, load_quantizer, quantizer_names
 from .records import Coefficients, Precision
 from .streaming import must_stream
-
-if TYPE_CHECKING:
-    from .plan import ExportOptions
 
 DEFAULT_QUANTIZERS: dict[Precision, tuple[str, str]] = {
     "int8": ("rtn", "rtn"),

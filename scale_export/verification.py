@@ -119,7 +119,8 @@ def plan_again(
     ``calib`` names the question set of calibration with its place, where that is one on a disk.
     """
     from .base import open_base
-    from .plan import ExportOptions, make_plan
+    from .options import ExportOptions
+    from .plan import make_plan
     from .targets import load_target
 
     recorded = files.manifest

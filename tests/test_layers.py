@@ -13,12 +13,22 @@ PACKAGE = Path(__file__).parents[1] / "scale_export"
 
 LAYERS: list[set[str]] = [
     {"errors", "records", "resources", "tolerances", "blocks", "statistics", "metrics"},
-    {"checkpoint", "coefficient_rules", "targets", "datasets", "scoring", "draw", "progress", "mil"},
+    {
+        "checkpoint",
+        "coefficient_rules",
+        "targets",
+        "datasets",
+        "scoring",
+        "draw",
+        "progress",
+        "mil",
+        "options",
+    },
     {"sites", "coefficient_file", "coefficients", "weights", "package", "prompts"},
     {"adapter", "answers", "families", "folding", "decoder", "vision", "staging", "signing"},
     {"streaming", "quantize", "training"},
     {"base", "bits_plan"},
-    {"plan", "quantizer_choice", "train"},
+    {"plan", "fold_choice", "picture_choice", "quantizer_choice", "train"},
     {"backends"},
     {"generation"},
     {"speed", "runtime", "reference", "calibration", "budget"},
@@ -75,8 +85,11 @@ def test_a_device_needs_no_torch_and_no_exporting_library():
         "for name in ('torch', 'onnx', 'onnx_ir', 'onnxscript', 'scipy', 'matplotlib', 'optimum'):\n"
         "    sys.modules[name] = None\n"
         "import scale_export.runtime, scale_export.selftest, scale_export.bench, scale_export.verification\n"
-        "import scale_export.commands, scale_export.targets, scale_export.backends.onnxruntime.engine\n"
+        "import scale_export.cli, scale_export.targets, scale_export.backends.onnxruntime.engine\n"
         "import scale_export.backends.coreml.engine\n"
+        "import importlib, pkgutil, scale_export.commands\n"
+        "for module in pkgutil.iter_modules(scale_export.commands.__path__, 'scale_export.commands.'):\n"
+        "    importlib.import_module(module.name)\n"
         "from scale_export.families import family_names, load_family\n"
         "[load_family(name) for name in family_names()]\n"
     )

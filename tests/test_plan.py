@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from scale_export.errors import UserError
-from scale_export.plan import ExportOptions, _placement, make_plan, scaled_layers
+from scale_export.fold_choice import scaled_layers
+from scale_export.options import ExportOptions
+from scale_export.plan import _placement, make_plan
 from scale_export.records import DecoderSpec
 from scale_export.targets import load_target
 from tests.conftest import random_coefficients

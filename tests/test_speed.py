@@ -14,8 +14,9 @@ from scale_export.backends.coreai import backend as coreai
 from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.onnxruntime import backend as onnx
 from scale_export.budget import BitsChoice, Point
+from scale_export.options import ExportOptions
 from scale_export.pipeline import FoldRequest, plan_fold, within_budget
-from scale_export.plan import ExportOptions, Plan
+from scale_export.plan import Plan
 from scale_export.progress import WorkLog
 from scale_export.quantize import read_bits_plan
 from scale_export.report_data import beside_uniform

@@ -18,8 +18,9 @@ from scale_export.base import open_base
 from scale_export.coefficients import check_base, load_coefficients
 from scale_export.datasets import load_questions
 from scale_export.measure import Measurement
+from scale_export.options import ExportOptions
 from scale_export.pipeline import Outcome
-from scale_export.plan import ExportOptions, make_plan
+from scale_export.plan import make_plan
 from scale_export.progress import WorkLog
 from scale_export.prompts import open_image
 from scale_export.targets import load_target

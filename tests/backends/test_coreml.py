@@ -20,7 +20,8 @@ from scale_export.backends.coreml.engine import CoreMLEngine
 from scale_export.backends.coreml.host import read_host_config
 from scale_export.backends.coreml.tables import HostTables
 from scale_export.metrics import relative_error
-from scale_export.plan import ExportOptions, make_plan
+from scale_export.options import ExportOptions
+from scale_export.plan import make_plan
 from scale_export.prompts import encode_messages, user_message
 from scale_export.records import Precision
 from scale_export.targets import load_target

@@ -19,8 +19,9 @@ from scale_export.coefficients import load_coefficients
 from scale_export.folding import fold as fold_decoder
 from scale_export.measure import Measurement
 from scale_export.metrics import relative_error
+from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
-from scale_export.plan import ExportOptions, make_plan
+from scale_export.plan import make_plan
 from scale_export.progress import WorkLog
 from scale_export.targets import load_target
 from tests.backends.emission import Emit, emitting, reference

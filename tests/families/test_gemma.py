@@ -32,7 +32,8 @@ from scale_export.families._text import text_spec
 from scale_export.folding import Factor, FoldedWeights, fold, fold_factors
 from scale_export.generation import Generator, Inputs
 from scale_export.metrics import relative_error
-from scale_export.plan import ExportOptions, make_plan
+from scale_export.options import ExportOptions
+from scale_export.plan import make_plan
 from scale_export.prompts import encode_messages, user_message
 from scale_export.records import Array, DecoderSpec, Float32
 from scale_export.reference import FORCED_STEPS, _path, parity_prompts

@@ -20,7 +20,8 @@ from scale_export.families import GENERIC_ROUTE, family_names, load_family, reso
 from scale_export.families._generic import Generic, _without_weights
 from scale_export.families._text import text_spec
 from scale_export.metrics import relative_error
-from scale_export.plan import ExportOptions, make_plan
+from scale_export.options import ExportOptions
+from scale_export.plan import make_plan
 from scale_export.records import Array
 from scale_export.targets import load_target
 from tests.conftest import random_coefficients, saved

@@ -16,7 +16,8 @@ from scale_export.backends.coreai.bundle import refuse_unserved
 from scale_export.base import BaseModel
 from scale_export.families.internvl import FAMILY, InternVL
 from scale_export.metrics import relative_error
-from scale_export.plan import ExportOptions, make_plan
+from scale_export.options import ExportOptions
+from scale_export.plan import make_plan
 from scale_export.targets import load_target
 from scale_export.vision import ShuffledFeatures
 from tests.conftest import random_coefficients

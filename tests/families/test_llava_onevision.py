@@ -19,7 +19,8 @@ from scale_export.families import llava_onevision
 from scale_export.families.llava_onevision import FAMILY, LlavaOnevision
 from scale_export.generation import Generator, Inputs
 from scale_export.metrics import relative_error
-from scale_export.plan import ExportOptions, make_plan
+from scale_export.options import ExportOptions
+from scale_export.plan import make_plan
 from scale_export.prompts import encode_messages, user_message
 from scale_export.records import Array
 from scale_export.targets import load_target

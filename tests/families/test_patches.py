@@ -42,8 +42,9 @@ from scale_export.families.qwen2_5_vl import Qwen25VL
 from scale_export.families.qwen3_vl import Qwen3VL
 from scale_export.folding import fold as fold_scalars
 from scale_export.metrics import relative_error
+from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
-from scale_export.plan import ExportOptions, Plan, make_plan
+from scale_export.plan import Plan, make_plan
 from scale_export.prompts import encode_messages, user_message
 from scale_export.records import Array
 from scale_export.reference import forget_positions

@@ -1,0 +1,53 @@
+"""``scale-export bench``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.table import Table
+
+from ..display import console, quiet_libraries
+from ..errors import EXIT_OK
+from ..progress import WorkLog
+
+
+def run_bench(
+    *, package: Path, prompt_tokens: int, new_tokens: int, repeats: int, threads: int | None, as_json: bool
+) -> int:
+    """``scale-export bench``."""
+    from ..bench import bench_package
+    from ..runtime import open_package
+
+    quiet_libraries()
+    log = WorkLog()
+    opened = open_package(package, threads=threads)
+    with log.stage("bench"):
+        result = bench_package(
+            opened,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            repeats=repeats,
+            advance=lambda done, total: log.advance("repetitions", done, total),
+        )
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return EXIT_OK
+    share = (
+        "not the floor: the decoder fits the caches"
+        if result.bandwidth_share is None
+        else f"{result.bandwidth_share:.0%}"
+    )
+    table = Table(
+        title=f"{package.name}, {result.threads} threads, median of {result.repeats}", show_header=False
+    )
+    table.add_row("measured on", result.executed_by)
+    table.add_row("prefill", f"{result.prefill_tokens_per_second:,.0f} tokens/s of {result.prompt_tokens}")
+    table.add_row("decode", f"{result.decode_ms:.2f} ms/token ({1e3 / result.decode_ms:,.0f} tokens/s)")
+    table.add_row("time to first token", f"{result.first_token_ms:.1f} ms, picture included")
+    table.add_row("peak memory", f"{result.peak_memory_bytes / 1e6:,.0f} MB")
+    table.add_row("decoder weights", f"{result.decoder_bytes / 1e6:,.1f} MB")
+    table.add_row("memory bandwidth", f"{result.bandwidth_bytes_per_second / 1e9:.1f} GB/s")
+    table.add_row("share of the bandwidth floor", share)
+    console.print(table)
+    return EXIT_OK

@@ -1,0 +1,103 @@
+"""``scale-export inspect``: a package or a coefficient file, its scalars as a table and a heat map."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..display import console, say
+from ..errors import EXIT_OK, UserError
+
+COEFFICIENT_SUFFIXES = (".pt", ".safetensors")
+
+
+def run_inspect(*, path: Path, png: Path | None, as_json: bool) -> int:
+    """``scale-export inspect``."""
+    from ..coefficients import load_coefficients
+    from ..package import open_package_files
+
+    if path.is_dir():
+        files = open_package_files(path)
+        facts = _package_facts(files.manifest)
+        coefficients = load_coefficients(files.path(files.manifest.coefficients))
+    elif path.suffix in COEFFICIENT_SUFFIXES or path.exists():
+        coefficients = load_coefficients(path)
+        facts = {}
+    else:
+        raise UserError(f"there is no file or package {path}: name a coefficient file or a package directory")
+    facts |= _coefficient_facts(coefficients)
+    if png is not None:
+        _draw(coefficients, png, path.name)
+    if as_json:
+        print(json.dumps(facts | {"png": None if png is None else str(png)}))
+        return EXIT_OK
+    table = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        table.add_row(f"[bold]{key.replace('_', ' ')}[/]", str(value))
+    console.print(table)
+    _print_scalars(coefficients)
+    if png is not None:
+        say(f"Heat map: {png}")
+    return EXIT_OK
+
+
+def _package_facts(manifest: Any) -> dict[str, Any]:
+    return {
+        "package": manifest.name,
+        "target": manifest.target,
+        "backend": manifest.backend,
+        "precision": manifest.precision,
+        "fold": manifest.fold,
+        "context_length": manifest.context_length,
+        "bytes": sum(entry.size for entry in manifest.files.values()),
+        "graphs": dict(manifest.graphs),
+    }
+
+
+def _coefficient_facts(coefficients: Any) -> dict[str, Any]:
+    heads = [float(s) for row in coefficients.head_scale for s in row]
+    return {
+        "scope": coefficients.scope,
+        "model_type": coefficients.base.model_type,
+        "base_model": coefficients.base.base_model,
+        "layers": list(coefficients.layer_indices),
+        "heads_per_layer": coefficients.num_heads,
+        "scalars": coefficients.count,
+        "head_scale_range": [min(heads), max(heads)],
+        "mlp_scale_range": [float(coefficients.mlp_scale.min()), float(coefficients.mlp_scale.max())],
+        "mlp_site": coefficients.mlp_site,
+        "training": dict(coefficients.training),
+    }
+
+
+def _print_scalars(coefficients: Any) -> None:
+    """The scalars as a small table: one row a layer, deeper blue below 1, deeper red above."""
+    table = Table(title="scalars, layer by head", box=None)
+    for heading in ("layer", *map(str, range(coefficients.num_heads)), "mlp"):
+        table.add_column(heading, justify="right")
+    for row, layer in enumerate(coefficients.layer_indices):
+        values = [*coefficients.head_scale[row], coefficients.mlp_scale[row]]
+        table.add_row(str(layer), *(_coloured(float(v)) for v in values))
+    console.print(table)
+
+
+def _coloured(value: float) -> str:
+    strength = int(min(abs(value - 1), 1) * 155) + 100
+    colour = f"rgb({strength},90,90)" if value > 1 else f"rgb(90,110,{strength})"
+    return f"[{colour}]{value:.2f}[/]"
+
+
+def _draw(coefficients: Any, png: Path, title: str) -> None:
+    try:
+        from ..draw import heat_map, save_png
+
+        layers = max(coefficients.layer_indices) + 1
+        attn, mlp = coefficients.dense(layers, coefficients.num_heads)
+        save_png(heat_map(attn, mlp, title=title, scope=coefficients.scope), png)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"drawing needs {error.name}, which is not installed: pip install 'scale-export[export]'"
+        ) from error
