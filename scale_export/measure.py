@@ -37,7 +37,7 @@ from .progress import WorkLog
 from .prompts import encode_messages, end_token_ids, user_message
 from .quantize import QuantizedWeights, StaticWeights, load_quantizer, quantize
 from .records import Coefficients, Float32, Precision
-from .reference import Case, Prompt, few_prompts, parity_prompts, parity_questions, reference_cases
+from .reference import Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
 from .runtime import Responder
 from .scoring import Scoring
 from .streaming import ParityMode, StreamedKernels, must_stream
@@ -214,12 +214,12 @@ class Measurement:
     def _cases(self) -> list[Case]:
         """The reference's paths; few and short ones where every step reads the whole model from disk."""
         base, coefficients = self.plan.base, self.plan.coefficients
-        text_alone, questions = base.family.takes_text_alone, parity_questions(coefficients)
-        ends = end_token_ids(base.processor, base.directory)
+        text_alone, ends = base.family.takes_text_alone, end_token_ids(base.processor, base.directory)
         if self._streamed is None:
-            prompts = parity_prompts(text_alone=text_alone, questions=questions)
-            return reference_cases(base.model, base.processor, coefficients, prompts, end_tokens=ends)
-        prompts = few_prompts(text_alone=text_alone, questions=questions)
+            return parity_cases(
+                base.model, base.processor, coefficients, end_tokens=ends, text_alone=text_alone
+            )
+        prompts = few_prompts(text_alone=text_alone, questions=parity_questions(coefficients))
         model = base.streamed_model
         return reference_cases(model, base.processor, coefficients, prompts, steps=1, end_tokens=ends)
 

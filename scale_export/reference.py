@@ -20,6 +20,15 @@ FORCED_STEPS = 4
 """Decode steps of a case. They go on past an end token, since exactness holds on any path of logits; what an answer
 is made of ends there (``Case.answer_positions``)."""
 
+PROMPTS = 12
+"""Questions among the parity prompts, beside those of an odd shape."""
+
+ANSWER_POSITIONS = 70
+"""At how many positions of answers distributions are compared, at the least: what fourteen whole paths have."""
+
+MOST_PROMPTS = 48
+"""Questions that are asked for that, at the most."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
@@ -68,7 +77,9 @@ def parity_questions(coefficients: Coefficients) -> str:
     return trained_on if is_generated(trained_on) else "gridworld"
 
 
-def parity_prompts(count: int = 12, *, text_alone: bool = True, questions: str = "gridworld") -> list[Prompt]:
+def parity_prompts(
+    count: int = PROMPTS, *, text_alone: bool = True, questions: str = "gridworld"
+) -> list[Prompt]:
     """Prompts of a set's calibration split, one of them on a picture that is not square, one without picture.
 
     The last is left out where the family's processor takes no ``text_alone``.
@@ -82,6 +93,28 @@ def parity_prompts(count: int = 12, *, text_alone: bool = True, questions: str =
     if text_alone:
         prompts.append(Prompt(name="no picture", images=(), text=first.prompt))
     return prompts
+
+
+def parity_cases(
+    model: Any,
+    processor: Any,
+    coefficients: Coefficients,
+    *,
+    end_tokens: frozenset[int],
+    text_alone: bool = True,
+) -> list[Case]:
+    """The cases of a loaded model: the parity prompts, and more questions of their set where answers are short."""
+    questions = parity_questions(coefficients)
+    prompts = parity_prompts(text_alone=text_alone, questions=questions)
+    cases = reference_cases(model, processor, coefficients, prompts, end_tokens=end_tokens)
+    more = load_questions(questions, "calibration", limit=MOST_PROMPTS)[PROMPTS:]
+    missing = ANSWER_POSITIONS - sum(case.answer_positions for case in cases)
+    for question in more:
+        if missing <= 0:
+            break
+        cases += reference_cases(model, processor, coefficients, [_prompt(question)], end_tokens=end_tokens)
+        missing -= cases[-1].answer_positions
+    return cases
 
 
 def few_prompts(*, text_alone: bool = True, questions: str = "gridworld") -> list[Prompt]:

@@ -25,7 +25,7 @@ from scale_export.parity import (
 from scale_export.plan import ExportOptions, make_plan
 from scale_export.progress import WorkLog
 from scale_export.records import Float32
-from scale_export.reference import Case, Prompt
+from scale_export.reference import ANSWER_POSITIONS, Case, Prompt
 from scale_export.targets import ParityLimits, load_target
 from tests.conftest import random_coefficients
 
@@ -137,8 +137,10 @@ def test_the_bases_end_tokens_reach_the_cases(base_of: Any) -> None:
         return asked._cases()
 
     trained = cases(tiny, open_base(tiny.base.base_model, relative_to=TINY.parent))
-    assert len(trained) == 14
-    assert sum(case.answer_positions for case in trained) < sum(len(case.logits) for case in trained) / 2
+    counted = [case.answer_positions for case in trained]
+    assert sum(counted) < sum(len(case.logits) for case in trained) / 2
+    assert sum(counted) >= ANSWER_POSITIONS > sum(counted[:-1]), "no question more than it takes"
+    assert len({case.prompt.name for case in trained}) == len(trained)
     for case in trained:
         assert len(case.logits) == len(case.tokens) + 1 == 5 > case.answer_positions
         assert case.tokens[case.answer_positions - 1] in case.end_tokens
@@ -146,6 +148,10 @@ def test_the_bases_end_tokens_reach_the_cases(base_of: Any) -> None:
         assert replace(case, end_tokens=frozenset()).answer_positions == 5
 
     base = base_of("llava", "llama")
-    for case in cases(random_coefficients(base), base):
+    untrained = cases(random_coefficients(base), base)
+    assert sum(len(case.logits) for case in untrained) == ANSWER_POSITIONS, (
+        "what the parity prompts have anyway"
+    )
+    for case in untrained:
         assert case.end_tokens and not case.end_tokens & {*case.logits.argmax(-1).tolist()}
         assert case.answer_positions == len(case.logits)
