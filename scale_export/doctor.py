@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from . import tolerances
 from .backends import Engine
+from .backends.interface import load_backend
 from .backends.reference import TappedKernels
 from .blocks import integers_of
 from .calibration import plan_statistics
@@ -40,11 +41,12 @@ from .departure import (
 from .folding import fold
 from .generation import generator_of
 from .lockstep import Lockstep
-from .measure import levels_per_unit, load_backend, quantized, reference_engine
+from .measure import levels_per_unit, reference_engine
 from .metrics import relative_error
 from .package import PackageFiles, open_package_files
 from .parity import preprocessing_leg
 from .plan import Plan
+from .plan_weights import quantized
 from .progress import WorkLog
 from .prompts import encode_messages, user_message
 from .quantize import CalibrationOptions, QuantizedWeights, StaticWeights

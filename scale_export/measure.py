@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .backends import Engine, Scalars, Tap
+from .backends import Engine, Scalars
+from .backends.interface import backend_of, load_backend
 from .backends.reference import ReferenceEngine
 from .calibration import plan_statistics
-from .datasets import Question, dataset_names, digest, load_questions, public_name
+from .datasets import Question, digest, load_questions, public_name
 from .decoder import TorchKernels
-from .errors import UserError
 from .folding import FoldedDecoder, fold
 from .generation import Generator, Inputs, generator_of
 from .parity import (
@@ -33,78 +29,17 @@ from .parity import (
     same_inputs,
 )
 from .plan import Plan
+from .plan_weights import quantized, weights_kind
 from .progress import WorkLog
 from .prompts import encode_messages, end_token_ids, user_message
-from .quantize import QuantizedWeights, StaticWeights, load_quantizer, quantize
-from .records import Coefficients, Float32, Precision
+from .quantize import load_quantizer
+from .records import Float32
 from .reference import Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
 from .runtime import Responder
 from .scoring import Scoring
 from .streaming import ParityMode, StreamedKernels, must_stream
 from .task import MAX_NEW_TOKENS, Answered, agreement, ask_all, task_leg
-from .vision import VisionTower
 from .weights import DecoderWeights
-
-
-class Backend(Protocol):
-    """What a backend's ``backend.py`` offers the pipeline, whatever it writes."""
-
-    def check(self, plan: Plan) -> None:
-        """Refuse what this runtime can't run faithfully; raises UserError."""
-        ...
-
-    def not_checked(self) -> Sequence[str]:
-        """What running its files here can't prove of the device, a sentence each."""
-        ...
-
-    @property
-    def LIBRARIES(self) -> Sequence[str]:
-        """The distributions that shape its files."""
-        ...
-
-
-class GraphBackend(Backend, Protocol):
-    """A backend that writes graphs for a runtime."""
-
-    def emit(
-        self,
-        folded: FoldedDecoder,
-        vision: VisionTower,
-        plan: Plan,
-        directory: Path,
-        *,
-        precision: Precision,
-        vision_precision: Precision,
-    ) -> dict[str, str]: ...
-
-    def not_timed(self, plan: Plan) -> str | None:
-        """Why this machine's decoding speed says nothing of the plan's; None where it does."""
-        ...
-
-    def emit_side_files(self, folded: FoldedDecoder, plan: Plan, directory: Path) -> None: ...
-
-    def open_engine(
-        self, graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False, tap: Tap | None = None
-    ) -> Engine: ...
-
-    def codes(
-        self, graphs: Mapping[str, Path], names: Sequence[str]
-    ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        """The packed integer codes of each named matrix, in ``BlockMatrix``'s bytes."""
-        ...
-
-    def code_hashes(self, graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]: ...
-
-
-def load_backend(name: str) -> GraphBackend:
-    """The backend of that name, which has graphs."""
-    backend: GraphBackend = importlib.import_module(f"scale_export.backends.{name}.backend")
-    return backend
-
-
-def backend_of(plan: Plan) -> Backend:
-    """The plan's backend, of which every kind is known to refuse and to name its libraries."""
-    return load_backend(plan.target.backend)
 
 
 class Candidate(Protocol):
@@ -451,51 +386,6 @@ def measurement_of(plan: Plan) -> type[Measurement]:
 
         return StaticMeasurement
     return Measurement
-
-
-def quantized(folded: FoldedDecoder, plan: Plan, log: WorkLog | None = None) -> FoldedDecoder:
-    """The folded decoder at the plan's weight precision; collects calibration statistics where they are wanted."""
-    if plan.quantizer is None:
-        return folded
-    return quantize(
-        folded,
-        load_quantizer(plan.quantizer),
-        bits=plan.bits,
-        block_size=plan.block_size,
-        statistics=plan_statistics(plan, log),
-        other_bits=plan.other_bits,
-        kind=weights_kind(plan),
-    )
-
-
-def weights_kind(plan: Plan) -> type[QuantizedWeights]:
-    """What the plan's integer weights are seen through."""
-    return StaticWeights if plan.static else QuantizedWeights
-
-
-def evaluation_set(asked: str, coefficients: Coefficients) -> str | None:
-    """The question set of the task leg, or None.
-
-    ``auto`` is the set that the coefficients were trained on, if it is one of ours and lies here; ``none`` is no set.
-
-    Raises:
-        UserError: a set that can't be loaded.
-    """
-    if asked == "none":
-        return None
-    if asked == "auto":
-        trained_on = str(coefficients.training.get("data", ""))
-        known = trained_on.partition(":")[0] in dataset_names()
-        return trained_on if known and _is_here(trained_on) else None
-    load_questions(asked, "test", limit=1)
-    return asked
-
-
-def _is_here(spec: str) -> bool:
-    try:
-        return bool(load_questions(spec, "test", limit=1))
-    except UserError:
-        return False
 
 
 def levels_per_unit(processor: Any) -> float:

@@ -12,10 +12,11 @@ import torch
 from . import tolerances
 from .answers import answer_questions
 from .backends.checkpoint.check import exact_folds, tensors_leg
+from .backends.interface import backend_of
 from .base import BaseModel, open_base
 from .datasets import Question
 from .folding import FoldedDecoder, fold
-from .measure import Candidate, Measured, Measurement, Steps, backend_of
+from .measure import Candidate, Measured, Measurement, Steps
 from .parity import ParityReport, error_leg
 from .records import Float32
 from .reference import Case, model_logits, parity_prompts, parity_questions

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import tolerances
+from .backends.interface import load_backend
 from .departure import Recorder, first_departure, follow, largest_error
 from .folding import FoldedDecoder
 from .generation import generator_of
 from .lockstep import Lockstep
-from .measure import Measurement, load_backend, quantized, reference_engine
+from .measure import Measurement, reference_engine
 from .parity import ParityReport
+from .plan_weights import quantized
 from .records import Float32
 from .reference import Case
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from . import __version__
 from .backends.checkpoint import backend as checkpoint
+from .backends.interface import backend_of, load_backend
 from .base import BaseModel, open_base
 from .bits_plan import check_mixed, fixed_bits
 from .blocks import Bits
@@ -20,10 +21,11 @@ from .coefficients import load_coefficients, save_coefficients
 from .datasets import public_name
 from .errors import UserError
 from .folding import FoldedDecoder, fold
-from .measure import Measured, backend_of, evaluation_set, load_backend, measurement_of, quantized
+from .measure import Measured, measurement_of
 from .options import ExportOptions
 from .package import CalibrationFacts, DecoderFacts, Manifest, Tool
 from .plan import Plan, make_plan, with_bits
+from .plan_weights import quantized
 from .progress import WorkLog
 from .quantize import write_bits_plan
 from .records import Coefficients
@@ -35,6 +37,7 @@ from .selftest import write_selftest
 from .staging import StagedPackage, check_destination
 from .streaming import parity_mode
 from .targets import load_target
+from .task import evaluation_set
 from .timing import seconds_per_token
 
 BITS_PLAN: Final = "bits.toml"

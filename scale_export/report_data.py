@@ -9,9 +9,10 @@ from pathlib import Path
 from PIL import Image
 
 from . import __version__
+from .backends.interface import backend_of
 from .budget import BitsChoice, Point
 from .draw import FrontierPoint
-from .measure import Measured, backend_of
+from .measure import Measured
 from .plan import Plan
 from .records import Precision
 from .report import DifferingQuestion, ReportData

@@ -11,7 +11,8 @@ import numpy as np
 from . import tolerances
 from .adapter import attach
 from .answers import Answer, answer_questions
-from .datasets import Question
+from .datasets import Question, dataset_names, load_questions
+from .errors import UserError
 from .metrics import Leg
 from .records import Coefficients
 from .scoring import Scoring, is_right, normalise
@@ -193,3 +194,28 @@ def _accuracy(right: Bools) -> Leg | None:
 
 def _share(values: Sequence[bool]) -> float | None:
     return float(np.mean(values)) if values else None
+
+
+def evaluation_set(asked: str, coefficients: Coefficients) -> str | None:
+    """The question set of the task leg, or None.
+
+    ``auto`` is the set that the coefficients were trained on, if it is one of ours and lies here; ``none`` is no set.
+
+    Raises:
+        UserError: a set that can't be loaded.
+    """
+    if asked == "none":
+        return None
+    if asked == "auto":
+        trained_on = str(coefficients.training.get("data", ""))
+        known = trained_on.partition(":")[0] in dataset_names()
+        return trained_on if known and _is_here(trained_on) else None
+    load_questions(asked, "test", limit=1)
+    return asked
+
+
+def _is_here(spec: str) -> bool:
+    try:
+        return bool(load_questions(spec, "test", limit=1))
+    except UserError:
+        return False

@@ -5,11 +5,12 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from .backends.interface import load_backend
 from .bench import decode_seconds
 from .folding import fold
 from .generation import generator_of
-from .measure import load_backend, quantized
 from .plan import Plan
+from .plan_weights import quantized
 from .progress import WorkLog
 
 PROMPT_TOKENS, NEW_TOKENS, REPEATS = 128, 32, 5

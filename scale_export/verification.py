@@ -82,8 +82,9 @@ def verify_package(
         return Verification(
             passed=passed, selftest=selftest, parity=None, requirements=checked, signature=signed
         )
-    from .measure import evaluation_set, measurement_of
+    from .measure import measurement_of
     from .streaming import parity_mode
+    from .task import evaluation_set
 
     plan = plan_again(package.files, package.coefficients, model, target, calib, cache)
     graphs = {str(role): package.files.path(name) for role, name in package.files.manifest.graphs.items()}

@@ -20,8 +20,8 @@ from scale_export.blocks import BlockMatrix
 from scale_export.calibration import plan_statistics
 from scale_export.code_evidence import CodeEvidence, Moved
 from scale_export.doctor import Stage, examine
-from scale_export.measure import quantized
 from scale_export.package import PackageFiles, open_package_files
+from scale_export.plan_weights import quantized
 from scale_export.progress import WorkLog
 from scale_export.quantize import QuantizedWeights
 from scale_export.staging import StagedPackage

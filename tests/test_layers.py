@@ -32,7 +32,7 @@ LAYERS: list[set[str]] = [
     {"backends"},
     {"generation"},
     {"speed", "runtime", "reference", "calibration", "budget"},
-    {"departure", "lockstep", "code_evidence", "parity", "report", "requirements"},
+    {"departure", "lockstep", "plan_weights", "code_evidence", "parity", "report", "requirements"},
     {"task", "selftest", "bench"},
     {"measure", "measure_checkpoint", "measure_static"},
     {"report_data", "timing"},

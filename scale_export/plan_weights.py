@@ -1,0 +1,29 @@
+"""A plan's weights: the folded decoder at the precision that was planned."""
+
+from __future__ import annotations
+
+from .calibration import plan_statistics
+from .folding import FoldedDecoder
+from .plan import Plan
+from .progress import WorkLog
+from .quantize import QuantizedWeights, StaticWeights, load_quantizer, quantize
+
+
+def quantized(folded: FoldedDecoder, plan: Plan, log: WorkLog | None = None) -> FoldedDecoder:
+    """The folded decoder at the plan's weight precision; collects calibration statistics where they are wanted."""
+    if plan.quantizer is None:
+        return folded
+    return quantize(
+        folded,
+        load_quantizer(plan.quantizer),
+        bits=plan.bits,
+        block_size=plan.block_size,
+        statistics=plan_statistics(plan, log),
+        other_bits=plan.other_bits,
+        kind=weights_kind(plan),
+    )
+
+
+def weights_kind(plan: Plan) -> type[QuantizedWeights]:
+    """What the plan's integer weights are seen through."""
+    return StaticWeights if plan.static else QuantizedWeights
