@@ -20,8 +20,9 @@ from scale_export.folding import fold
 from scale_export.metrics import relative_error
 from scale_export.options import ExportOptions
 from scale_export.package import open_package_files
-from scale_export.pipeline import bits_by_matrix, quantized, within_budget
+from scale_export.pipeline import bits_by_matrix, within_budget
 from scale_export.plan import make_plan
+from scale_export.plan_weights import quantized
 from scale_export.progress import WorkLog
 from scale_export.quantize import QuantizedWeights, read_bits_plan, write_bits_plan
 from scale_export.targets import load_target

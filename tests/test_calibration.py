@@ -21,8 +21,8 @@ from scale_export.measure import Measurement
 from scale_export.options import ExportOptions
 from scale_export.package import open_package_files
 from scale_export.parity import ParityReport
-from scale_export.plan_weights import quantized
 from scale_export.plan import make_plan
+from scale_export.plan_weights import quantized
 from scale_export.progress import WorkLog
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, load_quantizer
 from scale_export.records import Coefficients

@@ -14,15 +14,9 @@ import pytest
 from PIL import Image
 
 from scale_export.draw import FrontierPoint
-from scale_export.report import (
-    LEG_MEANINGS,
-    DifferingQuestion,
-    ReportData,
-    headline,
-    human_bytes,
-    leg_views,
-    render_report,
-)
+from scale_export.report import DifferingQuestion, ReportData, render_report
+from scale_export.report_legs import LEG_MEANINGS, headline, leg_views
+from scale_export.report_numbers import human_bytes
 from scale_export.statistics import wilson
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}

@@ -32,8 +32,9 @@ from scale_export.folding import fold
 from scale_export.measure import Measurement, measurement_of
 from scale_export.metrics import relative_error
 from scale_export.options import ExportOptions
-from scale_export.pipeline import copy_processor, quantized
+from scale_export.pipeline import copy_processor
 from scale_export.plan import Plan, make_plan
+from scale_export.plan_weights import quantized
 from scale_export.progress import WorkLog
 from scale_export.quantize import StaticKernels, StaticWeights, load_quantizer
 from scale_export.quantize._equalize import EqualizedWeights

@@ -32,8 +32,8 @@ from scale_export.folding import FoldedDecoder, fold
 from scale_export.metrics import relative_error
 from scale_export.options import ExportOptions
 from scale_export.parity import path_logits
-from scale_export.plan_weights import quantized
 from scale_export.plan import Plan, make_plan
+from scale_export.plan_weights import quantized
 from scale_export.records import PRECISIONS, FoldMode, Precision, Rotary, Scope, TowerInput
 from scale_export.reference import parity_prompts, reference_cases
 from scale_export.targets import Target, load_target

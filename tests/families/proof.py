@@ -30,8 +30,8 @@ from scale_export.folding import FoldedDecoder, fold
 from scale_export.generation import EmbeddedPrompt, Generator, Inputs
 from scale_export.metrics import relative_error
 from scale_export.options import ExportOptions
-from scale_export.plan_weights import quantized
 from scale_export.plan import Plan, make_plan
+from scale_export.plan_weights import quantized
 from scale_export.prompts import LABELS, encode_messages, user_message
 from scale_export.records import Float32, Precision
 from scale_export.reference import forget_positions
