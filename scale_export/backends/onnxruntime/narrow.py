@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+import functools
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -22,10 +23,13 @@ def store_narrow(model: ir.Model) -> None:
         tensor = value.const_value
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < LEAST_ELEMENTS:
             continue
-        narrow = _narrowed(tensor.numpy())
-        if narrow is None:
+        dtype = next((dtype for dtype in NARROW if _holds(dtype, tensor.numpy())), None)
+        if dtype is None:
             continue
-        stored = ir.Value(name=value.name, const_value=ir.tensor(narrow, name=value.name))
+        narrow = ir.LazyTensor(  # worked out as it is written, one tensor at a time
+            functools.partial(_narrowed, tensor, dtype), dtype=dtype, shape=tensor.shape, name=value.name
+        )
+        stored = ir.Value(name=value.name, const_value=narrow)
         widened = ir.node(
             "Cast", [stored], attributes={"to": ir.DataType.FLOAT}, name=f"{value.name}.widened"
         )
@@ -35,11 +39,12 @@ def store_narrow(model: ir.Model) -> None:
         model.graph.initializers[str(value.name)] = stored
 
 
-def _narrowed(wide: NDArray[np.float32]) -> NDArray[Any] | None:
-    """The same numbers in 16 bits; None where some of them need more."""
-    for dtype in NARROW:
-        with np.errstate(over="ignore"):  # beyond float16's reach
-            narrow: NDArray[Any] = wide.astype(dtype.numpy())
-        if np.array_equal(narrow.astype(np.float32).view(np.uint32), wide.view(np.uint32)):
-            return narrow
-    return None
+def _holds(dtype: ir.DataType, wide: NDArray[np.float32]) -> bool:
+    """Whether these numbers come back from that dtype bit by bit."""
+    with np.errstate(over="ignore"):  # beyond float16's reach
+        back = wide.astype(dtype.numpy()).astype(np.float32)
+    return np.array_equal(back.view(np.uint32), wide.view(np.uint32))
+
+
+def _narrowed(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
+    return ir.tensor(tensor.numpy().astype(dtype.numpy()), name=tensor.name)
