@@ -27,7 +27,10 @@ def store_narrow(model: ir.Model) -> None:
         if dtype is None:
             continue
         narrow = ir.LazyTensor(  # worked out as it is written, one tensor at a time
-            functools.partial(_narrowed, tensor, dtype), dtype=dtype, shape=tensor.shape, name=value.name
+            functools.partial(_narrowed, tensor, dtype),
+            dtype=dtype,
+            shape=ir.Shape(tensor.shape),
+            name=value.name,
         )
         stored = ir.Value(name=value.name, const_value=narrow)
         widened = ir.node(
