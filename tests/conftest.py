@@ -7,7 +7,7 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from scale_export.api import fold
-from scale_export.backends.onnxruntime import engine
+from scale_export.backends.onnxruntime import engine, trace
 from scale_export.base import BaseModel, open_base
 from scale_export.coefficients import make_coefficients
 from scale_export.records import Coefficients, Scope
@@ -81,6 +81,19 @@ FAMILIES = {
     "qwen3_vl": models_qwen.tiny_qwen3_vl,
     "mistral3": models_mistral3.tiny_mistral3,
 }
+
+
+@pytest.fixture(autouse=True)
+def own_traces(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that patches anything traces its graphs anew, and leaves none of them to other tests."""
+    if "monkeypatch" not in request.fixturenames or request.node.get_closest_marker("patches_no_trace"):
+        yield
+        return
+    kept = dict(trace._TRACES)
+    trace.forget_traces()
+    yield
+    trace.forget_traces()
+    trace._TRACES.update(kept)
 
 
 @pytest.fixture(scope="session")

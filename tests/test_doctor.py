@@ -22,6 +22,10 @@ from scale_export.progress import WorkLog
 from scale_export.quantize import QuantizedWeights
 from scale_export.vision import SelectedFeatures
 
+pytestmark = (
+    pytest.mark.patches_no_trace
+)  # faults are of weights, scalars and codes, or of a tower that is loaded anew
+
 Export = Callable[..., Path]
 
 
