@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from scale_export import pipeline
 from scale_export.api import fold
 from scale_export.backends.onnxruntime import engine, trace
 from scale_export.base import BaseModel, open_base
@@ -84,16 +85,32 @@ FAMILIES = {
 
 
 @pytest.fixture(autouse=True)
-def own_traces(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that patches anything traces its graphs anew, and leaves none of them to other tests."""
+def shared(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Folds of one base model share what they open and trace, read only, but for a test that patches anything."""
     if "monkeypatch" not in request.fixturenames or request.node.get_closest_marker("patches_no_trace"):
-        yield
+        with pytest.MonkeyPatch.context() as opened_once:
+            opened_once.setattr(pipeline, "open_base", _open_once)
+            yield
         return
     kept = dict(trace._TRACES)
     trace.forget_traces()
     yield
     trace.forget_traces()
     trace._TRACES.update(kept)
+
+
+def _open_once(name: str, *, relative_to: Path | None = None) -> BaseModel:
+    """``open_base``, which gives the same value for a directory whose files are as they were."""
+    found = next((d for d in ((relative_to or Path()) / name, Path(name)) if d.is_dir()), None)
+    if found is None:
+        return open_base(name, relative_to=relative_to)
+    files = tuple((f.name, (s := f.stat()).st_mtime_ns, s.st_size) for f in sorted(found.iterdir()))
+    return _opened(found.resolve(), files)
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(directory: Path, files: tuple[Any, ...]) -> BaseModel:
+    return open_base(str(directory))
 
 
 @pytest.fixture(scope="session")

@@ -104,12 +104,15 @@ def test_scalars_of_scope_all_fold_into_weights(exported: Any):
 
 
 def test_core_ml_in_float16_answers_as_pytorch(tmp_path: Path):
-    """By the interpreter, float16 rounded after every operation; the demo does the same at the default int8."""
+    """By the interpreter, float16 rounded after every operation; the README has the whole split, and so has the demo.
+
+    One wrong answer in 256 fails, and without the scalars every fourth is another.
+    """
     outcome = fold(
-        EXAMPLE / "spatial.pt", "coreml", out=tmp_path / "mac", precision="float16", eval_limit=1024
+        EXAMPLE / "spatial.pt", "coreml", out=tmp_path / "mac", precision="float16", eval_limit=256
     )
     task = outcome.parity["legs"]["task"]
-    assert outcome.passed and task["cases"] == 1024
+    assert outcome.passed and task["cases"] == 256
     assert task["agreement_outside_near_ties"] == 1
     assert outcome.parity["legs"]["lowering"]["value"] <= LOWERING_RELATIVE["float16"]
 
