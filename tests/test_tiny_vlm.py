@@ -33,12 +33,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Outcome]:
-    """``exported(precision, coefficient file)``: measured on the whole held-out test split."""
+    """``exported(precision, coefficient file, questions)``: measured on the whole held-out test split, or its start."""
 
     @functools.cache
-    def build(precision: str, file: str = "spatial.pt") -> Outcome:
+    def build(precision: str, file: str = "spatial.pt", questions: int | None = None) -> Outcome:
         out = tmp_path_factory.mktemp("packages") / f"{Path(file).stem}-{precision}"
-        return fold(EXAMPLE / file, "cpu", out=out, precision=precision)
+        return fold(EXAMPLE / file, "cpu", out=out, precision=precision, eval_limit=questions)
 
     return build
 
@@ -89,7 +89,7 @@ def test_int8_keeps_the_gain_and_all_six_legs_run(exported: Any):
 
 
 def test_int4_keeps_the_gain_and_is_reported_with_intervals(exported: Any):
-    outcome = exported("int4")
+    outcome = exported("int4", questions=512)  # the README has all 2,048
     assert outcome.plan.quantizer == "gptq"
     task = outcome.parity["legs"]["task"]
     assert task["gain_retention"] >= 0.95
@@ -98,7 +98,7 @@ def test_int4_keeps_the_gain_and_is_reported_with_intervals(exported: Any):
 
 
 def test_scalars_of_scope_all_fold_into_weights(exported: Any):
-    outcome = exported("int8", "spatial_all.pt")
+    outcome = exported("int8", "spatial_all.pt", questions=512)  # what folds is the point here
     assert outcome.passed and outcome.plan.fold == "weights"
     assert outcome.parity["legs"]["quantization"]["codes_identical"] is True
 
