@@ -7,7 +7,7 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from scale_export import pipeline
 from scale_export.api import fold
-from scale_export.backends.onnxruntime import engine
+from scale_export.backends.onnxruntime import engine, trace
 from scale_export.base import BaseModel, open_base
 from scale_export.coefficients import make_coefficients
 from scale_export.records import Coefficients, Scope
@@ -59,6 +60,35 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 ``own`` is for families that are tied to one text model.
 """
+
+
+@pytest.fixture(autouse=True)
+def shared(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Folds of one base model share what they open and trace, read only, but for a test that patches anything."""
+    if "monkeypatch" not in request.fixturenames or request.node.get_closest_marker("patches_no_trace"):
+        with pytest.MonkeyPatch.context() as opened_once:
+            opened_once.setattr(pipeline, "open_base", _open_once)
+            yield
+        return
+    kept = dict(trace._TRACES)
+    trace.forget_traces()
+    yield
+    trace.forget_traces()
+    trace._TRACES.update(kept)
+
+
+def _open_once(name: str, *, relative_to: Path | None = None) -> BaseModel:
+    """``open_base``, which gives the same value for a directory whose files are as they were."""
+    found = next((d for d in ((relative_to or Path()) / name, Path(name)) if d.is_dir()), None)
+    if found is None:
+        return open_base(name, relative_to=relative_to)
+    files = tuple((f.name, (s := f.stat()).st_mtime_ns, s.st_size) for f in sorted(found.iterdir()))
+    return _opened(found.resolve(), files)
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(directory: Path, files: tuple[Any, ...]) -> BaseModel:
+    return open_base(str(directory))
 
 
 @pytest.fixture(scope="session")

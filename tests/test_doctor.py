@@ -92,6 +92,7 @@ def flipped(attn: Any) -> Any:
     return attn
 
 
+@pytest.mark.patches_no_trace
 def test_halved_scales_are_found_at_their_matrix(
     export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch
 ):
@@ -103,6 +104,7 @@ def test_halved_scales_are_found_at_their_matrix(
     assert "quantization" in found.failed_legs
 
 
+@pytest.mark.patches_no_trace
 def test_a_flipped_head_is_found_at_its_head(export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch):
     true = onnx_graphs.GateDefaults
 
@@ -114,6 +116,7 @@ def test_a_flipped_head_is_found_at_its_head(export: Export, diagnose: Any, monk
     assert "factor of -1" in found.fault.words and "last token only" in found.fault.words
 
 
+@pytest.mark.patches_no_trace
 def test_the_same_in_a_core_ml_package(export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch):
     true = coreml_graphs._scalar_defaults
 
@@ -127,6 +130,7 @@ def test_the_same_in_a_core_ml_package(export: Export, diagnose: Any, monkeypatc
     assert diagnose(path).fault.place == "layers.1.head.2"
 
 
+@pytest.mark.patches_no_trace
 @pytest.mark.parametrize(
     ("tensor", "change", "place"),
     [
@@ -145,6 +149,7 @@ def test_other_faults_are_found_where_they_are(
     assert diagnose(path).fault.place == place
 
 
+@pytest.mark.patches_no_trace
 def test_codes_of_another_quantization_are_named(
     export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch
 ):
@@ -180,6 +185,7 @@ def test_a_changed_byte_is_refused(export: Export, diagnose: Any):
         diagnose(path)
 
 
+@pytest.mark.patches_no_trace
 def test_the_command_says_where_and_fails(
     base_of: Any, export: Export, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "scale_export"
 
 LAYERS: list[set[str]] = [
-    {"errors", "records", "resources", "tolerances", "blocks", "statistics", "metrics"},
+    {"errors", "records", "resources", "tolerances", "blocks", "statistics", "metrics", "collector"},
     {
         "checkpoint",
         "coefficient_rules",

@@ -15,6 +15,7 @@ import pytest
 
 from scale_export import UserError, fold, open_package, verify
 from scale_export import measure as measuring
+from scale_export.backends.onnxruntime.trace import forget_traces
 from scale_export.package import open_package_files
 from scale_export.resources import resource_dir
 from tests.conftest import random_coefficients, saved
@@ -59,6 +60,7 @@ def test_the_package_holds_what_the_contract_names(package: Path):
 def test_two_runs_give_the_same_bytes(package: Path, coefficient_file: Path, base_of: Any, tmp_path: Path):
     base = base_of("llava", "llama")
     again = tmp_path / "gated"
+    forget_traces()
     fold(
         coefficient_file, "cpu", out=again, model=str(base.directory), precision="float32", evaluation="none"
     )

@@ -42,7 +42,7 @@ def measurement(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Emit:
             directory = tmp_path_factory.mktemp("export")
             names = backend.emit(
                 quantized(fold(base.weights, plan.coefficients, plan.fold), plan),
-                base.family.vision_module(base.model),
+                base.vision,
                 plan,
                 directory,
                 precision=plan.precision,
@@ -225,6 +225,7 @@ def test_a_head_whose_block_scales_were_lost(measurement: Emit, tmp_path: Path):
     assert "quantization" in failed_legs(broken, "quantization")
 
 
+@pytest.mark.patches_no_trace
 def test_kernels_that_compute_something_else(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
     healthy = measurement("gate", "last", "int8")
     logits = GraphCandidate.logits
@@ -236,6 +237,7 @@ def test_kernels_that_compute_something_else(measurement: Emit, monkeypatch: pyt
     assert failed_legs(healthy, "runtime") == ["runtime"]
 
 
+@pytest.mark.patches_no_trace
 def test_integer_codes_that_moved(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
     healthy = measurement("weights", "all", "int8")
     monkeypatch.setattr(measure, "load_backend", lambda name: _MovedCodes())

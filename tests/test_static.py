@@ -25,6 +25,7 @@ from scale_export.backends import Scalars
 from scale_export.backends.onnxruntime import backend
 from scale_export.backends.onnxruntime.decoder import block_codes, signed_codes
 from scale_export.backends.onnxruntime.engine import OnnxEngine
+from scale_export.backends.onnxruntime.trace import forget_traces
 from scale_export.backends.reference import ReferenceEngine
 from scale_export.doctor import examine
 from scale_export.errors import UserError
@@ -327,6 +328,7 @@ def test_shipped_sessions_multiply_integers(
 def test_two_emissions_are_byte_identical(measurement: Emit, tmp_path: Path):
     found = measurement()
     folded = quantized(fold(found.plan.base.weights, found.plan.coefficients, "gate"), found.plan)
+    forget_traces()
     backend.emit(
         folded, found.plan.base.vision, found.plan, tmp_path, precision="w8a8", vision_precision="float32"
     )

@@ -28,12 +28,25 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(wheel: Path, extra: str, directory: Path) -> Path:
-    """A fresh virtual environment with the wheel and one extra; its ``bin``."""
-    venv.create(directory, with_pip=True)
-    pip = [str(directory / "bin/python"), "-m", "pip", "install", "--quiet"]
-    pinned = ["--constraint", str(ROOT / "constraints.txt")]
-    subprocess.run([*pip, *pinned, f"{wheel}[{extra}]"], check=True)
+    """A fresh virtual environment with the wheel and one extra, without pip; its ``bin``."""
+    venv.create(directory)
+    # Compiling every module of every library takes longer than all that is asked of them here.
+    asked = [
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--constraint",
+        str(ROOT / "constraints.txt"),
+        f"{wheel}[{extra}]",
+    ]
+    pip(directory / "bin", *asked)
     return directory / "bin"
+
+
+def pip(bin_directory: Path, *arguments: str) -> str:
+    """What this environment's pip says of another one."""
+    command = [sys.executable, "-m", "pip", "--python", str(bin_directory / "python"), *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def ask(bin_directory: Path, *arguments: str, cwd: Path, code: int = 0) -> Any:
@@ -52,9 +65,7 @@ def test_the_device_environment_runs_benches_and_checks_itself_without_torch(
     wheel: Path, package: Path, coefficient_file: Path, base_of: Any, tmp_path: Path
 ):
     bin_directory = environment(wheel, "ort", tmp_path / "env")
-    installed = subprocess.run(
-        [bin_directory / "python", "-m", "pip", "list"], capture_output=True, text=True, check=True
-    ).stdout.split()
+    installed = pip(bin_directory, "list").split()
     assert "onnxruntime" in installed and not {"torch", "onnx", "scipy", "matplotlib"} & set(installed)
     picture().save(tmp_path / "scene.png")
     asked = ["run", str(package), "--image", "scene.png", "--prompt", "where ?", "--max-new-tokens", "3"]

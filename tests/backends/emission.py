@@ -51,7 +51,7 @@ def emitting(target: str, backend: Any, base_of: Any, tmp_path_factory: pytest.T
         vision_precision = "float32" if precision == "float32" else chosen.vision_precision
         graphs = backend.emit(
             folded,
-            base.family.vision_module(base.model),
+            base.vision,
             plan,
             directory,
             precision=precision,
@@ -78,7 +78,7 @@ def reference(plan: Plan, folded: FoldedDecoder) -> Generator:
     engine = ReferenceEngine(
         folded.weights,
         scaled=folded.scaled,
-        vision=plan.base.family.vision_module(plan.base.model),
+        vision=plan.base.vision,
         image_token_id=plan.base.family.image_token_id(plan.base.config),
         gate=(plan.coefficients.scope, Scalars(attn=attn, mlp=mlp)) if folded.gate else None,
     )

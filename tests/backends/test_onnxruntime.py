@@ -16,6 +16,7 @@ from scale_export import tolerances
 from scale_export.backends import Scalars, Step
 from scale_export.backends.onnxruntime import backend
 from scale_export.backends.onnxruntime.engine import DecoderSession, OnnxEngine, open_session
+from scale_export.backends.onnxruntime.trace import forget_traces
 from scale_export.metrics import relative_error
 from scale_export.prompts import encode_messages, user_message
 from scale_export.records import FoldMode, Precision
@@ -258,6 +259,7 @@ def test_adapter_file_carries_the_scalars(emitted: Any):
 def test_two_emissions_are_byte_identical(emitted: Any, tmp_path: Path):
     plan, folded, graphs = emitted("llava", "qwen2", "int4", "two-phase", "last")
     vision = plan.base.family.vision_module(plan.base.model)
+    forget_traces()
     backend.emit(folded, vision, plan, tmp_path, precision="int4", vision_precision="float32")
     for path in graphs.values():
         for name in (path.name, f"{path.name}.data"):
@@ -269,17 +271,17 @@ def test_vision_precisions(emitted: Any, tmp_path: Path, precision: Precision):
     from scale_export.backends.onnxruntime.vision import emit_vision
 
     plan, _, graphs = emitted()
-    before = copy.deepcopy(plan.base.model.model.vision_tower.state_dict())
+    before = copy.deepcopy(plan.base.vision.tower.state_dict())
     pixels = np.random.default_rng(0).standard_normal((3, 3, 48, 48)).astype(np.float32)
     exact = open_session(graphs["vision"], providers=CPU).run(None, {"pixel_values": pixels})[0]
     emit_vision(
-        plan.base.family.vision_module(plan.base.model),
+        plan.base.vision,
         plan.tower_inputs,
         tmp_path / "vision.onnx",
         patched=False,
         precision=precision,
     )
-    after = plan.base.model.model.vision_tower.state_dict()
+    after = plan.base.vision.tower.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before), "the reference model was rounded"
     session = open_session(tmp_path / "vision.onnx", providers=CPU)
     assert session.get_inputs()[0].shape == ["tiles", 3, 48, 48]

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from ...blocks import BlockMatrix
+from ...collector import uncollected
 from . import load_apple
 
 ASSET_METADATA = "metadata.json"
@@ -74,9 +75,9 @@ def write_asset(
         states: those of ``inputs`` that ``module`` writes to; the caller of the asset keeps them.
     """
     coreai_torch = load_apple("coreai_torch")
-    with torch.no_grad():
+    with torch.no_grad(), uncollected():
         exported = torch.export.export(module, (), kwargs=dict(inputs), dynamic_shapes=dict(dynamic))
-    program = exported.run_decompositions(coreai_torch.get_decomp_table())
+        program = exported.run_decompositions(coreai_torch.get_decomp_table())
     converter = coreai_torch.TorchConverter(mode=coreai_torch.TorchConverter.Mode.RELEASE)
     converter.add_exported_program(
         program,

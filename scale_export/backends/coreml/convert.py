@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ... import __version__
+from ...collector import uncollected
 from ...records import Array
 
 TARGET = "iOS18"
@@ -78,7 +79,7 @@ def convert_function(
     if matrices is not None:
         _register_marker(matrices)
     floats = np.float16 if half else np.float32
-    with quiet(), _validated_when_written():
+    with quiet(), _unwatched():
         return ct.convert(
             traced,
             convert_to="milinternal",
@@ -102,19 +103,22 @@ def convert_function(
 
 
 @contextlib.contextmanager
-def _validated_when_written() -> Iterator[None]:
-    """Spare the check of the whole program that coremltools makes after each pass: half of a conversion's time.
+def _unwatched() -> Iterator[None]:
+    """Spare what coremltools does with the whole program after each pass: its check, and its words for a log.
 
-    ``save_functions`` has the joined program checked.
+    They take most of a conversion's time. ``save_functions`` has the joined program checked.
     """
     from coremltools.converters.mil.mil import Program
 
-    validate = Program.validate
+    own = {name: vars(Program)[name] for name in ("validate", "__str__")}
     Program.validate = lambda self, check_essential_scope=False: None
+    Program.__str__ = lambda self: "a program"
     try:
-        yield
+        with uncollected():
+            yield
     finally:
-        Program.validate = validate
+        for name, method in own.items():
+            setattr(Program, name, method)
 
 
 def save_functions(functions: Mapping[str, Any], path: Path) -> None:
@@ -133,7 +137,8 @@ def save_functions(functions: Mapping[str, Any], path: Path) -> None:
     program.export_as_multifunction = len(functions) > 1
     program.skip_all_passes = True
     _share_constants(program)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlpackage-") as scratch, quiet():
+    program.validate(check_essential_scope=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlpackage-") as scratch, quiet(), _unwatched():
         model = mil_convert(
             program,
             convert_to="mlprogram",

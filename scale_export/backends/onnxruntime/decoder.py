@@ -20,7 +20,7 @@ from ...records import DecoderSpec, Float32, Rotary, Scope
 from ...weights import DecoderWeights
 from .kernels import ZERO, GraphOptions, OnnxKernels, step_name, table_names
 from .save import save_model
-from .trace import attach_weights, forget_inner_shapes, set_default, trace
+from .trace import attach_weights, forget_inner_shapes, set_default, trace, traced_once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +193,13 @@ def emit_decoder(
     """
     spec = weights.spec
     tensors = placeholders(weights, options, context_length)
-    model = _trace(spec, options, tensors, gate, last_logits_only)
+    scope = gate.scope if gate else None
+    shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items())
+    model = traced_once(
+        TracedDecoder,
+        (spec, options, shapes, scope, last_logits_only),
+        lambda: _trace(spec, options, tensors, scope, last_logits_only),
+    )
     attach_weights(model, tensors, tensor_values(weights, context_length))
     if gate:
         set_default(model, "attn_scale", gate.attn_scale)
@@ -206,7 +212,7 @@ def _trace(
     spec: DecoderSpec,
     options: GraphOptions,
     tensors: dict[str, Tensor],
-    gate: GateDefaults | None,
+    scope: Scope | None,
     last_only: bool,
 ) -> ir.Model:
     batch, tokens, past_length = 2, 3, 5
@@ -215,7 +221,7 @@ def _trace(
     cache_names = [f"{i}.{part}" for i in range(spec.num_layers) for part in ("key", "value")]
     gate_inputs = [torch.full((batch,), -1, dtype=torch.int64)]
     gate_names = ["gate_position"]
-    if gate:
+    if scope:
         gate_inputs += [torch.empty(spec.num_layers, spec.num_heads), torch.empty(spec.num_layers)]
         gate_names += ["attn_scale", "mlp_scale"]
     several = (spec.position_axes,) if spec.position_axes > 1 else ()
@@ -244,7 +250,6 @@ def _trace(
         [{0: b, 1: t}] * len(group + stacked),
         [None] * len(tensors),
     )
-    scope = gate.scope if gate else None
     module = TracedDecoder(spec, options, list(tensors), scope=scope, last_logits_only=last_only)
     model = trace(
         module,

@@ -17,7 +17,7 @@ from ...quantize import QuantizedWeights
 from ...weights import DecoderWeights
 from .kernels import GraphOptions
 from .save import save_model
-from .trace import attach_weights, forget_inner_shapes, trace
+from .trace import attach_weights, forget_inner_shapes, trace, traced_once
 
 
 class TracedEmbedding(nn.Module):
@@ -65,12 +65,17 @@ def emit_embedding(
     spec = weights.spec
     table, values = _table(weights, options)
     batch, tokens, images = Dim("batch"), Dim("tokens"), Dim("image_tokens")
-    model = trace(
-        TracedEmbedding(options, spec.hidden_size, image_token_id),
-        (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(5, spec.hidden_size), list(table.values())),
-        input_names=["input_ids", "image_features", *table],
-        output_names=["inputs_embeds"],
-        dynamic_shapes=({0: batch, 1: tokens}, {0: images}, [None] * len(table)),
+    shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in table.items())
+    model = traced_once(
+        TracedEmbedding,
+        (options, spec.hidden_size, image_token_id, shapes),
+        lambda: trace(
+            TracedEmbedding(options, spec.hidden_size, image_token_id),
+            (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(5, spec.hidden_size), list(table.values())),
+            input_names=["input_ids", "image_features", *table],
+            output_names=["inputs_embeds"],
+            dynamic_shapes=({0: batch, 1: tokens}, {0: images}, [None] * len(table)),
+        ),
     )
     attach_weights(model, table, values)
     forget_inner_shapes(model)

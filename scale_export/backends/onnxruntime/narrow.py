@@ -29,7 +29,7 @@ def store_narrow(model: ir.Model) -> None:
         narrow = ir.LazyTensor(  # worked out as it is written, one tensor at a time
             functools.partial(_narrowed, tensor, dtype),
             dtype=dtype,
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             name=value.name,
         )
         stored = ir.Value(name=value.name, const_value=narrow)

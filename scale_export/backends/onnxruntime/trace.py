@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +15,36 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+from ...collector import uncollected
 
 OPSET = 22
+
+KEPT = 64
+"""How many graphs one owner's traces keep, the oldest of which goes first."""
+
+_TRACES: weakref.WeakKeyDictionary[Any, dict[Hashable, ir.Model]] = weakref.WeakKeyDictionary()
+
+
+def traced_once(owner: Any, key: Hashable, build: Callable[[], ir.Model]) -> ir.Model:
+    """A graph of its own, as ``build()`` gives it, built once while ``owner`` lives: tracing takes most of an export.
+
+    Args:
+        owner: the module whose weights the graph holds, or the class of one whose weights are inputs.
+        key: all else that the graph depends on.
+    """
+    traces = _TRACES.setdefault(owner, {})
+    if key not in traces:
+        traces[key] = build()
+        if len(traces) > KEPT:
+            del traces[next(iter(traces))]
+    return traces[key].clone()
+
+
+def forget_traces() -> None:
+    """Trace anew from here on."""
+    _TRACES.clear()
 
 
 def trace(
@@ -27,7 +56,7 @@ def trace(
     dynamic_shapes: tuple[Any, ...],
 ) -> ir.Model:
     """``torch.onnx.export`` by ``torch.export``, quietly; the model in memory."""
-    with quiet_export():
+    with quiet_export(), uncollected(), _one_registry():
         program = torch.onnx.export(
             module,
             args,
@@ -40,6 +69,20 @@ def trace(
         )
     assert program is not None
     return program.model
+
+
+_registry = functools.cache(ONNXRegistry.from_torchlib)
+
+
+@contextmanager
+def _one_registry() -> Iterator[None]:
+    """Hand the exporter its table of operators as it was first made: making it takes as long as a small graph."""
+    own = vars(ONNXRegistry)["from_torchlib"]
+    ONNXRegistry.from_torchlib = staticmethod(_registry)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = own  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from ...vision import example_inputs
 from .kernels import BITS
 from .narrow import store_narrow
 from .save import save_model
-from .trace import forget_inner_shapes, trace
+from .trace import forget_inner_shapes, trace, traced_once
 
 
 class _Face(nn.Module):
@@ -53,13 +53,26 @@ def emit_vision(
         precision: of the weights; int8 is block-wise by ONNX Runtime's quantizer, in blocks of 32. Those that compute
             in float32 are stored in 16 bits where these hold them exactly.
     """
+    dtype = torch.float16 if precision == "float16" else torch.float32
+    model = traced_once(
+        tower, (tuple(inputs.items()), patched, dtype), lambda: _trace(tower, inputs, patched, dtype)
+    )
+    if precision == "float32":
+        store_narrow(model)
+    save_model(model, path)
+    if precision in BITS:
+        _quantize(path, BITS[precision])
+
+
+def _trace(tower: nn.Module, inputs: Mapping[str, TowerInput], patched: bool, dtype: torch.dtype) -> ir.Model:
     example = example_inputs(inputs, 2)
     with torch.no_grad():
         names = list(tower(**example))
-    dtype = torch.float16 if precision == "float16" else torch.float32
     free = ("pictures", "places") if patched else ("tiles",)
+    # The caller's tower is the reference, so it stays float32.
+    own = tower if dtype == torch.float32 else copy.deepcopy(tower).to(dtype)
     model = trace(
-        _Face(copy.deepcopy(tower).to(dtype), dtype).eval(),  # the caller's tower is the reference
+        _Face(own, dtype).eval(),
         (list(example), list(example.values())),
         input_names=list(example),
         output_names=names,
@@ -73,11 +86,7 @@ def emit_vision(
     for value in model.graph.outputs:
         value.shape = _named(value.shape, (free[0], "rows"))
     forget_inner_shapes(model)
-    if precision == "float32":
-        store_narrow(model)
-    save_model(model, path)
-    if precision in BITS:
-        _quantize(path, BITS[precision])
+    return model
 
 
 def _named(shape: ir.Shape | None, names: tuple[str, ...]) -> ir.Shape | None:
