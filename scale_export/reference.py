@@ -177,12 +177,9 @@ def _path(
     rows, tokens = [output.logits[0, -1].numpy()], []
     for step in range(steps):
         tokens.append(int(rows[-1].argmax()) if forced is None else forced[step])
+        # Without a mask, which Qwen's would take for that many new positions.
         output = model(
-            input_ids=torch.tensor(
-                [tokens[-1:]]
-            ),  # no mask: Qwen's would take it for that many new positions
-            past_key_values=output.past_key_values,
-            use_cache=True,
+            input_ids=torch.tensor([tokens[-1:]]), past_key_values=output.past_key_values, use_cache=True
         )
         rows.append(output.logits[0, -1].numpy())
     return tuple(tokens), np.stack(rows)

@@ -211,9 +211,8 @@ def _randomized(kind: Any, config: Any, dtype: torch.dtype, seed: int) -> Any:
         else:
             weight.copy_(0.1 * noise)
     model.tie_weights()
-    for (
-        weight
-    ) in model.parameters():  # not model.to: rotary frequencies stay float32, as from_pretrained has them
+    # Not model.to: rotary frequencies stay float32, as from_pretrained has them.
+    for weight in model.parameters():
         weight.data = weight.data.to(dtype)
     return model
 
