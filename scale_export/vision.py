@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from .records import TowerInput
 
@@ -26,6 +27,11 @@ class VisionTower(nn.Module):
     def forward(self, *inputs: Tensor, **named: Tensor) -> dict[str, Tensor]:
         constants = {name: value.clone() for name, value in self.constants.items()}
         return {**self.encode(*inputs, **named), **constants}
+
+    def computed(self, example: Mapping[str, Tensor]) -> list[str]:
+        """The names of what ``encode`` gives, worked out on shapes alone: values take a large tower minutes."""
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as shapes:
+            return list(self.encode(**{name: shapes.from_tensor(value) for name, value in example.items()}))
 
 
 def example_inputs(inputs: Mapping[str, TowerInput], pictures: int) -> dict[str, Tensor]:

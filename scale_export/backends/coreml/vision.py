@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ...records import TowerInput
@@ -49,8 +48,7 @@ def emit_vision(tower: VisionTower, inputs: Mapping[str, TowerInput], path: Path
             small beside decoders.
     """
     example = example_inputs(inputs, 1)
-    with torch.no_grad():
-        names = list(tower.encode(**example))
+    names = tower.computed(example)
     face = _Face(tower, list(example)).eval()
     program = convert_function(face, example, outputs=names, states={}, half=half)
     save_functions({"main": program}, path)

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
-from torch import nn
 
 from ...folding import FoldedDecoder
 from ...records import Float32, Precision, TowerInput
+from ...vision import VisionTower
 from .decoder import GateDefaults, block_codes, emit_decoder
 from .embedding import emit_embedding
 from .kernels import GraphOptions
@@ -32,7 +32,9 @@ class GraphPlan:
     patched: bool
 
 
-def emit_graphs(folded: FoldedDecoder, vision: nn.Module, plan: GraphPlan, directory: Path) -> dict[str, str]:
+def emit_graphs(
+    folded: FoldedDecoder, vision: VisionTower, plan: GraphPlan, directory: Path
+) -> dict[str, str]:
     """Write every graph into ``directory``; role → file name.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from ...records import Precision, TowerInput
-from ...vision import example_inputs
+from ...vision import VisionTower, example_inputs
 from .kernels import BITS
 from .narrow import store_narrow
 from .save import save_model
@@ -24,7 +24,7 @@ from .trace import forget_inner_shapes, trace, traced_once
 class _Face(nn.Module):
     """A tower that computes in ``dtype`` and shows float32 outside."""
 
-    def __init__(self, tower: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, tower: VisionTower, dtype: torch.dtype) -> None:
         super().__init__()
         self.tower = tower
         self.dtype = dtype
@@ -38,7 +38,7 @@ class _Face(nn.Module):
 
 
 def emit_vision(
-    tower: nn.Module,
+    tower: VisionTower,
     inputs: Mapping[str, TowerInput],
     path: Path,
     *,
@@ -64,10 +64,11 @@ def emit_vision(
         _quantize(path, BITS[precision])
 
 
-def _trace(tower: nn.Module, inputs: Mapping[str, TowerInput], patched: bool, dtype: torch.dtype) -> ir.Model:
+def _trace(
+    tower: VisionTower, inputs: Mapping[str, TowerInput], patched: bool, dtype: torch.dtype
+) -> ir.Model:
     example = example_inputs(inputs, 2)
-    with torch.no_grad():
-        names = list(tower(**example))
+    names = [*tower.computed(example), *tower.constants]
     free = ("pictures", "places") if patched else ("tiles",)
     # The caller's tower is the reference, so it stays float32.
     own = tower if dtype == torch.float32 else copy.deepcopy(tower).to(dtype)
