@@ -14,6 +14,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+from onnxscript import rewriter
+from onnxscript.rewriter.rules.common._basic_rules import slice_split_rule
 from torch import Tensor, nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -56,7 +58,7 @@ def trace(
     dynamic_shapes: tuple[Any, ...],
 ) -> ir.Model:
     """``torch.onnx.export`` by ``torch.export``, quietly; the model in memory."""
-    with quiet_export(), uncollected(), _one_registry():
+    with quiet_export(), uncollected(), _spared():
         program = torch.onnx.export(
             module,
             args,
@@ -75,14 +77,20 @@ _registry = functools.cache(ONNXRegistry.from_torchlib)
 
 
 @contextmanager
-def _one_registry() -> Iterator[None]:
-    """Hand the exporter its table of operators as it was first made: making it takes as long as a small graph."""
-    own = vars(ONNXRegistry)["from_torchlib"]
+def _spared() -> Iterator[None]:
+    """Spare the exporter two things that it has no switch for, and that leave its graphs as they are.
+
+    Its table of operators is made once: making it takes as long as a small graph. And it looks for no two Slices that
+    are one Split: our graphs have none, and the search takes the square of their nodes, most of a large tower's time.
+    """
+    table, rules = vars(ONNXRegistry)["from_torchlib"], rewriter._DEFAULT_REWRITE_RULES
     ONNXRegistry.from_torchlib = staticmethod(_registry)  # type: ignore[method-assign]
+    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if rule is not slice_split_rule)
     try:
         yield
     finally:
-        ONNXRegistry.from_torchlib = own  # type: ignore[method-assign]
+        ONNXRegistry.from_torchlib = table  # type: ignore[method-assign]
+        rewriter._DEFAULT_REWRITE_RULES = rules
 
 
 @contextmanager
