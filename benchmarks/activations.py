@@ -24,10 +24,12 @@ from scale_export.backends.reference import ReferenceEngine
 from scale_export.base import open_base
 from scale_export.calibration import calibrate
 from scale_export.coefficients import load_coefficients
+from scale_export.core.intervals import gain_retention, mean_kl, proportion, top1_agreement
+from scale_export.core.progress import WorkLog
+from scale_export.core.records import DecoderSpec, Float32
 from scale_export.datasets import load_questions
 from scale_export.decoder import TorchKernels
 from scale_export.generation import Generator
-from scale_export.progress import WorkLog
 from scale_export.prompts import encode_messages, user_message
 from scale_export.quantize import (
     CalibrationOptions,
@@ -38,8 +40,6 @@ from scale_export.quantize import (
 )
 from scale_export.quantize._equalize import EqualizedStatistics, EqualizedWeights
 from scale_export.quantize.smoothquant import SmoothQuant
-from scale_export.records import DecoderSpec, Float32
-from scale_export.statistics import gain_retention, mean_kl, proportion, top1_agreement
 from scale_export.training.examples import target_ids
 
 EXAMPLE = Path(__file__).parents[1] / "examples/tiny_vlm"

@@ -34,11 +34,12 @@ __all__ = [  # noqa: RUF022
 ]
 
 if TYPE_CHECKING:
+    from scale_export.core.errors import UserError
+    from scale_export.core.records import Coefficients
+
     from .adapter import attach
     from .api import fold, verify
     from .coefficients import load_coefficients, make_coefficients
-    from .errors import UserError
-    from .records import Coefficients
     from .runtime import open_package
 
 

@@ -28,8 +28,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
-from .records import Coefficients, Scope
+from scale_export.core.errors import UserError
+from scale_export.core.records import Coefficients, Scope
+
 from .sites import Site, attention_site, decoder_layers, head_count, mlp_site, mlp_site_of, text_decoder
 
 

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scale_export.core.errors import UserError
+from scale_export.core.records import Float32
+
 from .datasets import Question
-from .errors import UserError
 from .prompts import LABELS, Message, assistant_message, user_message
-from .records import Float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from scale_export.core.progress import WorkLog
+
 from .options import ExportOptions
 from .pipeline import FoldRequest, Outcome, fold_package
-from .progress import WorkLog
 from .scoring import Scoring
 from .verification import Verification, verify_package
 

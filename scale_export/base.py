@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scale_export.core.errors import UserError
+from scale_export.core.records import DecoderSpec
+
 from .checkpoint import Checkpoint
-from .errors import UserError
 from .families import Family, resolve_family
-from .records import DecoderSpec
 from .streaming import streamed_model
 from .vision import VisionTower
 from .weights import CheckpointWeights

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import psutil
 
+from scale_export.core.errors import UserError
+from scale_export.core.progress import peak_memory
+
 from .backends import Step
-from .errors import UserError
 from .generation import Generator
-from .progress import peak_memory
 from .runtime import Package
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.records import BLOCKWISE, DecoderSpec, Precision
+
 from .blocks import Bits
-from .errors import UserError, did_you_mean
 from .quantize import check_bits, read_bits_plan
-from .records import BLOCKWISE, DecoderSpec, Precision
 from .targets import Target
 
 MIXED_BACKENDS = ("onnxruntime", "coreml")

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import Float32
+from scale_export.core.records import Float32
 
 Bits = Literal[4, 8]
 

@@ -19,20 +19,21 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_export.core.errors import UserError
+from scale_export.core.intervals import mean_kl
+from scale_export.core.progress import WorkLog
+from scale_export.core.records import Float32
+
 from .backends import Scalars
 from .backends.reference import ReferenceEngine
 from .bits_plan import fixed_bits
 from .blocks import Bits
 from .calibration import calibration_examples, plan_statistics
-from .errors import UserError
 from .generation import generator_of
 from .plan import Plan, with_bits
-from .progress import WorkLog
 from .quantize import CalibrationOptions, QuantizedWeights, load_quantizer
 from .quantizer_choice import trained_on_set
-from .records import Float32
 from .speed import SpeedChoice, choose_speed
-from .statistics import mean_kl
 from .weights import DecoderWeights
 
 CHECKPOINTS = 16

@@ -26,6 +26,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from scale_export.core.progress import WorkLog, peak_memory
+from scale_export.core.records import Array, Coefficients, Float32
+
 from .answers import end_tokens
 from .backends import Engine, Step
 from .backends.reference import ReferenceInputs
@@ -34,10 +37,8 @@ from .datasets import Question, load_questions
 from .decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
 from .generation import Generator, Inputs
 from .plan import Plan
-from .progress import WorkLog, peak_memory
 from .prompts import encode_messages, user_message
 from .quantize import CalibrationOptions, Moments, Weighting
-from .records import Array, Coefficients, Float32
 from .training.examples import target_ids
 
 SCHEMA = 2

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
+from scale_export.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED, EXIT_USER_ERROR, UserError
+
 from . import __version__
-from .errors import EXIT_OK, EXIT_PARITY_FAILED, EXIT_USER_ERROR, UserError
 from .options import ExportOptions
 
 app = typer.Typer(

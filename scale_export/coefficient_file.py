@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from scale_export.core.errors import UserError
+from scale_export.core.records import Coefficients
+
 from .coefficient_rules import SAVE_AGAIN, coefficient_fields, validated
-from .errors import UserError
-from .records import Coefficients
 
 MAX_BYTES = 64 * 2**20
 

@@ -18,8 +18,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from .errors import UserError, did_you_mean
-from .records import BaseIdentity, Bound, Coefficients, Float32, MlpSite, Scope
+from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.records import BaseIdentity, Bound, Coefficients, Float32, MlpSite, Scope
 
 FORMAT = "scale-coefficients"
 VERSION = 1

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from scale_export.core.errors import UserError
+from scale_export.core.records import BaseIdentity, Bound, Coefficients, Float32, Scope
+
 from .checkpoint import Checkpoint
 from .coefficient_file import (
     MAX_BYTES,
@@ -20,8 +23,6 @@ from .coefficient_file import (
     tensors_of_pickle,
 )
 from .coefficient_rules import coefficient_fields, validated
-from .errors import UserError
-from .records import BaseIdentity, Bound, Coefficients, Float32, Scope
 
 __all__ = [
     "base_directory",

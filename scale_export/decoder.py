@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .records import Activation, DecoderSpec, Scope
+from scale_export.core.records import Activation, DecoderSpec, Scope
+
 from .weights import DecoderWeights
 
 Cache = tuple[Tensor, Tensor]

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from scale_export.core.compare import relative_error
+from scale_export.core.records import Array, DecoderSpec, Float32
+
 from .backends import Step
 from .generation import EmbeddedPrompt, Generator
-from .metrics import relative_error
-from .records import Array, DecoderSpec, Float32
 
 ONE_HEAD = 0.05
 """How much of a departure one head's columns may leave unexplained, and still be its only cause."""

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .errors import EXIT_OK
+from scale_export.core.errors import EXIT_OK
 
 console = Console(highlight=False)
 

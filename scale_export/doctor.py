@@ -20,7 +20,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import tolerances
+from scale_export.core import limits
+from scale_export.core.compare import relative_error
+from scale_export.core.progress import WorkLog
+from scale_export.core.records import Float32
+
 from .backends import Engine
 from .backends.interface import load_backend
 from .backends.reference import TappedKernels
@@ -42,15 +46,12 @@ from .folding import fold
 from .generation import generator_of
 from .lockstep import Lockstep
 from .measure import levels_per_unit, reference_engine
-from .metrics import relative_error
 from .package import PackageFiles, open_package_files
 from .parity import preprocessing_leg
 from .plan import Plan
 from .plan_weights import quantized
-from .progress import WorkLog
 from .prompts import encode_messages, user_message
 from .quantize import CalibrationOptions, QuantizedWeights, StaticWeights
-from .records import Float32
 from .reference import parity_prompts, parity_questions, reference_cases
 from .verification import plan_again
 from .weights import DecoderWeights
@@ -175,7 +176,7 @@ class Examination:
         tiles = family.tower_inputs(inputs, family.runtime_config(plan.base.config))
         expected, found = oracle.vision(tiles), engine.vision(tiles)
         errors = {name: relative_error(value, found[name]) for name, value in expected.items()}
-        limit = tolerances.LOWERING_RELATIVE[plan.vision_precision]
+        limit = limits.LOWERING_RELATIVE[plan.vision_precision]
         vision = _held(
             "vision tower", errors, limit, "the emitted tower gives what Hugging Face's module gives"
         )
@@ -264,7 +265,7 @@ class Examination:
         return [self._lowering(), *self._roundings()]
 
     def _lowering(self) -> Stage:
-        limit = tolerances.LOWERING_RELATIVE[
+        limit = limits.LOWERING_RELATIVE[
             self.plan.float_types[0]
         ]  # of norms and block scales as they are stored
         found = first_departure(self.reference, self.strict, limit)

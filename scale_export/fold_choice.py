@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.records import FOLD_MODES, Coefficients, DecoderSpec, FoldMode
+
 from .base import BaseModel
-from .errors import UserError, did_you_mean
-from .records import FOLD_MODES, Coefficients, DecoderSpec, FoldMode
 from .targets import Target
 
 

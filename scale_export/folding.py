@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scale_export.core.errors import UserError
+from scale_export.core.records import Coefficients, DecoderSpec, Float32, FoldMode
+
 from .blocks import BlockMatrix
-from .errors import UserError
-from .records import Coefficients, DecoderSpec, Float32, FoldMode
 from .weights import DecoderWeights
 
 

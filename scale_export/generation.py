@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_export.core.records import Array, Float32, FoldMode
+
 from .backends import Engine, Scalars, Step
 from .families import Family
-from .records import Array, Float32, FoldMode
 
 if TYPE_CHECKING:
     from .plan import Plan

@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from scale_export.core.progress import WorkLog
+from scale_export.core.records import Float32
+
 from .backends import Engine, Scalars
 from .backends.interface import backend_of, load_backend
 from .backends.reference import ReferenceEngine
@@ -30,10 +33,8 @@ from .parity import (
 )
 from .plan import Plan
 from .plan_weights import quantized, weights_kind
-from .progress import WorkLog
 from .prompts import encode_messages, end_token_ids, user_message
 from .quantize import load_quantizer
-from .records import Float32
 from .reference import Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
 from .runtime import Responder
 from .scoring import Scoring

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from . import tolerances
+from scale_export.core import limits
+from scale_export.core.records import Float32
+
 from .answers import answer_questions
 from .backends.checkpoint.check import exact_folds, tensors_leg
 from .backends.interface import backend_of
@@ -18,7 +20,6 @@ from .datasets import Question
 from .folding import FoldedDecoder, fold
 from .measure import Candidate, Measured, Measurement, Steps
 from .parity import ParityReport, error_leg
-from .records import Float32
 from .reference import Case, model_logits, parity_prompts, parity_questions
 from .task import MAX_NEW_TOKENS
 
@@ -84,7 +85,7 @@ class CheckpointMeasurement(Measurement):
         self._tensors(report, folded)
         weights = self.plan.base.weights
         dtypes = {weights.checkpoint.stored(name).dtype for name in exact_folds(folded, weights)}
-        limit = tolerances.storage_relative(dtypes)
+        limit = limits.storage_relative(dtypes)
         leg = error_leg([case.logits for case in cases], shipped, limit)
         report.legs["storage"] = {**leg, "dtypes": sorted(dtypes)}
         return [("storage", shipped)]

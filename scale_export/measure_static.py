@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import tolerances
+from scale_export.core import limits
+from scale_export.core.records import Float32
+
 from .backends.interface import load_backend
 from .departure import Recorder, first_departure, follow, largest_error
 from .folding import FoldedDecoder
@@ -14,7 +16,6 @@ from .lockstep import Lockstep
 from .measure import Measurement, reference_engine
 from .parity import ParityReport
 from .plan_weights import quantized
-from .records import Float32
 from .reference import Case
 
 NOT_RUN = (
@@ -63,7 +64,7 @@ class StaticMeasurement(Measurement):
         lockstep = Lockstep(recorder.forwards)
         oracle = generator_of(plan, reference_engine(plan, weights, lockstep.kernels))
         follow(oracle, prompt, after, lockstep.begin)
-        limit = tolerances.PRODUCT_RELATIVE
+        limit = limits.PRODUCT_RELATIVE
         first = first_departure(lockstep.forwards, recorder.forwards, limit)
         return {
             "metric": "max |Δ| / max |value| of a product's inputs and outputs",

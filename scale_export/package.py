@@ -20,8 +20,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError, field_validator
 
-from .errors import UserError, did_you_mean
-from .records import FoldMode, Precision, Scope
+from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.records import FoldMode, Precision, Scope
+
 from .targets import FloatType
 
 MANIFEST_NAME: Final = "manifest.json"

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import tolerances
+from scale_export.core.compare import Leg, relative_error
+from scale_export.core.intervals import mean_kl, top1_agreement
+from scale_export.core.limits import FOLD_RELATIVE, LOWERING_RELATIVE, PIXEL_LEVELS, ROUNDING
+from scale_export.core.records import Float32, Precision
+
 from .generation import Generator, Inputs
-from .metrics import Leg, relative_error
-from .records import Float32, Precision
 from .reference import Case
-from .statistics import mean_kl, top1_agreement
 from .targets import ParityLimits
 
 LEGS = ("fold", "lowering", "quantization", "runtime", "preprocessing", "task")
@@ -94,12 +95,12 @@ def error_leg(reference: Sequence[Float32], other: Sequence[Float32], limit: flo
 
 def fold_leg(cases: Sequence[Case], portable: Sequence[Float32]) -> Leg:
     """Hooked Hugging Face model against the folded or gated portable decoder, float32."""
-    return error_leg([case.logits for case in cases], portable, tolerances.FOLD_RELATIVE)
+    return error_leg([case.logits for case in cases], portable, FOLD_RELATIVE)
 
 
 def lowering_leg(portable: Sequence[Float32], emitted: Sequence[Float32], precision: Precision) -> Leg:
     """Portable decoder against the unquantized emitted graph in its runtime."""
-    return {**error_leg(portable, emitted, tolerances.LOWERING_RELATIVE[precision]), "precision": precision}
+    return {**error_leg(portable, emitted, LOWERING_RELATIVE[precision]), "precision": precision}
 
 
 def distribution_leg(
@@ -185,7 +186,7 @@ def adds_up(found: Leg) -> bool | None:
         parts = [part[name] for part in found["parts"].values()]
         if whole is None or None in parts:
             return None
-        if abs(sum(parts) - whole) > tolerances.ROUNDING * max(1.0, *map(abs, parts)):
+        if abs(sum(parts) - whole) > ROUNDING * max(1.0, *map(abs, parts)):
             return False
     return True
 
@@ -219,10 +220,10 @@ def preprocessing_leg(reference: Sequence[Inputs], packaged: Sequence[Inputs], l
     return {
         "metric": "max pixel difference, 8-bit levels",
         "value": worst if np.isfinite(worst) else None,
-        "limit": tolerances.PIXEL_LEVELS,
+        "limit": PIXEL_LEVELS,
         "ids_identical": ids,
         "cases": len(reference),
-        "passed": bool(ids and worst <= tolerances.PIXEL_LEVELS),
+        "passed": bool(ids and worst <= PIXEL_LEVELS),
     }
 
 

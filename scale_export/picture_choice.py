@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+from scale_export.core.errors import UserError
+from scale_export.core.records import Array, TowerInput
+
 from .base import BaseModel
-from .errors import UserError
 from .prompts import encode_messages, user_message
-from .records import Array, TowerInput
 from .targets import Target
 
 PREFILL_STEP = 64

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from scale_export.core.errors import UserError
+from scale_export.core.progress import WorkLog
+from scale_export.core.records import Coefficients
+
 from . import __version__
 from .backends.checkpoint import backend as checkpoint
 from .backends.interface import backend_of, load_backend
@@ -19,16 +23,13 @@ from .budget import BitsChoice, Timer, parse_budget, search_bits
 from .calibration import plan_statistics
 from .coefficients import load_coefficients, save_coefficients
 from .datasets import public_name
-from .errors import UserError
 from .folding import FoldedDecoder, fold
 from .measure import Measured, measurement_of
 from .options import ExportOptions
 from .package import CalibrationFacts, DecoderFacts, Manifest, Tool
 from .plan import Plan, make_plan, with_bits
 from .plan_weights import quantized
-from .progress import WorkLog
 from .quantize import write_bits_plan
-from .records import Coefficients
 from .report import render_report
 from .report_data import library_versions, report_data
 from .runtime import PROCESSOR_FILES

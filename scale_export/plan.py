@@ -8,18 +8,27 @@ from pathlib import Path
 
 from PIL import Image
 
+from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.records import (
+    BLOCKWISE,
+    INTEGER,
+    Coefficients,
+    DecoderSpec,
+    FoldMode,
+    Precision,
+    TowerInput,
+)
+
 from .base import BaseModel
 from .bits_plan import bits_reason, other_bits
 from .blocks import Bits
 from .coefficients import check_base
-from .errors import UserError, did_you_mean
 from .fold_choice import choose_fold, unfoldable
 from .options import ExportOptions
 from .picture_choice import check_one_size, choose_prefill_tokens, fit_pictures, tower_inputs_of
 from .prompts import encode_messages, user_message
 from .quantize import CalibrationOptions
 from .quantizer_choice import calibration_options, choose_quantizer
-from .records import BLOCKWISE, INTEGER, Coefficients, DecoderSpec, FoldMode, Precision, TowerInput
 from .targets import FloatType, Target
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from scale_export.core.progress import WorkLog
+
 from .calibration import plan_statistics
 from .folding import FoldedDecoder
 from .plan import Plan
-from .progress import WorkLog
 from .quantize import QuantizedWeights, StaticWeights, load_quantizer, quantize
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .errors import UserError
-from .records import Array
+from scale_export.core.errors import UserError
+from scale_export.core.records import Array
 
 Message = dict[str, Any]
 

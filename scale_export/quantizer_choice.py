@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.records import Coefficients, Precision
+
 from .base import BaseModel
 from .datasets import dataset_names, load_questions
-from .errors import UserError, did_you_mean
 from .options import ExportOptions
 from .quantize import WEIGHTINGS, CalibrationOptions, Method, load_quantizer, quantizer_names
-from .records import Coefficients, Precision
 from .streaming import must_stream
 
 DEFAULT_QUANTIZERS: dict[Precision, tuple[str, str]] = {

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from scale_export.core.records import Coefficients, Float32
+
 from .adapter import attach
 from .datasets import Question, is_generated, load_questions
 from .generation import Inputs
 from .prompts import encode_messages, user_message
-from .records import Coefficients, Float32
 
 FORCED_STEPS = 4
 """Decode steps of a case. They go on past an end token, since exactness holds on any path of logits; what an answer

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from scale_export.core.records import Precision
+
 from . import __version__
 from .backends.interface import backend_of
 from .budget import BitsChoice, Point
 from .draw import FrontierPoint
 from .measure import Measured
 from .plan import Plan
-from .records import Precision
 from .report import DifferingQuestion, ReportData
 from .task import Answered
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import UserError, did_you_mean
-from .records import PRECISIONS, Precision
+from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.records import PRECISIONS, Precision
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "fold": ("legs", "fold", "value"),

@@ -13,15 +13,16 @@ from typing import Any
 
 from PIL import Image
 
+from scale_export.core.errors import UserError
+from scale_export.core.records import Array, Coefficients, Float32
+
 from .backends import Engine, Scalars, open_engine
 from .backends.onnxruntime import genai
 from .coefficients import load_coefficients
-from .errors import UserError
 from .families import Family, load_family
 from .generation import Generator, Inputs
 from .package import PackageFiles, open_package_files
 from .prompts import Message, encode_messages, end_token_ids, user_message
-from .records import Array, Coefficients, Float32
 
 PROCESSOR_FILES = (
     "config.json",

@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from . import tolerances
-from .metrics import Leg, relative_error
-from .records import Float32, Precision
+from scale_export.core import limits
+from scale_export.core.compare import Leg, relative_error
+from scale_export.core.records import Float32, Precision
+
 from .runtime import Package
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def write_selftest(
                 "answer": None if answers is None else answers[index],
             }
         )
-    table = {"schema": 1, "tolerance": tolerances.SELFTEST_RELATIVE[precision], "cases": entries}
+    table = {"schema": 1, "tolerance": limits.SELFTEST_RELATIVE[precision], "cases": entries}
     text = json.dumps(table, indent=2, sort_keys=True, ensure_ascii=False)
     (directory / CASES).write_text(text + "\n", encoding="utf-8")
     save_file({str(i): np.ascontiguousarray(logits[i]) for i in range(len(entries))}, directory / EXPECTED)

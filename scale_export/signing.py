@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from scale_export.core.errors import UserError
+
 from .package import MANIFEST_NAME, open_package_files
 
 PASSWORD_VARIABLE = "SCALE_EXPORT_KEY_PASSWORD"

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .errors import UserError
-from .records import MlpSite
+from scale_export.core.errors import UserError
+from scale_export.core.records import MlpSite
 
 DECODER_PATHS = ("model.language_model", "language_model", "model.text_model", "text_model", "model", "")
 """Where a text decoder (the module with ``layers``) may lie in a Hugging Face model, most specific first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .errors import UserError
+from scale_export.core.errors import UserError
 
 TRIES = 3
 

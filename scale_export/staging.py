@@ -20,7 +20,8 @@ import sys
 from pathlib import Path
 from typing import Final, Self
 
-from .errors import UserError
+from scale_export.core.errors import UserError
+
 from .package import (
     FAILED_MANIFEST_NAME,
     MANIFEST_NAME,

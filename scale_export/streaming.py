@@ -20,9 +20,10 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from scale_export.core.errors import UserError
+
 from .checkpoint import Checkpoint
 from .decoder import TorchKernels
-from .errors import UserError
 from .sites import text_decoder
 from .weights import DecoderWeights
 

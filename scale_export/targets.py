@@ -18,9 +18,9 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
-from .errors import UserError, did_you_mean
-from .records import BLOCKWISE, INTEGER, FoldMode, Precision
-from .resources import resource_dir
+from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.records import BLOCKWISE, INTEGER, FoldMode, Precision
+from scale_export.core.resources import resource_dir
 
 Backend = Literal["onnxruntime", "coreml", "coreai", "checkpoint"]
 ComputeUnits = Literal["all", "cpu_and_gpu", "cpu_and_ne", "cpu_only"]

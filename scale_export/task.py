@@ -8,15 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from . import tolerances
+from scale_export.core.compare import Leg
+from scale_export.core.errors import UserError
+from scale_export.core.intervals import (
+    Bools,
+    equivalence,
+    gain_retention,
+    mcnemar_exact,
+    paired_difference,
+    wilson,
+)
+from scale_export.core.limits import NEAR_TIE_MARGIN
+from scale_export.core.records import Coefficients
+
 from .adapter import attach
 from .answers import Answer, answer_questions
 from .datasets import Question, dataset_names, load_questions
-from .errors import UserError
-from .metrics import Leg
-from .records import Coefficients
 from .scoring import Scoring, is_right, normalise
-from .statistics import Bools, equivalence, gain_retention, mcnemar_exact, paired_difference, wilson
 from .targets import ParityLimits
 
 MAX_NEW_TOKENS = 16
@@ -79,7 +87,7 @@ def _reference_answers(
 
 def is_near_tie(reference: Answer) -> bool:
     """Whether some step of the reference's answer hung on a margin too small to hold any export to."""
-    return bool((reference.margins < tolerances.NEAR_TIE_MARGIN * reference.peaks).any())
+    return bool((reference.margins < NEAR_TIE_MARGIN * reference.peaks).any())
 
 
 def agreement(answered: Sequence[Answered], scoring: Scoring = "strict") -> Leg:

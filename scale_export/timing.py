@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from scale_export.core.progress import WorkLog
+
 from .backends.interface import load_backend
 from .bench import decode_seconds
 from .folding import fold
 from .generation import generator_of
 from .plan import Plan
 from .plan_weights import quantized
-from .progress import WorkLog
 
 PROMPT_TOKENS, NEW_TOKENS, REPEATS = 128, 32, 5
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
+from scale_export.core.errors import UserError
+from scale_export.core.progress import WorkLog
+from scale_export.core.records import Coefficients
+
 from .package import PackageFiles
-from .progress import WorkLog
-from .records import Coefficients
 from .requirements import Checked, check_requirements, read_requirements
 from .runtime import open_package
 from .scoring import Scoring

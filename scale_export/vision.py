@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from .records import TowerInput
+from scale_export.core.records import TowerInput
 
 
 class VisionTower(nn.Module):

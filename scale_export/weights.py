@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from scale_export.core.records import DecoderSpec
+
 from .checkpoint import Checkpoint
-from .records import DecoderSpec
 
 
 class DecoderWeights(Protocol):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from scale_export.adapter import attach, attach_trainable
 from scale_export.base import BaseModel
-from scale_export.errors import UserError
-from scale_export.records import Coefficients, Scope
+from scale_export.core.errors import UserError
+from scale_export.core.records import Coefficients, Scope
 from scale_export.sites import decoder_layers
 from tests.conftest import random_coefficients
 

@@ -9,21 +9,22 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from scale_export import UserError, api, measure, mil, tolerances
+from scale_export import UserError, api, measure, mil
 from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.coreml import decoder as coreml_decoder
 from scale_export.backends.onnxruntime import backend
 from scale_export.backends.onnxruntime.engine import OnnxEngine
 from scale_export.bits_plan import bits_plan, k_quant_mixed
 from scale_export.budget import Budget, parse_budget, search_bits
+from scale_export.core import limits
+from scale_export.core.compare import relative_error
+from scale_export.core.progress import WorkLog
 from scale_export.folding import fold
-from scale_export.metrics import relative_error
 from scale_export.options import ExportOptions
 from scale_export.package import open_package_files
 from scale_export.pipeline import bits_by_matrix, within_budget
 from scale_export.plan import make_plan
 from scale_export.plan_weights import quantized
-from scale_export.progress import WorkLog
 from scale_export.quantize import QuantizedWeights, read_bits_plan, write_bits_plan
 from scale_export.targets import load_target
 from tests.backends.emission import TOKENS, generator, prompt, reference
@@ -58,7 +59,7 @@ def test_a_graph_of_two_widths_equals_its_dequantized_weights(base_of: Any, tmp_
     inputs = prompt(base)
     expected = reference(plan, folded).forced_logits(inputs, TOKENS)
     found = generator(engine, base, "gate").forced_logits(inputs, TOKENS)
-    assert relative_error(expected, found) <= tolerances.LOWERING_RELATIVE["float32"]
+    assert relative_error(expected, found) <= limits.LOWERING_RELATIVE["float32"]
     narrow = quantized(fold(base.weights, plan.coefficients, "gate"), plan_of(base))
     assert relative_error(expected, reference(plan, narrow).forced_logits(inputs, TOKENS)) > 1e-3
 
@@ -210,7 +211,7 @@ def test_core_ml_holds_both_widths_within_the_budget(base_of: Any, tmp_path: Pat
     inputs = prompt(base)
     expected = reference(mixed, folded).forced_logits(inputs, TOKENS)
     found = generator(engine, base, mixed.fold).forced_logits(inputs, TOKENS)
-    assert relative_error(expected, found) <= tolerances.LOWERING_RELATIVE["float16"]
+    assert relative_error(expected, found) <= limits.LOWERING_RELATIVE["float16"]
 
 
 def test_wide_layers_split_a_core_ml_decoder_sooner(base_of: Any):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from scale_export.base import open_base
 from scale_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
-from scale_export.errors import UserError
+from scale_export.core.errors import UserError
 from tests.models import FAMILIES, TEXT_MODELS
 
 O_PROJ = "model.language_model.layers.0.self_attn.o_proj.weight"

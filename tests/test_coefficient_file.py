@@ -23,8 +23,8 @@ from torch.torch_version import TorchVersion
 
 from scale_export.coefficient_rules import OPTIONAL, REQUIRED
 from scale_export.coefficients import load_coefficients
-from scale_export.errors import UserError
-from scale_export.records import Coefficients
+from scale_export.core.errors import UserError
+from scale_export.core.records import Coefficients
 from tests.coefficient_fields import HASH, SUFFIXES, as_torch, record, same, write
 
 FUZZ = settings(

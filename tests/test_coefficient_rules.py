@@ -12,7 +12,7 @@ import torch
 
 from scale_export.coefficient_rules import REQUIRED
 from scale_export.coefficients import load_coefficients, save_coefficients
-from scale_export.errors import UserError
+from scale_export.core.errors import UserError
 from tests.coefficient_fields import HASH, SUFFIXES, record, write
 
 NAN, INF = np.float32("nan"), np.float32("inf")

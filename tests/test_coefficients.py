@@ -23,8 +23,8 @@ from scale_export.coefficients import (
     make_coefficients,
     prompt_template_sha256,
 )
-from scale_export.errors import UserError
-from scale_export.records import Bound, Coefficients
+from scale_export.core.errors import UserError
+from scale_export.core.records import Bound, Coefficients
 from tests.coefficient_fields import SUFFIXES, record
 from tests.models import CHAT_TEMPLATE, FAMILIES
 

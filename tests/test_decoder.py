@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from scale_export import tolerances
 from scale_export.adapter import attach
 from scale_export.base import BaseModel
+from scale_export.core import limits
+from scale_export.core.records import Coefficients
 from scale_export.decoder import Gate, PortableDecoder, TorchKernels, empty_cache, last_index
 from scale_export.prompts import encode_messages, user_message
-from scale_export.records import Coefficients
 from tests.conftest import VARIANTS, picture, random_coefficients
 from tests.models import FAMILIES
 
@@ -84,7 +84,7 @@ def test_prefill_and_eight_decode_steps_equal_hooked_hugging_face(
             torch.tensor([-1]),
             groups_of(base, inputs),
         )
-        assert relative(expected.logits, logits) <= tolerances.FOLD_RELATIVE
+        assert relative(expected.logits, logits) <= limits.FOLD_RELATIVE
         for step in range(8):
             token = expected.logits[:, -1:].argmax(-1)
             mask = torch.ones(1, tokens + step + 1, dtype=torch.int64)
@@ -94,7 +94,7 @@ def test_prefill_and_eight_decode_steps_equal_hooked_hugging_face(
             embeds = base.model.get_input_embeddings()(token)
             position = torch.tensor([[tokens + step]])
             logits, cache = decoder(embeds, mask, position, cache, gate, torch.tensor([-1]))
-            assert relative(expected.logits, logits) <= tolerances.FOLD_RELATIVE
+            assert relative(expected.logits, logits) <= limits.FOLD_RELATIVE
 
 
 @pytest.mark.parametrize(("family", "variant"), CAUSAL)
@@ -115,7 +115,7 @@ def test_chunked_prefill_gates_only_the_last_chunk(base_of: Any, family: str, va
             position = torch.tensor([-1 if end == tokens else chunk.shape[1]])
             mask = torch.ones(1, end, dtype=torch.int64)
             logits, cache = decoder(chunk, mask, torch.arange(start, end)[None], cache, gate, position)
-    assert relative(expected, logits[:, -1]) <= tolerances.FOLD_RELATIVE
+    assert relative(expected, logits[:, -1]) <= limits.FOLD_RELATIVE
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -155,7 +155,7 @@ def test_padded_rows_equal_the_rows_alone(base_of: Any, family: str, variant: st
         torch.tensor([tokens - 1, last]),
         groups,
     )
-    assert relative(alone[0, -1], logits[1, last]) <= tolerances.FOLD_RELATIVE
+    assert relative(alone[0, -1], logits[1, last]) <= limits.FOLD_RELATIVE
 
 
 def test_last_logits_only_picks_each_rows_gate_position(base_of: Any):
@@ -194,7 +194,7 @@ def test_wrong_scalars_are_far_beyond_the_limit(base_of: Any, family: str, varia
         attn_scale=torch.from_numpy(np.ascontiguousarray(attn)),
         mlp_scale=torch.from_numpy(np.ascontiguousarray(mlp)),
     )
-    assert prefill_error(base, coefficients, gate) > 100 * tolerances.FOLD_RELATIVE
+    assert prefill_error(base, coefficients, gate) > 100 * limits.FOLD_RELATIVE
 
 
 @pytest.mark.parametrize("shift", [1, -1])
@@ -216,7 +216,7 @@ def test_rotary_positions_off_by_one_matter_against_the_cache(base_of: Any, shif
                 0
             ]
         )
-    assert relative(*outputs) > 100 * tolerances.FOLD_RELATIVE
+    assert relative(*outputs) > 100 * limits.FOLD_RELATIVE
 
 
 def prefill_error(base: BaseModel, coefficients: Coefficients, gate: Gate) -> float:

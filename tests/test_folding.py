@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from scale_export import tolerances
 from scale_export.blocks import BlockMatrix
+from scale_export.core import limits
+from scale_export.core.errors import UserError
 from scale_export.decoder import PortableDecoder, TorchKernels, empty_cache
-from scale_export.errors import UserError
 from scale_export.folding import Factor, FoldedWeights, fold, fold_blocks, fold_factors
 from scale_export.quantize import QuantizedWeights, load_quantizer, quantize
 from tests.conftest import random_coefficients
@@ -34,7 +34,7 @@ def test_weights_equal_the_gate_where_folding_is_exact(base_of: Any, variant: st
     coefficients = random_coefficients(base, scope, layers)
     folded = fold(base.weights, coefficients, "weights")
     expected = last_logits(base, base.weights, gate_of(base, coefficients))
-    assert relative(expected, last_logits(base, folded.weights)) <= tolerances.FOLD_RELATIVE
+    assert relative(expected, last_logits(base, folded.weights)) <= limits.FOLD_RELATIVE
 
 
 def test_naive_folding_of_last_token_scalars_is_far_off(base_of: Any):
@@ -58,7 +58,7 @@ def test_a_bias_of_down_proj_is_scaled_and_one_of_o_proj_is_not(base_of: Any):
     }
     expected = last_logits(base, base.weights, gate_of(base, coefficients))
     broken = last_logits(base, FoldedWeights(base=base.weights, factors=unscaled))
-    assert relative(expected, broken) > 100 * tolerances.FOLD_RELATIVE
+    assert relative(expected, broken) > 100 * limits.FOLD_RELATIVE
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -74,7 +74,7 @@ def test_quantize_then_fold_keeps_codes_and_multiplies_scales(base_of: Any, bits
         assert packed.codes_sha256 == bare.codes_sha256
         np.testing.assert_allclose(packed.dequantize(), bare.dequantize() * factor.columns, rtol=1e-6)
     expected = last_logits(base, plain, gate_of(base, coefficients))
-    assert relative(expected, last_logits(base, folded.weights)) <= tolerances.FOLD_RELATIVE
+    assert relative(expected, last_logits(base, folded.weights)) <= limits.FOLD_RELATIVE
 
 
 def test_a_block_over_two_heads_is_refused_unless_their_scalars_are_equal():

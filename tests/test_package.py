@@ -17,7 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 from scale_export import package, staging
-from scale_export.errors import UserError
+from scale_export.core.errors import UserError
 from scale_export.package import (
     FAILED_MANIFEST_NAME,
     DecoderFacts,

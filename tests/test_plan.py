@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scale_export.errors import UserError
+from scale_export.core.errors import UserError
+from scale_export.core.records import DecoderSpec
 from scale_export.fold_choice import scaled_layers
 from scale_export.options import ExportOptions
 from scale_export.plan import _placement, make_plan
-from scale_export.records import DecoderSpec
 from scale_export.targets import load_target
 from tests.conftest import random_coefficients
 

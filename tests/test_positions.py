@@ -12,6 +12,8 @@ import pytest
 
 from scale_export.base import open_base
 from scale_export.coefficients import load_coefficients
+from scale_export.core.progress import WorkLog
+from scale_export.core.records import Float32
 from scale_export.measure import Measurement
 from scale_export.parity import (
     answer_logits,
@@ -23,8 +25,6 @@ from scale_export.parity import (
     runtime_leg,
 )
 from scale_export.plan import ExportOptions, make_plan
-from scale_export.progress import WorkLog
-from scale_export.records import Float32
 from scale_export.reference import ANSWER_POSITIONS, Case, Prompt
 from scale_export.targets import ParityLimits, load_target
 from tests.conftest import random_coefficients

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from scale_export import tolerances
-from scale_export.errors import UserError
+from scale_export.core import limits
+from scale_export.core.errors import UserError
+from scale_export.core.records import DecoderSpec
 from scale_export.folding import fold
 from scale_export.quantize import (
     Moments,
@@ -22,7 +23,6 @@ from scale_export.quantize import (
     quantizer_names,
 )
 from scale_export.quantize._equalize import EqualizedWeights, group_of
-from scale_export.records import DecoderSpec
 from tests.conftest import random_coefficients
 from tests.test_decoder import gate_of, relative
 from tests.test_folding import last_logits
@@ -82,7 +82,7 @@ def test_codes_are_byte_identical_before_and_after_folding(base_of: Any, name: s
     for matrix_name in (*base.spec.linears(), "embedding"):
         assert folded.block(matrix_name).codes_sha256 == plain.block(matrix_name).codes_sha256
     expected = last_logits(base, plain, gate_of(base, coefficients))
-    assert relative(expected, last_logits(base, folded)) <= tolerances.FOLD_RELATIVE
+    assert relative(expected, last_logits(base, folded)) <= limits.FOLD_RELATIVE
 
 
 @pytest.mark.parametrize("width", [128, 96, 70])
@@ -161,7 +161,7 @@ def test_scaled_channels_compute_the_same_function(base_of: Any, name: str, vari
         name.rpartition(".")[2] for name in base.spec.linears()
     }
     expected = last_logits(base, base.weights, gate)
-    assert relative(expected, last_logits(base, equalized, gate)) <= tolerances.FOLD_RELATIVE
+    assert relative(expected, last_logits(base, equalized, gate)) <= limits.FOLD_RELATIVE
 
 
 @pytest.mark.parametrize("name", ["awq", "smoothquant"])

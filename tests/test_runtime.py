@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from scale_export import UserError, attach, open_package, tolerances
+from scale_export import UserError, attach, open_package
 from scale_export.coefficients import load_coefficients
-from scale_export.metrics import relative_error
+from scale_export.core import limits
+from scale_export.core.compare import relative_error
 from tests.conftest import picture, random_coefficients
 
 QUESTION = "where is the red circle ?"
@@ -35,7 +36,7 @@ def test_logits_are_pytorchs_at_every_strength(opened: Any, base_of: Any, streng
     found = opened.logits([picture()], QUESTION)
     inputs = opened.prepare([picture()], QUESTION)
     expected = hooked_logits(base_of("llava", "llama"), opened.coefficients, inputs, strength)
-    assert relative_error(expected, found) <= tolerances.LOWERING_RELATIVE["float32"]
+    assert relative_error(expected, found) <= limits.LOWERING_RELATIVE["float32"]
 
 
 def test_strength_outside_its_range_is_refused(opened: Any):
@@ -56,7 +57,7 @@ def test_swapped_scalars_take_effect_and_can_be_taken_back(opened: Any, base_of:
     opened.coefficients = other
     found = opened.logits([picture()], QUESTION)
     expected = hooked_logits(base_of("llava", "llama"), other, opened.prepare([picture()], QUESTION), 1.0)
-    assert relative_error(expected, found) <= tolerances.LOWERING_RELATIVE["float32"]
+    assert relative_error(expected, found) <= limits.LOWERING_RELATIVE["float32"]
     opened.coefficients = own
     np.testing.assert_array_equal(opened.logits([picture()], QUESTION), before)
 

@@ -14,6 +14,7 @@ import pytest
 
 from scale_export import decoder, folding, generation, measure
 from scale_export.backends.onnxruntime import backend
+from scale_export.core.progress import WorkLog
 from scale_export.families.llava import Llava
 from scale_export.folding import fold
 from scale_export.measure import GraphCandidate, Measurement
@@ -21,7 +22,6 @@ from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
 from scale_export.plan import make_plan
 from scale_export.plan_weights import quantized
-from scale_export.progress import WorkLog
 from scale_export.targets import load_target
 from tests.conftest import random_coefficients
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scale_export import calibration, tolerances
+from scale_export import calibration
 from scale_export.api import fold as fold_package
 from scale_export.api import verify
 from scale_export.backends import Scalars
@@ -27,22 +27,23 @@ from scale_export.backends.onnxruntime.decoder import block_codes, signed_codes
 from scale_export.backends.onnxruntime.engine import OnnxEngine
 from scale_export.backends.onnxruntime.trace import forget_traces
 from scale_export.backends.reference import ReferenceEngine
+from scale_export.core import limits
+from scale_export.core.compare import relative_error
+from scale_export.core.errors import UserError
+from scale_export.core.progress import WorkLog
+from scale_export.core.records import Coefficients
 from scale_export.doctor import examine
-from scale_export.errors import UserError
 from scale_export.folding import fold
 from scale_export.measure import Measurement, measurement_of
-from scale_export.metrics import relative_error
 from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
 from scale_export.plan import Plan, make_plan
 from scale_export.plan_weights import quantized
-from scale_export.progress import WorkLog
 from scale_export.quantize import StaticKernels, StaticWeights, load_quantizer
 from scale_export.quantize._equalize import EqualizedWeights
 from scale_export.quantize._grid import symmetric
 from scale_export.quantize._static import input_step, rounded_inputs
 from scale_export.quantize.smoothquant import SmoothQuant
-from scale_export.records import Coefficients
 from scale_export.targets import load_target
 from tests.backends.emission import TOKENS, generator, prompt
 from tests.conftest import random_coefficients, saved
@@ -284,7 +285,7 @@ def test_each_product_on_strict_kernels_is_the_rounded_one(measurement: Emit, mo
     engine = OnnxEngine(found.graphs, context_length=96, providers=CPU, strict=True, tap=tap)
     strict = generator(engine, plan.base, plan.fold).forced_logits(prompt(plan.base), TOKENS)
     assert errors.keys() == plan.base.spec.linears().keys()
-    assert max(errors.values()) <= tolerances.PRODUCT_RELATIVE, errors
+    assert max(errors.values()) <= limits.PRODUCT_RELATIVE, errors
     # End to end a last bit may move a code, so the whole is close to the size of a code.
     attn, mlp = plan.coefficients.dense(plan.base.spec.num_layers, plan.base.spec.num_heads)
     portable = ReferenceEngine(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from scale_export import resources
-from scale_export.errors import UserError
-from scale_export.records import FOLD_MODES, PRECISIONS
+from scale_export.core import resources
+from scale_export.core.errors import UserError
+from scale_export.core.records import FOLD_MODES, PRECISIONS
 from scale_export.targets import BACKEND_KEYS, ParityLimits, Target, load_target, target_names
 
 CPU = (resources.resource_dir("targets") / "cpu.toml").read_text()

@@ -16,16 +16,16 @@ from scale_export.adapter import attach
 from scale_export.answers import answer_questions
 from scale_export.base import open_base
 from scale_export.coefficients import check_base, load_coefficients
+from scale_export.core.limits import LOWERING_RELATIVE
+from scale_export.core.progress import WorkLog
 from scale_export.datasets import load_questions
 from scale_export.measure import Measurement
 from scale_export.options import ExportOptions
 from scale_export.pipeline import Outcome
 from scale_export.plan import make_plan
-from scale_export.progress import WorkLog
 from scale_export.prompts import open_image
 from scale_export.targets import load_target
 from scale_export.task import ask_all, task_leg
-from scale_export.tolerances import LOWERING_RELATIVE
 
 EXAMPLE = Path(__file__).parents[1] / "examples/tiny_vlm"
 

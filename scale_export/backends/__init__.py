@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
-from ..records import Array, Float32
+from scale_export.core.errors import UserError
+from scale_export.core.records import Array, Float32
 
 Phase = Literal["base", "scaled"]
 """Which weights a forward runs on in a two-phase package; the other packages have one set for both."""

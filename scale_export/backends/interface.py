@@ -10,10 +10,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..folding import FoldedDecoder
-from ..plan import Plan
-from ..records import Precision
-from ..vision import VisionTower
+from scale_export.core.records import Precision
+from scale_export.folding import FoldedDecoder
+from scale_export.plan import Plan
+from scale_export.vision import VisionTower
+
 from . import Engine, Tap
 
 

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
-from ..records import Array, Float32, Scope
-from ..weights import DecoderWeights
+from scale_export.core.records import Array, Float32, Scope
+from scale_export.decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
+from scale_export.weights import DecoderWeights
+
 from . import Phase, Scalars, Step, Tap, tower_feeds
 
 

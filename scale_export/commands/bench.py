@@ -7,17 +7,17 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ..display import console, quiet_libraries
-from ..errors import EXIT_OK
-from ..progress import WorkLog
+from scale_export.core.errors import EXIT_OK
+from scale_export.core.progress import WorkLog
+from scale_export.display import console, quiet_libraries
 
 
 def run_bench(
     *, package: Path, prompt_tokens: int, new_tokens: int, repeats: int, threads: int | None, as_json: bool
 ) -> int:
     """``scale-export bench``."""
-    from ..bench import bench_package
-    from ..runtime import open_package
+    from scale_export.bench import bench_package
+    from scale_export.runtime import open_package
 
     quiet_libraries()
     log = WorkLog()

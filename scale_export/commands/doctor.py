@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ..display import console, figure, quiet_libraries, say, verdict
-from ..errors import EXIT_OK, EXIT_PARITY_FAILED
-from ..progress import WorkLog
+from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED
+from scale_export.core.progress import WorkLog
+from scale_export.display import console, figure, quiet_libraries, say, verdict
 
 
 def run_doctor(
@@ -23,7 +23,7 @@ def run_doctor(
     as_json: bool,
 ) -> int:
     """``scale-export doctor``."""
-    from ..doctor import examine
+    from scale_export.doctor import examine
 
     quiet_libraries()
     found = examine(package, model=model, target=target, calib=calib, cache=cache, log=WorkLog())

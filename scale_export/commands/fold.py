@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..display import quiet_libraries, say, show, show_parity
-from ..errors import EXIT_OK, EXIT_PARITY_FAILED
-from ..options import ExportOptions
-from ..progress import WorkLog
+from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED
+from scale_export.core.progress import WorkLog
+from scale_export.display import quiet_libraries, say, show, show_parity
+from scale_export.options import ExportOptions
 
 if TYPE_CHECKING:
-    from ..scoring import Scoring
+    from scale_export.scoring import Scoring
 
 
 def run_fold(
@@ -35,9 +35,9 @@ def run_fold(
     as_json: bool,
 ) -> int:
     """``scale-export fold``."""
-    from ..api import default_out
-    from ..bits_plan import bits_plan as named_bits
-    from ..pipeline import FoldRequest, fold_package, plan_fold
+    from scale_export.api import default_out
+    from scale_export.bits_plan import bits_plan as named_bits
+    from scale_export.pipeline import FoldRequest, fold_package, plan_fold
 
     quiet_libraries()
     request = FoldRequest(

@@ -8,16 +8,16 @@ from typing import Any
 
 from rich.table import Table
 
-from ..display import console, say
-from ..errors import EXIT_OK, UserError
+from scale_export.core.errors import EXIT_OK, UserError
+from scale_export.display import console, say
 
 COEFFICIENT_SUFFIXES = (".pt", ".safetensors")
 
 
 def run_inspect(*, path: Path, png: Path | None, as_json: bool) -> int:
     """``scale-export inspect``."""
-    from ..coefficients import load_coefficients
-    from ..package import open_package_files
+    from scale_export.coefficients import load_coefficients
+    from scale_export.package import open_package_files
 
     if path.is_dir():
         files = open_package_files(path)
@@ -92,7 +92,7 @@ def _coloured(value: float) -> str:
 
 def _draw(coefficients: Any, png: Path, title: str) -> None:
     try:
-        from ..draw import heat_map, save_png
+        from scale_export.draw import heat_map, save_png
 
         layers = max(coefficients.layer_indices) + 1
         attn, mlp = coefficients.dense(layers, coefficients.num_heads)

@@ -6,13 +6,13 @@ import json
 
 from rich.table import Table
 
-from ..display import console, say
-from ..errors import EXIT_OK
+from scale_export.core.errors import EXIT_OK
+from scale_export.display import console, say
 
 
 def run_targets(*, as_json: bool) -> int:
     """``scale-export targets``."""
-    from ..targets import load_target, target_names
+    from scale_export.targets import load_target, target_names
 
     found = [load_target(name) for name in target_names()]
     if as_json:
@@ -39,7 +39,7 @@ def run_targets(*, as_json: bool) -> int:
 
 def run_families(*, as_json: bool) -> int:
     """``scale-export families``."""
-    from ..families import GENERIC_ROUTE, proved
+    from scale_export.families import GENERIC_ROUTE, proved
 
     found = proved()
     if as_json:

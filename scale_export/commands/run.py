@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..display import quiet_libraries
-from ..errors import EXIT_OK, UserError
+from scale_export.core.errors import EXIT_OK, UserError
+from scale_export.display import quiet_libraries
 
 
 def run_prompt(
@@ -24,9 +24,9 @@ def run_prompt(
     as_json: bool,
 ) -> int:
     """``scale-export run``."""
-    from ..coefficients import load_coefficients
-    from ..prompts import Message, assistant_message, open_image, user_message
-    from ..runtime import open_package
+    from scale_export.coefficients import load_coefficients
+    from scale_export.prompts import Message, assistant_message, open_image, user_message
+    from scale_export.runtime import open_package
 
     quiet_libraries()
     if prompt is None and not chat:

@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..display import console, quiet_libraries, say
-from ..errors import EXIT_OK, UserError
-from ..progress import WorkLog
+from scale_export.core.errors import EXIT_OK, UserError
+from scale_export.core.progress import WorkLog
+from scale_export.display import console, quiet_libraries, say
 
 
 def run_train(
     *, model: Path, out: Path, test: bool, force: bool, layers: str | None, as_json: bool, **options: Any
 ) -> int:
     """``scale-export train``."""
-    from ..train import TrainOptions, run_training, training_table
+    from scale_export.train import TrainOptions, run_training, training_table
 
     quiet_libraries()
     chosen = TrainOptions(

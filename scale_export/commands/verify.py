@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..display import figure, quiet_libraries, say, show, show_parity, verdict
-from ..errors import EXIT_OK, EXIT_PARITY_FAILED
-from ..progress import WorkLog
+from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED
+from scale_export.core.progress import WorkLog
+from scale_export.display import figure, quiet_libraries, say, show, show_parity, verdict
 
 if TYPE_CHECKING:
-    from ..scoring import Scoring
+    from scale_export.scoring import Scoring
 
 
 def run_verify(
@@ -34,7 +34,7 @@ def run_verify(
     as_json: bool,
 ) -> int:
     """``scale-export verify``."""
-    from ..verification import verify_package
+    from scale_export.verification import verify_package
 
     quiet_libraries()
     found = verify_package(
@@ -82,7 +82,7 @@ def run_verify(
 
 def run_sign(*, package: Path, key: Path, out: Path | None, force: bool, as_json: bool) -> int:
     """``scale-export sign``."""
-    from ..signing import sign_package
+    from scale_export.signing import sign_package
 
     signature = sign_package(package, key, out, force=force)
     return show({"signature": str(signature)}, [f"Signature: {signature}"], as_json)

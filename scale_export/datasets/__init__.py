@@ -18,7 +18,7 @@ from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import UserError, did_you_mean
+from scale_export.core.errors import UserError, did_you_mean
 
 Split = Literal["train", "calibration", "validation", "test"]
 Kind = Literal["spatial", "other"]

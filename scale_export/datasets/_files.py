@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import UserError
+from scale_export.core.errors import UserError
+
 from . import Split, StoredImage
 
 SHARES: Mapping[Split, range] = {

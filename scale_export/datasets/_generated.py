@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import UserError, did_you_mean
+from scale_export.core.errors import UserError, did_you_mean
+
 from . import Kind, Question, Split
 
 COLOURS: Mapping[str, tuple[int, int, int]] = {

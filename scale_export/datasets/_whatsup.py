@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from scale_export.core.errors import UserError
+
 from . import Question, Split
 from ._files import find, place_of, read_json, read_jsonl, stored
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import UserError
+from scale_export.core.errors import UserError
+
 from . import Question, Split, StoredImage
 from ._files import place_of, read_lines, stored
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from scale_export.core.errors import UserError
+
 from . import Question, Split, StoredImage
 from ._files import place_of, read_jsonl, stored, text_field
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError, did_you_mean
-from ..records import Array, DecoderSpec
+from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.records import Array, DecoderSpec
 
 if TYPE_CHECKING:
-    from ..vision import VisionTower
+    from scale_export.vision import VisionTower
 
 
 GENERIC_ROUTE = (

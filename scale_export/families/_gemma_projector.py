@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..decoder import fused_rms_norm
-from ..errors import UserError
+from scale_export.core.errors import UserError
+from scale_export.decoder import fused_rms_norm
 
 
 class PooledProjector(nn.Module):

@@ -15,13 +15,14 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
-from ..records import Array, DecoderSpec
+from scale_export.core.errors import UserError
+from scale_export.core.records import Array, DecoderSpec
+
 from . import Family
 from ._text import TEXT_MODELS, text_spec
 
 if TYPE_CHECKING:
-    from ..vision import VisionTower
+    from scale_export.vision import VisionTower
 
 TEXT = "language_model"
 TOWERS = ("vision_tower", "vision_model")
@@ -61,7 +62,7 @@ class Generic(Family):
         Raises:
             UserError: a module or a weight that has no place.
         """
-        from ..weights import module_shapes
+        from scale_export.weights import module_shapes
 
         outer = {name: module for name, module in model.named_children() if name not in ("model", "lm_head")}
         inner = dict(getattr(model, "model", model).named_children())

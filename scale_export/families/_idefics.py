@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..vision import VisionTower
+from scale_export.core.errors import UserError
+from scale_export.vision import VisionTower
 
 
 class FullTiles(VisionTower):

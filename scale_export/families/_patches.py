@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..records import Array, Float32
+from scale_export.core.records import Array, Float32
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..vision import VisionTower
+from scale_export.vision import VisionTower
+
 from ._attention import as_linear, attend, rms_norm, turn, whole_pictures
 
 

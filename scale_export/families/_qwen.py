@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
-from ..records import Array, DecoderSpec
+from scale_export.core.errors import UserError
+from scale_export.core.records import Array, DecoderSpec
+
 from . import Family
 from ._patches import Grid, axial_turns, stacked
 from ._processor import leave_out_videos, model_class

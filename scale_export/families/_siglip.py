@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..vision import VisionTower
+from scale_export.core.errors import UserError
+from scale_export.vision import VisionTower
 
 
 class SiglipFeatures(VisionTower):

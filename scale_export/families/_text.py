@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UserError
-from ..records import Activation, DecoderSpec, Rotary
+from scale_export.core.errors import UserError
+from scale_export.core.records import Activation, DecoderSpec, Rotary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

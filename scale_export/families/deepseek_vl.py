@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..records import DecoderSpec
+from scale_export.core.records import DecoderSpec
+
 from . import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from ..vision import VisionTower
+    from scale_export.vision import VisionTower
 
 
 class DeepseekVL(Family):

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..records import Array, DecoderSpec
+from scale_export.core.records import Array, DecoderSpec
+
 from . import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from ..vision import VisionTower
+    from scale_export.vision import VisionTower
 
 
 class Gemma3(Family):

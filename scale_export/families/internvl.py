@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
-from ..records import Array, DecoderSpec
+from scale_export.core.errors import UserError
+from scale_export.core.records import Array, DecoderSpec
+
 from . import Family
 from ._processor import leave_out_videos
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from ..vision import VisionTower
+    from scale_export.vision import VisionTower
 
 
 class InternVL(Family):
@@ -39,7 +40,7 @@ class InternVL(Family):
         return text_spec(config.text_config)
 
     def vision_module(self, model: Any) -> VisionTower:
-        from ..vision import ShuffledFeatures
+        from scale_export.vision import ShuffledFeatures
 
         inner = model.model
         return ShuffledFeatures(inner.vision_tower, inner.multi_modal_projector, model.config)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..records import DecoderSpec
+from scale_export.core.records import DecoderSpec
+
 from . import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from ..vision import VisionTower
+    from scale_export.vision import VisionTower
 
 
 class Llava(Family):
@@ -21,7 +22,7 @@ class Llava(Family):
         return text_spec(config.text_config)
 
     def vision_module(self, model: Any) -> VisionTower:
-        from ..vision import SelectedFeatures
+        from scale_export.vision import SelectedFeatures
 
         return SelectedFeatures(model.model.vision_tower, model.model.multi_modal_projector, model.config)
 

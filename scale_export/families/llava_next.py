@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..records import Array, DecoderSpec
+from scale_export.core.records import Array, DecoderSpec
+
 from . import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from ..vision import VisionTower
+    from scale_export.vision import VisionTower
 
 
 class LlavaNext(Family):
@@ -24,7 +25,7 @@ class LlavaNext(Family):
         return text_spec(config.text_config)
 
     def vision_module(self, model: Any) -> VisionTower:
-        from ..vision import SelectedFeatures
+        from scale_export.vision import SelectedFeatures
 
         inner = model.model
         constants = {"image_newline": inner.image_newline.detach()}

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from ..records import Array, DecoderSpec
+from scale_export.core.errors import UserError
+from scale_export.core.records import Array, DecoderSpec
+
 from ._processor import leave_out_videos
 from .llava_next import LlavaNext, _grid, _unpad
 

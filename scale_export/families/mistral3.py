@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UserError
-from ..records import Array, DecoderSpec
+from scale_export.core.errors import UserError
+from scale_export.core.records import Array, DecoderSpec
+
 from . import Family
 from ._patches import Grid, axial_turns, merged, stacked
 from ._processor import model_class
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from ..vision import VisionTower
+    from scale_export.vision import VisionTower
 
 MODULES = "transformers.models.pixtral"
 ROTARY = "pixtral.modeling_pixtral.PixtralVisionRotaryEmbedding"

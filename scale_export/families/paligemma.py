@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
-from ..records import Array, DecoderSpec
+from scale_export.core.errors import UserError
+from scale_export.core.records import Array, DecoderSpec
+
 from . import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from ..vision import VisionTower
+    from scale_export.vision import VisionTower
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

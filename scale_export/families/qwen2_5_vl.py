@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..records import Array
+from scale_export.core.records import Array
+
 from ._patches import Grid
 from ._qwen import QwenVL, grids, token_grid
 
 if TYPE_CHECKING:
-    from ..vision import VisionTower
+    from scale_export.vision import VisionTower
 
 
 class Qwen25VL(QwenVL):

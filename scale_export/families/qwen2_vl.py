@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ._qwen import QwenVL
 
 if TYPE_CHECKING:
-    from ..vision import VisionTower
+    from scale_export.vision import VisionTower
 
 
 class Qwen2VL(QwenVL):

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..records import Array, DecoderSpec
+from scale_export.core.records import Array, DecoderSpec
+
 from ._patches import Grid, interpolation, merged
 from ._qwen import QwenVL
 
 if TYPE_CHECKING:
-    from ..vision import VisionTower
+    from scale_export.vision import VisionTower
 
 
 class Qwen3VL(QwenVL):

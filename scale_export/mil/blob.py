@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from scale_export.core.errors import UserError
+
 from .dtypes import BY_NAME, Array
 
 SENTINEL = 0xDEADBEEF

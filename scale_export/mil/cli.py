@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ..errors import EXIT_USER_ERROR, UserError
+from scale_export.core.errors import EXIT_USER_ERROR, UserError
+
 from .dtypes import Arithmetic, Array
 from .model import Model, load
 

@@ -10,7 +10,8 @@ from typing import get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import UserError, did_you_mean
+from scale_export.core.errors import UserError, did_you_mean
+
 from .dtypes import BY_NAME, Arithmetic, Array, TensorType, holder
 from .package import read_model
 from .program import Function, read_functions

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import UserError
+from scale_export.core.errors import UserError
 
 _PROTO = "_scale_export_coreml_proto"
 

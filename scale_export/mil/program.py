@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from scale_export.core.errors import UserError
+
 from .blob import BlobFile
 from .dtypes import BY_NAME, DTYPES, Array, TensorType
 from .ops import REGISTRY

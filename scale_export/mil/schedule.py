@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from scale_export.core.errors import UserError
+
 from .dtypes import Arithmetic, Array, TensorType, holder
 from .ops import CONVERTERS, MOVES, REGISTRY, Arrays
 from .program import Function, Literal, Operation

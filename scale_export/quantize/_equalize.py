@@ -23,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..records import DecoderSpec, Float32
-from ..weights import DecoderWeights
+from scale_export.core.records import DecoderSpec, Float32
+from scale_export.weights import DecoderWeights
+
 from ._method import Moments, Statistics
 
 SPREAD = 1e3

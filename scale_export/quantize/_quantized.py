@@ -10,10 +10,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..blocks import Bits, BlockMatrix
-from ..folding import Factor, fold_blocks
-from ..records import DecoderSpec
-from ..weights import DecoderWeights
+from scale_export.blocks import Bits, BlockMatrix
+from scale_export.core.records import DecoderSpec
+from scale_export.folding import Factor, fold_blocks
+from scale_export.weights import DecoderWeights
+
 from ._method import Method, NoStatistics, Statistics
 
 

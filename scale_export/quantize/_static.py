@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..blocks import BlockMatrix
-from ..decoder import TorchKernels
-from ..folding import fold_blocks
-from ..records import Float32
+from scale_export.blocks import BlockMatrix
+from scale_export.core.records import Float32
+from scale_export.decoder import TorchKernels
+from scale_export.folding import fold_blocks
+
 from ._grid import symmetric
 from ._quantized import QuantizedWeights
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..blocks import Bits, BlockMatrix
-from ..records import Float32
+from scale_export.blocks import Bits, BlockMatrix
+from scale_export.core.records import Float32
+
 from ._grid import blocked, channel_weights, packed, round_codes, search_scales
 from ._method import Method, Moments
 from .mse import METHOD as MSE

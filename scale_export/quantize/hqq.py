@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..blocks import Bits, BlockMatrix
-from ..records import Float32
+from scale_export.blocks import Bits, BlockMatrix
+from scale_export.core.records import Float32
+
 from ._grid import blocked, in_chunks, reaching_scales, round_codes, rounded
 from ._method import Method, Moments
 

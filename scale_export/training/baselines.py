@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UserError
-from ..sites import text_decoder
+from scale_export.core.errors import UserError
+from scale_export.sites import text_decoder
+
 from .examples import Example
 from .loop import Fit, FullScorer, fit
 from .options import ProgressCallback, TrainOptions

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..answers import answer_questions
-from ..datasets import Kind, Question
-from ..scoring import is_right
-from ..statistics import wilson
+from scale_export.answers import answer_questions
+from scale_export.core.intervals import wilson
+from scale_export.datasets import Kind, Question
+from scale_export.scoring import is_right
+
 from .loop import KINDS
 from .options import ProgressCallback
 

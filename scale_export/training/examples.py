@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..answers import conversation, encode_prompts, end_tokens, to_model
-from ..datasets import Question
-from ..errors import UserError
-from ..families import prompt_sees_itself
+from scale_export.answers import conversation, encode_prompts, end_tokens, to_model
+from scale_export.core.errors import UserError
+from scale_export.datasets import Question
+from scale_export.families import prompt_sees_itself
+
 from .options import ProgressCallback
 
 IGNORED = -100

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..adapter import ScaleHandle
-from ..datasets import Kind
-from ..errors import UserError
+from scale_export.adapter import ScaleHandle
+from scale_export.core.errors import UserError
+from scale_export.datasets import Kind
+
 from .examples import IGNORED, Batch, Example, whole_sequences
 from .options import ProgressCallback, TrainOptions
 from .prefix import PrefixStore

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-from ..datasets import Split
-from ..errors import UserError, did_you_mean
-from ..records import Scope
+from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.records import Scope
+from scale_export.datasets import Split
 
 TrainedSites = Literal["heads", "mlp", "both"]
 SITES: tuple[str, ...] = get_args(TrainedSites)

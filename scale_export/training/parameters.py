@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..records import Float32, Scope
-from ..sites import decoder_layers, head_count
+from scale_export.core.errors import UserError
+from scale_export.core.records import Float32, Scope
+from scale_export.sites import decoder_layers, head_count
+
 from .options import TrainedSites
 
 

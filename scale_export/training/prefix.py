@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ..adapter import ScaleHandle
-from ..families import prompt_sees_itself
+from scale_export.adapter import ScaleHandle
+from scale_export.families import prompt_sees_itself
+
 from .examples import IGNORED, Batch, Example, prefix_inputs
 
 Prefix = list[Tensor]

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..adapter import ScaleHandle, attach_trainable
-from ..datasets import Question
-from ..records import Float32, Scope
+from scale_export.adapter import ScaleHandle, attach_trainable
+from scale_export.core.records import Float32, Scope
+from scale_export.datasets import Question
+
 from .examples import Example, encode_examples
 from .loop import Fit, FullScorer, PrefixScorer, Scorer, fit
 from .options import ProgressCallback, TrainOptions, silent

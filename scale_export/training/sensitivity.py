@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import UserError
-from ..records import Float32
+from scale_export.core.errors import UserError
+from scale_export.core.records import Float32
+
 from .examples import Example
 from .loop import KindScore, Scorer, score_by_kind
 from .options import ProgressCallback, TrainedSites, TrainOptions

@@ -21,10 +21,10 @@ from scale_export.backends.checkpoint import backend, writer
 from scale_export.backends.checkpoint.storage import FOLDABLE, half_ulp, narrow, widen
 from scale_export.base import BaseModel, open_base
 from scale_export.checkpoint import INDEX_FILE, Checkpoint
+from scale_export.core.progress import WorkLog
 from scale_export.measure import measurement_of
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
-from scale_export.progress import WorkLog
 from scale_export.targets import load_target
 from tests.conftest import random_coefficients, saved
 from tests.models import FAMILIES

@@ -26,15 +26,15 @@ from scale_export.backends.coreai import engine as engine_module
 from scale_export.backends.coreai.decoder import emit_decoder
 from scale_export.backends.coreai.engine import CoreAIEngine
 from scale_export.base import BaseModel
+from scale_export.core.compare import relative_error
+from scale_export.core.errors import UserError
+from scale_export.core.records import PRECISIONS, FoldMode, Precision, Rotary, Scope, TowerInput
 from scale_export.decoder import Gate, PortableDecoder, TorchKernels, empty_cache
-from scale_export.errors import UserError
 from scale_export.folding import FoldedDecoder, fold
-from scale_export.metrics import relative_error
 from scale_export.options import ExportOptions
 from scale_export.parity import path_logits
 from scale_export.plan import Plan, make_plan
 from scale_export.plan_weights import quantized
-from scale_export.records import PRECISIONS, FoldMode, Precision, Rotary, Scope, TowerInput
 from scale_export.reference import parity_prompts, reference_cases
 from scale_export.targets import Target, load_target
 from tests.backends.emission import TOKENS, generator, prompt, reference

@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scale_export import tolerances
 from scale_export.backends import Step
 from scale_export.backends.coreml import backend, engine
 from scale_export.backends.coreml.engine import CoreMLEngine
 from scale_export.base import open_base
 from scale_export.coefficients import load_coefficients
+from scale_export.core import limits
+from scale_export.core.compare import relative_error
+from scale_export.core.progress import WorkLog
 from scale_export.folding import fold as fold_decoder
 from scale_export.measure import Measurement
-from scale_export.metrics import relative_error
 from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
 from scale_export.plan import make_plan
-from scale_export.progress import WorkLog
 from scale_export.targets import load_target
 from tests.backends.emission import Emit, emitting, reference
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"
-STRICT = tolerances.LOWERING_RELATIVE["float32"]
+STRICT = limits.LOWERING_RELATIVE["float32"]
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from scale_export import tolerances
 from scale_export.backends import Scalars, Step
 from scale_export.backends.onnxruntime import backend
 from scale_export.backends.onnxruntime.engine import DecoderSession, OnnxEngine, open_session
 from scale_export.backends.onnxruntime.trace import forget_traces
-from scale_export.metrics import relative_error
+from scale_export.core import limits
+from scale_export.core.compare import relative_error
+from scale_export.core.records import FoldMode, Precision
 from scale_export.prompts import encode_messages, user_message
-from scale_export.records import FoldMode, Precision
 from tests.backends.emission import TOKENS, Emit, emitting, generator, prompt, reference
 
 CPU = ["CPUExecutionProvider"]
@@ -58,7 +58,7 @@ def test_graphs_equal_the_portable_decoder_with_a_picture(emitted: Any, case: tu
     engine = OnnxEngine(graphs, context_length=96, providers=CPU)
     expected = reference(plan, folded).forced_logits(inputs, TOKENS)
     found = generator(engine, plan.base, plan.fold).forced_logits(inputs, TOKENS)
-    assert relative_error(expected, found) <= tolerances.LOWERING_RELATIVE[plan.precision]
+    assert relative_error(expected, found) <= limits.LOWERING_RELATIVE[plan.precision]
 
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 64), (96, 48), (40, 120)])
@@ -68,7 +68,7 @@ def test_llava_next_tiles_of_any_shape(emitted: Any, size: tuple[int, int]):
     engine = OnnxEngine(graphs, context_length=128, providers=CPU)
     expected = reference(plan, folded).forced_logits(inputs, TOKENS)
     found = generator(engine, plan.base, plan.fold).forced_logits(inputs, TOKENS)
-    assert relative_error(expected, found) <= tolerances.LOWERING_RELATIVE["float32"]
+    assert relative_error(expected, found) <= limits.LOWERING_RELATIVE["float32"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_quantized_graphs_equal_their_dequantized_weights_on_strict_kernels(
     strict = OnnxEngine(graphs, context_length=96, providers=CPU, strict=True)
     expected = reference(plan, folded).forced_logits(inputs, TOKENS)
     found = generator(strict, plan.base, plan.fold).forced_logits(inputs, TOKENS)
-    assert relative_error(expected, found) <= tolerances.LOWERING_RELATIVE["float32"]
+    assert relative_error(expected, found) <= limits.LOWERING_RELATIVE["float32"]
 
 
 @pytest.mark.parametrize(("mode", "scope"), [("weights", "all"), ("two-phase", "last")])
@@ -181,10 +181,10 @@ def test_growing_caches_chunks_and_gate_positions(emitted: Any):
     first = run_plain(session, embeds[:, :5], np.ones((1, 5), np.int64), 0, spec, gate_position=np.array([5]))
     second = run_plain(session, embeds[:, 5:], np.ones((1, 9), np.int64), 5, spec, first[1:])
     for expected, found in zip(whole, second, strict=True):
-        assert relative_error(expected, found) <= tolerances.LOWERING_RELATIVE["float32"]
+        assert relative_error(expected, found) <= limits.LOWERING_RELATIVE["float32"]
     forgot = run_plain(session, embeds[:, :5], np.ones((1, 5), np.int64), 0, spec)
     wrong = run_plain(session, embeds[:, 5:], np.ones((1, 9), np.int64), 5, spec, forgot[1:])
-    assert relative_error(whole[0], wrong[0]) > 100 * tolerances.LOWERING_RELATIVE["float32"]
+    assert relative_error(whole[0], wrong[0]) > 100 * limits.LOWERING_RELATIVE["float32"]
 
 
 def test_right_padded_batch_equals_its_rows_alone_over_a_shared_cache(emitted: Any):
@@ -211,7 +211,7 @@ def test_right_padded_batch_equals_its_rows_alone_over_a_shared_cache(emitted: A
     together = answer(slice(0, 2), 8)
     for row in range(2):
         alone = answer(slice(row, row + 1), int(lengths[row]))
-        assert relative_error(alone[:, 0], together[:, row]) <= tolerances.LOWERING_RELATIVE["float32"]
+        assert relative_error(alone[:, 0], together[:, row]) <= limits.LOWERING_RELATIVE["float32"]
 
 
 def test_scalars_override_live_and_ones_are_the_base_model(emitted: Any):
@@ -225,10 +225,8 @@ def test_scalars_override_live_and_ones_are_the_base_model(emitted: Any):
     base = asked.forced_logits(inputs, TOKENS)
     oracle = reference(plan, folded)
     oracle.scalars = asked.scalars
-    assert (
-        relative_error(oracle.forced_logits(inputs, TOKENS), base) <= tolerances.LOWERING_RELATIVE["float32"]
-    )
-    assert relative_error(trained, base) > 100 * tolerances.LOWERING_RELATIVE["float32"]
+    assert relative_error(oracle.forced_logits(inputs, TOKENS), base) <= limits.LOWERING_RELATIVE["float32"]
+    assert relative_error(trained, base) > 100 * limits.LOWERING_RELATIVE["float32"]
     asked.scalars = Scalars(attn=attn, mlp=mlp)
     np.testing.assert_array_equal(asked.forced_logits(inputs, TOKENS), trained)
 
@@ -295,4 +293,4 @@ def test_a_prompt_without_picture_and_a_generated_image_token(emitted: Any):
     engine = OnnxEngine(graphs, context_length=96, providers=CPU)
     expected = reference(plan, folded).forced_logits(inputs, (token, 5))
     found = generator(engine, plan.base, plan.fold).forced_logits(inputs, (token, 5))
-    assert relative_error(expected, found) <= tolerances.LOWERING_RELATIVE["float32"]
+    assert relative_error(expected, found) <= limits.LOWERING_RELATIVE["float32"]

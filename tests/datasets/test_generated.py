@@ -12,9 +12,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from scale_export.core.errors import UserError
 from scale_export.datasets import Question, Split, _generated, atlas, digest, gridworld, load_questions
 from scale_export.datasets._generated import World
-from scale_export.errors import UserError
 
 WORLDS: dict[str, World[Any]] = {"gridworld": gridworld.WORLD, "atlas": atlas.WORLD}
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -11,6 +11,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from scale_export.core.errors import UserError
+from scale_export.core.resources import resource_dir
 from scale_export.datasets import (
     Split,
     StoredImage,
@@ -21,8 +23,6 @@ from scale_export.datasets import (
 )
 from scale_export.datasets._whatsup import bare, offered
 from scale_export.datasets.spatialeval import options_in
-from scale_export.errors import UserError
-from scale_export.resources import resource_dir
 from scale_export.scoring import OFFICIAL
 from tests.datasets import made
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scale_export import families, tolerances
+from scale_export import families
 from scale_export.adapter import attach
 from scale_export.backends import Engine, Step
 from scale_export.backends.coreml import backend as coreml
@@ -26,14 +26,15 @@ from scale_export.backends.coreml.engine import CoreMLEngine
 from scale_export.backends.onnxruntime import backend as onnx
 from scale_export.backends.onnxruntime.engine import OnnxEngine
 from scale_export.base import BaseModel, open_base
+from scale_export.core.compare import relative_error
+from scale_export.core.limits import FOLD_RELATIVE, LOWERING_RELATIVE
+from scale_export.core.records import Float32, Precision
 from scale_export.folding import FoldedDecoder, fold
 from scale_export.generation import EmbeddedPrompt, Generator, Inputs
-from scale_export.metrics import relative_error
 from scale_export.options import ExportOptions
 from scale_export.plan import Plan, make_plan
 from scale_export.plan_weights import quantized
 from scale_export.prompts import LABELS, encode_messages, user_message
-from scale_export.records import Float32, Precision
 from scale_export.reference import forget_positions
 from scale_export.sites import text_decoder
 from scale_export.targets import load_target
@@ -280,12 +281,12 @@ def _engines(
 
 
 LIMITS = {
-    "hooks": tolerances.FOLD_RELATIVE,
-    "decoder": tolerances.FOLD_RELATIVE,
-    "image path": tolerances.LOWERING_RELATIVE["float32"],
-    "ONNX Runtime float32": tolerances.LOWERING_RELATIVE["float32"],
-    "ONNX Runtime int4": tolerances.LOWERING_RELATIVE["float32"],
-    "Core ML float32": tolerances.LOWERING_RELATIVE["float32"],
+    "hooks": FOLD_RELATIVE,
+    "decoder": FOLD_RELATIVE,
+    "image path": LOWERING_RELATIVE["float32"],
+    "ONNX Runtime float32": LOWERING_RELATIVE["float32"],
+    "ONNX Runtime int4": LOWERING_RELATIVE["float32"],
+    "Core ML float32": LOWERING_RELATIVE["float32"],
 }
 """Of every column but the yardstick and what is measured by it."""
 
@@ -334,7 +335,7 @@ whole, with padding on their right, or in two chunks that cut no group of tokens
 again.
 """
 
-PACKAGE_LIMIT = tolerances.LOWERING_RELATIVE["float16"]
+PACKAGE_LIMIT = LOWERING_RELATIVE["float16"]
 CLOSING = f"""A package's float16 graphs are held to {PACKAGE_LIMIT:.0e} on the model that it was made from; the
 shipped model's are at 1.5e-3. Random models are further off, in PyTorch as here: rounding spreads over logits that are
 small beside their hidden states, and no operator stands out. Their column is held to {FLOAT16_SHARE:g} times what

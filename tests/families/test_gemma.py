@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import Gemma3Config, PaliGemmaConfig
 
-from scale_export import UserError, api, tolerances
+from scale_export import UserError, api
 from scale_export.adapter import attach, attach_trainable
 from scale_export.backends import Scalars
 from scale_export.backends.coreai.bundle import refuse_unserved
@@ -25,17 +25,18 @@ from scale_export.backends.coreml.engine import CoreMLEngine
 from scale_export.backends.reference import ReferenceEngine
 from scale_export.base import BaseModel, open_base
 from scale_export.coefficients import load_coefficients
+from scale_export.core import limits
+from scale_export.core.compare import relative_error
+from scale_export.core.records import Array, DecoderSpec, Float32
 from scale_export.datasets import load_questions
 from scale_export.families import load_family, paligemma
 from scale_export.families._gemma_projector import PooledProjector
 from scale_export.families._text import text_spec
 from scale_export.folding import Factor, FoldedWeights, fold, fold_factors
 from scale_export.generation import Generator, Inputs
-from scale_export.metrics import relative_error
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
 from scale_export.prompts import encode_messages, user_message
-from scale_export.records import Array, DecoderSpec, Float32
 from scale_export.reference import FORCED_STEPS, _path, parity_prompts
 from scale_export.targets import load_target
 from scale_export.training.examples import encode_examples
@@ -48,7 +49,7 @@ from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_o
 from tests.models import FAMILIES, GEMMA_WINDOW, SIZE
 from tests.test_training import EXACT, PAD, loss_and_gradient, scalars
 
-LIMIT = tolerances.FOLD_RELATIVE
+LIMIT = limits.FOLD_RELATIVE
 GEMMAS = ("gemma3", "paligemma")
 PICTURE_TOKENS = 9
 
@@ -477,7 +478,7 @@ def test_long_prompts_in_chunks_equal_the_portable_decoder(gemma3: BaseModel, tm
     assert inputs["input_ids"].shape[1] > 2 * 12
     expected = reference(plan, folded).forced_logits(inputs, TOKENS)
     found = generator(engine, gemma3, "gate").forced_logits(inputs, TOKENS)
-    assert relative_error(expected, found) <= tolerances.LOWERING_RELATIVE["float32"]
+    assert relative_error(expected, found) <= limits.LOWERING_RELATIVE["float32"]
     engine._chunk_end = lambda step, start, width: min(int(step.lengths[0]), start + width)  # type: ignore[method-assign]
     cut = generator(engine, gemma3, "gate").forced_logits(inputs, TOKENS)
     assert relative_error(expected, cut) > 100 * LIMIT
@@ -606,5 +607,5 @@ def test_a_package_opens_in_a_fresh_process(base_of: Any, tmp_path: Path, family
     expected = hooked(base, prompt(base))
     assert (
         relative_error(expected[0], np.load(tmp_path / "logits.npy").reshape(-1, base.spec.vocab_size)[-1])
-        <= (tolerances.LOWERING_RELATIVE["float32" if target == "cpu" else "float16"])
+        <= (limits.LOWERING_RELATIVE["float32" if target == "cpu" else "float16"])
     )

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import Qwen2MoeConfig
 
-from scale_export import UserError, tolerances
+from scale_export import UserError
 from scale_export.backends.coreai.bundle import refuse_unserved
 from scale_export.base import BaseModel
+from scale_export.core import limits
+from scale_export.core.compare import relative_error
 from scale_export.families.internvl import FAMILY, InternVL
-from scale_export.metrics import relative_error
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
 from scale_export.targets import load_target
@@ -24,7 +25,7 @@ from tests.conftest import random_coefficients
 from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, logits_error, portable
 from tests.models import FAMILIES
 
-LIMIT = tolerances.FOLD_RELATIVE
+LIMIT = limits.FOLD_RELATIVE
 
 
 @pytest.fixture

@@ -11,23 +11,24 @@ import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
-from scale_export import UserError, tolerances
+from scale_export import UserError
 from scale_export.backends.coreai.bundle import refuse_unserved
 from scale_export.backends.reference import ReferenceEngine
 from scale_export.base import BaseModel
+from scale_export.core import limits
+from scale_export.core.compare import relative_error
+from scale_export.core.records import Array
 from scale_export.families import llava_onevision
 from scale_export.families.llava_onevision import FAMILY, LlavaOnevision
 from scale_export.generation import Generator, Inputs
-from scale_export.metrics import relative_error
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
 from scale_export.prompts import encode_messages, user_message
-from scale_export.records import Array
 from scale_export.targets import load_target
 from tests.backends.emission import generator
 from tests.conftest import picture, random_coefficients
 
-LIMIT = tolerances.FOLD_RELATIVE
+LIMIT = limits.FOLD_RELATIVE
 
 PICTURES = {
     "square": [(48, 48)],

@@ -18,11 +18,15 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_window_index
 
-from scale_export import UserError, fold, tolerances
+from scale_export import UserError, fold
 from scale_export.answers import answer_questions
 from scale_export.backends.coreai.bundle import refuse_unserved
 from scale_export.backends.coreml import backend as coreml
 from scale_export.base import BaseModel
+from scale_export.core import limits
+from scale_export.core.compare import relative_error
+from scale_export.core.records import Array
+from scale_export.core.resources import resource_dir
 from scale_export.datasets import Question, load_questions
 from scale_export.families import (
     Family,
@@ -41,14 +45,11 @@ from scale_export.families.mistral3 import Mistral3
 from scale_export.families.qwen2_5_vl import Qwen25VL
 from scale_export.families.qwen3_vl import Qwen3VL
 from scale_export.folding import fold as fold_scalars
-from scale_export.metrics import relative_error
 from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
 from scale_export.plan import Plan, make_plan
 from scale_export.prompts import encode_messages, user_message
-from scale_export.records import Array
 from scale_export.reference import forget_positions
-from scale_export.resources import resource_dir
 from scale_export.targets import Target, load_target
 from scale_export.train import TrainOptions, run_training
 from tests.backends.emission import generator, prompt, reference
@@ -56,7 +57,7 @@ from tests.conftest import picture, random_coefficients, saved
 from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, logits_error, portable
 from tests.models import FAMILIES
 
-LIMIT = tolerances.FOLD_RELATIVE
+LIMIT = limits.FOLD_RELATIVE
 QWEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 PATCHED = [*QWEN, "mistral3"]
 GRIDS = [(2, 48), (10, 14), (12, 12), (18, 8), (4, 4), (2, 2)]
@@ -490,7 +491,7 @@ def test_a_picture_that_no_tower_takes_is_refused(base_of: Any, tmp_path: Path):
     engine = coreml.open_engine({role: tmp_path / name for role, name in names.items()}, plan, strict=True)
     asked, small = generator(engine, plan.base, "gate"), prompt(plan.base, (30, 20))
     expected = reference(plan, folded).prefill(small).logits
-    assert relative_error(expected, asked.prefill(small).logits) <= tolerances.LOWERING_RELATIVE["float32"]
+    assert relative_error(expected, asked.prefill(small).logits) <= limits.LOWERING_RELATIVE["float32"]
     with pytest.raises(UserError, match=r"1\.94 times the patches"):
         asked.prefill(prompt(base, (150, 110)))
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from scale_export.backends import Scalars
+from scale_export.core.compare import relative_error
+from scale_export.core.limits import FOLD_RELATIVE
 from scale_export.families import family_names
 from scale_export.folding import fold
-from scale_export.metrics import relative_error
-from scale_export.tolerances import FOLD_RELATIVE
 from tests.backends.emission import reference
 from tests.families.proof import (
     COLUMNS,

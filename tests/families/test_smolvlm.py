@@ -11,20 +11,21 @@ from torch import Tensor
 from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMModel
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMConnector
 
-from scale_export import UserError, tolerances
+from scale_export import UserError
 from scale_export.base import BaseModel
+from scale_export.core import limits
+from scale_export.core.compare import relative_error
+from scale_export.core.records import Array
 from scale_export.families._idefics import FullTiles
 from scale_export.families.smolvlm import FAMILY, SmolVLM
 from scale_export.generation import Inputs
-from scale_export.metrics import relative_error
 from scale_export.prompts import user_message
-from scale_export.records import Array
 from tests.conftest import picture
 from tests.families.test_llava_onevision import PICTURES, inputs_of, portable
 from tests.models import SMOLVLM_TILE, TOWER
 from tests.test_decoder import embeddings_of
 
-LIMIT = tolerances.FOLD_RELATIVE
+LIMIT = limits.FOLD_RELATIVE
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from coremltools.proto import Model_pb2
 from typer.testing import CliRunner
 
 from scale_export import mil
-from scale_export.errors import UserError
+from scale_export.core.errors import UserError
 from scale_export.mil.blob import BlobFile
 from scale_export.mil.cli import app, describe
 from scale_export.mil.dtypes import BY_NAME

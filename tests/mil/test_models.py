@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from scale_export import mil, tolerances
+from scale_export import mil
+from scale_export.core import limits
 
 from . import packages
 from .conftest import PREFILL
 
-FLOAT32, FLOAT16 = (tolerances.INTERPRETER_RELATIVE[kind] for kind in ("float32", "float16"))
+FLOAT32, FLOAT16 = (limits.INTERPRETER_RELATIVE[kind] for kind in ("float32", "float16"))
 
 
 def difference(actual: Any, expected: Any) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...folding import FoldedDecoder, fold
-from ...plan import Plan
+from scale_export.folding import FoldedDecoder, fold
+from scale_export.plan import Plan
+
 from .writer import copy_other_files, edits_of, refuse_unfoldable, weight_bytes, write_weights
 
 LIBRARIES: Sequence[str] = ()

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...checkpoint import Checkpoint, StoredTensor
-from ...errors import UserError
-from ...folding import FoldedDecoder
-from ...metrics import Leg
-from ...tolerances import STORAGE_HALF_ULPS
-from ...weights import CheckpointWeights
+from scale_export.checkpoint import Checkpoint, StoredTensor
+from scale_export.core.compare import Leg
+from scale_export.core.errors import UserError
+from scale_export.core.limits import STORAGE_HALF_ULPS
+from scale_export.folding import FoldedDecoder
+from scale_export.weights import CheckpointWeights
+
 from .storage import half_ulp, widen
 from .writer import pieces
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...records import Float32
-from ...tolerances import STORAGE_BITS
+from scale_export.core.limits import STORAGE_BITS
+from scale_export.core.records import Float32
 
 FOLDABLE = tuple(STORAGE_BITS)
 """The dtypes that scalars can be folded into, as safetensors spells them."""

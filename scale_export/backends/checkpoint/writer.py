@@ -14,11 +14,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ...checkpoint import INDEX_FILE, Checkpoint, StoredTensor, read_header
-from ...errors import UserError
-from ...folding import FoldedDecoder
-from ...records import Float32
-from ...weights import CheckpointWeights
+from scale_export.checkpoint import INDEX_FILE, Checkpoint, StoredTensor, read_header
+from scale_export.core.errors import UserError
+from scale_export.core.records import Float32
+from scale_export.folding import FoldedDecoder
+from scale_export.weights import CheckpointWeights
+
 from .storage import FOLDABLE, ITEM_BYTES, all_finite, narrow, widen
 
 CHUNK = 2 << 20

@@ -10,7 +10,7 @@ import importlib
 import warnings
 from typing import Any
 
-from ...errors import UserError
+from scale_export.core.errors import UserError
 
 PARITY = "graph parity, not device parity"
 """What running the assets by Apple's runtime for Linux proves: the program, not a device's arithmetic."""

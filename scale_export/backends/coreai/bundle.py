@@ -9,10 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ... import __version__
-from ...errors import UserError
-from ...families import Family
-from ...plan import Plan
+from scale_export import __version__
+from scale_export.core.errors import UserError
+from scale_export.families import Family
+from scale_export.plan import Plan
+
 from . import PARITY
 
 DECODER, EMBEDDING, VISION = ASSETS = ("decoder.aimodel", "embed.aimodel", "vision.aimodel")

@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ...decoder import Gate, PortableDecoder, TorchKernels, TorchShared, rotary_tables
-from ...folding import FoldedDecoder
-from ...quantize import QuantizedWeights
-from ...records import DecoderSpec
-from ...weights import DecoderWeights
+from scale_export.core.records import DecoderSpec
+from scale_export.decoder import Gate, PortableDecoder, TorchKernels, TorchShared, rotary_tables
+from scale_export.folding import FoldedDecoder
+from scale_export.quantize import QuantizedWeights
+from scale_export.weights import DecoderWeights
+
 from .program import PackedMatrix, check_storage, write_asset
 
 STATES = ("k_cache", "v_cache")

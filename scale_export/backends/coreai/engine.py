@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ...errors import UserError
-from ...records import Array, Float32
-from .. import Phase, Scalars, Step, tower_feeds
+from scale_export.backends import Phase, Scalars, Step, tower_feeds
+from scale_export.core.errors import UserError
+from scale_export.core.records import Array, Float32
+
 from . import PARITY, load_apple
 
 T = TypeVar("T")

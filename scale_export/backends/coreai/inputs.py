@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ...quantize import QuantizedWeights
-from ...vision import VisionTower
-from ...weights import DecoderWeights
+from scale_export.quantize import QuantizedWeights
+from scale_export.vision import VisionTower
+from scale_export.weights import DecoderWeights
+
 from .decoder import STORED
 from .program import PackedMatrix, check_storage, write_asset
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from ...blocks import BlockMatrix
-from ...collector import uncollected
+from scale_export.blocks import BlockMatrix
+from scale_export.collector import uncollected
+
 from . import load_apple
 
 ASSET_METADATA = "metadata.json"

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...blocks import hash_codes
-from ...folding import FoldedDecoder
-from ...plan import Plan
-from ...prompts import end_token_ids
-from ...records import Precision
-from ...vision import VisionTower
-from .. import Engine, Tap
+from scale_export.backends import Engine, Tap
+from scale_export.blocks import hash_codes
+from scale_export.core.records import Precision
+from scale_export.folding import FoldedDecoder
+from scale_export.plan import Plan
+from scale_export.prompts import end_token_ids
+from scale_export.vision import VisionTower
+
 from .engine import CoreMLEngine
 from .graphs import GraphPlan, decoder_codes, emit_graphs
 from .predictor import on_device

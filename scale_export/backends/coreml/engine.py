@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UserError
-from ...records import Array, Float32
-from .. import Phase, Scalars, Step, Tap, tower_feeds
+from scale_export.backends import Phase, Scalars, Step, Tap, tower_feeds
+from scale_export.core.errors import UserError
+from scale_export.core.records import Array, Float32
+
 from .host import DecoderPart, HostConfig, RotaryTable, read_host_config, table_names
 from .predictor import Arithmetic, Interpreter, Predictor, Products, open_predictor
 from .tables import HostTables

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import mil
-from ...blocks import Bits, BlockMatrix
-from ...folding import FoldedDecoder
-from ...mil.program import Literal
-from ...quantize import QuantizedWeights
-from ...records import Array, FoldMode, Precision, TowerInput
-from ...targets import ComputeUnits
-from ...vision import VisionTower
-from ...weights import DecoderWeights
+from scale_export import mil
+from scale_export.blocks import Bits, BlockMatrix
+from scale_export.core.records import Array, FoldMode, Precision, TowerInput
+from scale_export.folding import FoldedDecoder
+from scale_export.mil.program import Literal
+from scale_export.quantize import QuantizedWeights
+from scale_export.targets import ComputeUnits
+from scale_export.vision import VisionTower
+from scale_export.weights import DecoderWeights
+
 from . import host, swift
 from .convert import constant_name
 from .decoder import Storage, emit_part, residual_scale, split_layers

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...decoder import Cache, fused_rms_norm, rotate
-from ...records import DecoderSpec
+from scale_export.core.records import DecoderSpec
+from scale_export.decoder import Cache, fused_rms_norm, rotate
 
 MARKER = "scale_export::linear"
 """The traced operator that stands for a matrix product."""

@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from ... import mil
-from ...records import Array
-from ...targets import ComputeUnits
+from scale_export import mil
+from scale_export.core.records import Array
+from scale_export.targets import ComputeUnits
 
 Arithmetic = Literal["float32", "float16"]
 

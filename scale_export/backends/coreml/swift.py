@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...records import DecoderSpec, TowerInput
+from scale_export.core.records import DecoderSpec, TowerInput
+
 from .host import HostConfig
 
 FILE = "ScaleExportModel.swift"

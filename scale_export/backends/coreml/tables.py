@@ -16,7 +16,7 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from ...records import Array, Float32
+from scale_export.core.records import Array, Float32
 
 EMBEDDING = "embedding"
 CODES, SCALES = f"{EMBEDDING}.codes", f"{EMBEDDING}.scales"

@@ -10,13 +10,14 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ...blocks import hash_codes
-from ...folding import FoldedDecoder
-from ...plan import Plan
-from ...prompts import end_token_ids
-from ...records import Precision
-from ...vision import VisionTower
-from .. import Engine, Tap
+from scale_export.backends import Engine, Tap
+from scale_export.blocks import hash_codes
+from scale_export.core.records import Precision
+from scale_export.folding import FoldedDecoder
+from scale_export.plan import Plan
+from scale_export.prompts import end_token_ids
+from scale_export.vision import VisionTower
+
 from .engine import OnnxEngine
 from .genai import CONFIG, MODEL_TYPES, genai_config
 from .genai_graphs import fit_graphs

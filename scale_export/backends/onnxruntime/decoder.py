@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ...decoder import Cache, Gate, PortableDecoder
-from ...quantize import QuantizedWeights, StaticWeights
-from ...records import DecoderSpec, Float32, Rotary, Scope
-from ...weights import DecoderWeights
+from scale_export.core.records import DecoderSpec, Float32, Rotary, Scope
+from scale_export.decoder import Cache, Gate, PortableDecoder
+from scale_export.quantize import QuantizedWeights, StaticWeights
+from scale_export.weights import DecoderWeights
+
 from .kernels import ZERO, GraphOptions, OnnxKernels, step_name, table_names
 from .save import save_model
 from .trace import attach_weights, forget_inner_shapes, set_default, trace, traced_once

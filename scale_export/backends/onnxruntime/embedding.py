@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.onnx.ops import symbolic
 
-from ...quantize import QuantizedWeights
-from ...weights import DecoderWeights
+from scale_export.quantize import QuantizedWeights
+from scale_export.weights import DecoderWeights
+
 from .kernels import GraphOptions
 from .save import save_model
 from .trace import attach_weights, forget_inner_shapes, trace, traced_once

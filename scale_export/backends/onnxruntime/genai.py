@@ -12,9 +12,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...families import Family
-from ...records import Array, DecoderSpec
-from .. import tower_feeds
+from scale_export.backends import tower_feeds
+from scale_export.core.records import Array, DecoderSpec
+from scale_export.families import Family
 
 CONFIG: Final = "genai_config.json"
 MODEL_TYPES: Final = frozenset({"gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl"})

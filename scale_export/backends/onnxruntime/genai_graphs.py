@@ -17,7 +17,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from ...records import DecoderSpec
+from scale_export.core.records import DecoderSpec
+
 from .genai import PLACES
 
 

@@ -11,9 +11,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ...folding import FoldedDecoder
-from ...records import Float32, Precision, TowerInput
-from ...vision import VisionTower
+from scale_export.core.records import Float32, Precision, TowerInput
+from scale_export.folding import FoldedDecoder
+from scale_export.vision import VisionTower
+
 from .decoder import GateDefaults, block_codes, emit_decoder
 from .embedding import emit_embedding
 from .kernels import GraphOptions

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
-from ...decoder import Cache, rotary_tables
-from ...quantize import group_of
-from ...records import DecoderSpec, Precision
+from scale_export.core.records import DecoderSpec, Precision
+from scale_export.decoder import Cache, rotary_tables
+from scale_export.quantize import group_of
+
 from .trace import OPSET
 
 BITS: dict[Precision, int] = {"int8": 8, "int4": 4}

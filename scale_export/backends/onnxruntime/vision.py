@@ -13,8 +13,9 @@ from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQua
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ...records import Precision, TowerInput
-from ...vision import VisionTower, example_inputs
+from scale_export.core.records import Precision, TowerInput
+from scale_export.vision import VisionTower, example_inputs
+
 from .kernels import BITS
 from .narrow import store_narrow
 from .save import save_model

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from ..dtypes import Array
+from scale_export.mil.dtypes import Array
+
 from .registry import Ints, op
 
 

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from ..dtypes import BY_MIL, BY_NAME, Array
+from scale_export.mil.dtypes import BY_MIL, BY_NAME, Array
+
 from .registry import Ints, op
 
 

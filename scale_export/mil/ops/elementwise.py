@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..dtypes import BY_MIL, Array
+from scale_export.mil.dtypes import BY_MIL, Array
+
 from .registry import REGISTRY, Function, move, op
 
 _ERF_STEPS = 1 << 12

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..dtypes import Array
+from scale_export.mil.dtypes import Array
+
 from .registry import move, op
 
 _UFUNCS: dict[str, np.ufunc] = {

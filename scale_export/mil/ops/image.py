@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dtypes import Array
+from scale_export.mil.dtypes import Array
+
 from .registry import Ints, op
 
 _GRIDS: dict[str, Callable[[NDArray[np.int64], int, int], Array]] = {

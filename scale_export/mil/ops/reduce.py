@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..dtypes import Array
+from scale_export.mil.dtypes import Array
+
 from .registry import REGISTRY, Function, Ints, op
 
 REDUCTIONS: dict[str, Callable[..., Array]] = {

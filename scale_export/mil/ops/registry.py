@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from ..dtypes import Array
+from scale_export.mil.dtypes import Array
 
 Ints = tuple[int, ...]
 Bools = tuple[bool, ...]

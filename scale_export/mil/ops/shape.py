@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..dtypes import Array
+from scale_export.mil.dtypes import Array
+
 from .registry import Arrays, Bools, Ints, move, op
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..dtypes import Array
+from scale_export.mil.dtypes import Array
+
 from .registry import move
 
 

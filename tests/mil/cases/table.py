@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scale_export.tolerances import INTERPRETER_ATOL, INTERPRETER_RTOL
+from scale_export.core.limits import INTERPRETER_ATOL, INTERPRETER_RTOL
 
 RANDOM = np.random.default_rng(7)
 

@@ -12,7 +12,7 @@ def resource_dir(name: Literal["targets", "calib"]) -> Path:
     Raises:
         FileNotFoundError: neither exists, which is a broken installation and no mistake of the user.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for folder in (package / "_data" / name, package.parent / name):
         if folder.is_dir():
             return folder

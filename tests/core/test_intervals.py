@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from scale_export import statistics
-from scale_export.statistics import (
+from scale_export.core import intervals
+from scale_export.core.intervals import (
     Z_95,
     gain_retention,
     mcnemar_exact,
@@ -187,15 +187,15 @@ def test_gain_retention_is_none_without_gain_and_unbounded_with_little():
 
 def test_resamples_without_gain_widen_both_bounds():
     ratios, gains = np.arange(1, 1001), np.ones(1000, np.int64)
-    assert statistics._ratio_bounds(ratios, gains) == (25, 975)
+    assert intervals._ratio_bounds(ratios, gains) == (25, 975)
     gains[490:510] = 0
-    assert statistics._ratio_bounds(ratios, gains) == (5, 995)
+    assert intervals._ratio_bounds(ratios, gains) == (5, 995)
     gains[490:515] = -1
-    assert statistics._ratio_bounds(ratios, gains) == (None, None)
+    assert intervals._ratio_bounds(ratios, gains) == (None, None)
 
 
 def test_mean_kl_equals_plain_sums(monkeypatch):
-    monkeypatch.setattr(statistics, "_KL_ROWS", 4)
+    monkeypatch.setattr(intervals, "_KL_ROWS", 4)
     rng = np.random.default_rng(1)
     reference = rng.normal(0, 4, (11, 7)).astype(np.float32)
     other = reference + rng.normal(0, 0.5, (11, 7)).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Words that everybody speaks: errors, records, limits, intervals, progress."""
