@@ -20,8 +20,8 @@ from scale_export.backends.checkpoint.check import tensors_leg
 from scale_export.backends.checkpoint.writer import edits_of, write_weights
 from scale_export.checkpoint import Checkpoint
 from scale_export.folding import fold
-from scale_export.progress import peak_memory
-from scale_export.records import BaseIdentity, Bound, Coefficients, DecoderSpec
+from scale_export.core.progress import peak_memory
+from scale_export.core.records import BaseIdentity, Bound, Coefficients, DecoderSpec
 from scale_export.weights import CheckpointWeights
 
 base, out = Path(sys.argv[1]), Path(sys.argv[2])
