@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .draw import (
+from scale_export.charts.maps import (
     AccuracyBar,
     FrontierPoint,
     Values,
@@ -26,6 +26,7 @@ from .draw import (
     leg_chart,
     to_svg,
 )
+
 from .report_legs import Json, LegView, headline, leg_views
 from .report_numbers import human_bytes, interval, number, percent, points, signed
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from scale_export.charts.maps import FrontierPoint
 from scale_export.core.records import Precision
 
 from . import __version__
 from .backends.interface import backend_of
 from .budget import BitsChoice, Point
-from .draw import FrontierPoint
 from .measure import Measured
 from .plan import Plan
 from .report import DifferingQuestion, ReportData

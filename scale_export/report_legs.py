@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .draw import LegError, short_number
+from scale_export.charts.maps import LegError, short_number
+
 from .report_numbers import number, percent, yes
 
 Json = Mapping[str, Any]

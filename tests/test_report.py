@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scale_export.charts.maps import FrontierPoint
 from scale_export.core.intervals import wilson
-from scale_export.draw import FrontierPoint
 from scale_export.report import DifferingQuestion, ReportData, render_report
 from scale_export.report_legs import LEG_MEANINGS, headline, leg_views
 from scale_export.report_numbers import human_bytes

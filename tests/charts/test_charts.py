@@ -13,7 +13,7 @@ import pytest
 from matplotlib.collections import PathCollection
 from PIL import Image
 
-from scale_export.draw import (
+from scale_export.charts.maps import (
     FAILED,
     INK,
     PASSED,
@@ -245,8 +245,8 @@ def test_titles_are_text_and_never_formulas():
 def test_importing_draws_no_framework_in():
     """``inspect`` and the report import this file: matplotlib waits until something is drawn."""
     heavy = "[m for m in ('matplotlib', 'torch', 'scipy') if m in sys.modules]"
-    code = f"import sys, scale_export.draw; print({heavy})"
-    root = Path(__file__).parents[1]
+    code = f"import sys, scale_export.charts.maps; print({heavy})"
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
 

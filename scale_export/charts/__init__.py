@@ -1,0 +1,1 @@
+"""Pictures for people: heat maps, accuracy, errors."""
