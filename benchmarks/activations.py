@@ -23,13 +23,13 @@ from scale_export.backends import Scalars
 from scale_export.backends.reference import ReferenceEngine
 from scale_export.base import open_base
 from scale_export.calibration import calibrate
-from scale_export.coefficients import load_coefficients
 from scale_export.core.intervals import gain_retention, mean_kl, proportion, top1_agreement
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import DecoderSpec, Float32
 from scale_export.datasets import load_questions
 from scale_export.decoder import TorchKernels
 from scale_export.generation import Generator
+from scale_export.model.identity import load_coefficients
 from scale_export.prompts import encode_messages, user_message
 from scale_export.quantize import (
     CalibrationOptions,

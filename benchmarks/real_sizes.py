@@ -32,7 +32,7 @@ from transformers import AutoModelForImageTextToText
 
 from scale_export.base import open_base
 from scale_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
-from scale_export.coefficients import make_coefficients
+from scale_export.model.identity import make_coefficients
 from tests.models import FAMILIES, Recipe, special_ids
 
 SHARD_BYTES = 5_000_000_000

@@ -36,10 +36,10 @@ __all__ = [  # noqa: RUF022
 if TYPE_CHECKING:
     from scale_export.core.errors import UserError
     from scale_export.core.records import Coefficients
+    from scale_export.model.identity import load_coefficients, make_coefficients
 
     from .adapter import attach
     from .api import fold, verify
-    from .coefficients import load_coefficients, make_coefficients
     from .runtime import open_package
 
 

@@ -24,6 +24,7 @@ from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
+from scale_export.model.identity import load_coefficients
 
 from .backends import Engine
 from .backends.interface import load_backend
@@ -31,7 +32,6 @@ from .backends.reference import TappedKernels
 from .blocks import integers_of
 from .calibration import plan_statistics
 from .code_evidence import CodeEvidence, Moved
-from .coefficients import load_coefficients
 from .departure import (
     Departure,
     Product,

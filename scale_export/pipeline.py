@@ -12,6 +12,7 @@ from typing import Any, Final
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
+from scale_export.model.identity import load_coefficients, save_coefficients
 
 from . import __version__
 from .backends.checkpoint import backend as checkpoint
@@ -21,7 +22,6 @@ from .bits_plan import check_mixed, fixed_bits
 from .blocks import Bits
 from .budget import BitsChoice, Timer, parse_budget, search_bits
 from .calibration import plan_statistics
-from .coefficients import load_coefficients, save_coefficients
 from .datasets import public_name
 from .folding import FoldedDecoder, fold
 from .measure import Measured, measurement_of

@@ -18,11 +18,11 @@ from scale_export.core.records import (
     Precision,
     TowerInput,
 )
+from scale_export.model.identity import check_base
 
 from .base import BaseModel
 from .bits_plan import bits_reason, other_bits
 from .blocks import Bits
-from .coefficients import check_base
 from .fold_choice import choose_fold, unfoldable
 from .options import ExportOptions
 from .picture_choice import check_one_size, choose_prefill_tokens, fit_pictures, tower_inputs_of

@@ -15,10 +15,10 @@ from PIL import Image
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Coefficients, Float32
+from scale_export.model.identity import load_coefficients
 
 from .backends import Engine, Scalars, open_engine
 from .backends.onnxruntime import genai
-from .coefficients import load_coefficients
 from .families import Family, load_family
 from .generation import Generator, Inputs
 from .package import PackageFiles, open_package_files

@@ -20,8 +20,8 @@ from scale_export import pipeline
 from scale_export.api import fold
 from scale_export.backends.onnxruntime import engine, trace
 from scale_export.base import BaseModel, open_base
-from scale_export.coefficients import make_coefficients
 from scale_export.core.records import Coefficients, Scope
+from scale_export.model.identity import make_coefficients
 from tests.models import FAMILIES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -15,11 +15,11 @@ from scale_export import UserError, calibration, fold, folding, measure, verify
 from scale_export.adapter import attach
 from scale_export.base import open_base
 from scale_export.calibration import _token_weights, calibrate
-from scale_export.coefficients import load_coefficients
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
 from scale_export.datasets import load_questions
 from scale_export.measure import Measurement
+from scale_export.model.identity import load_coefficients
 from scale_export.options import ExportOptions
 from scale_export.package import open_package_files
 from scale_export.parity import ParityReport

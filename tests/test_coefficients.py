@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from scale_export.checkpoint import SINGLE_FILE, Checkpoint
-from scale_export.coefficients import (
+from scale_export.core.errors import UserError
+from scale_export.core.records import Bound, Coefficients
+from scale_export.model.identity import (
     base_directory,
     check_base,
     import_state_dict,
@@ -23,9 +25,7 @@ from scale_export.coefficients import (
     make_coefficients,
     prompt_template_sha256,
 )
-from scale_export.core.errors import UserError
-from scale_export.core.records import Bound, Coefficients
-from tests.coefficient_fields import SUFFIXES, record
+from tests.coefficients.fields import SUFFIXES, record
 from tests.models import CHAT_TEMPLATE, FAMILIES
 
 Trained = tuple[Any, Path, Coefficients]

@@ -15,11 +15,11 @@ from scale_export import fold, open_package
 from scale_export.adapter import attach
 from scale_export.answers import answer_questions
 from scale_export.base import open_base
-from scale_export.coefficients import check_base, load_coefficients
 from scale_export.core.limits import LOWERING_RELATIVE
 from scale_export.core.progress import WorkLog
 from scale_export.datasets import load_questions
 from scale_export.measure import Measurement
+from scale_export.model.identity import check_base, load_coefficients
 from scale_export.options import ExportOptions
 from scale_export.pipeline import Outcome
 from scale_export.plan import make_plan

@@ -24,7 +24,7 @@ def run_prompt(
     as_json: bool,
 ) -> int:
     """``scale-export run``."""
-    from scale_export.coefficients import load_coefficients
+    from scale_export.model.identity import load_coefficients
     from scale_export.prompts import Message, assistant_message, open_image, user_message
     from scale_export.runtime import open_package
 

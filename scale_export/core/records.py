@@ -91,7 +91,7 @@ class Coefficients:
 
     def save(self, path: Path | str) -> None:
         """Write these to a ``.safetensors`` or ``.pt`` file; see ``coefficients.save_coefficients``."""
-        from scale_export.coefficients import save_coefficients
+        from scale_export.model.identity import save_coefficients
 
         save_coefficients(self, path)
 

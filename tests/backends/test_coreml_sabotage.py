@@ -14,12 +14,12 @@ from scale_export.backends import Step
 from scale_export.backends.coreml import backend, engine
 from scale_export.backends.coreml.engine import CoreMLEngine
 from scale_export.base import open_base
-from scale_export.coefficients import load_coefficients
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
 from scale_export.folding import fold as fold_decoder
 from scale_export.measure import Measurement
+from scale_export.model.identity import load_coefficients
 from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
 from scale_export.plan import make_plan

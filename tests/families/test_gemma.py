@@ -24,7 +24,6 @@ from scale_export.backends.coreml import decoder as coreml_decoder
 from scale_export.backends.coreml.engine import CoreMLEngine
 from scale_export.backends.reference import ReferenceEngine
 from scale_export.base import BaseModel, open_base
-from scale_export.coefficients import load_coefficients
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array, DecoderSpec, Float32
@@ -34,6 +33,7 @@ from scale_export.families._gemma_projector import PooledProjector
 from scale_export.families._text import text_spec
 from scale_export.folding import Factor, FoldedWeights, fold, fold_factors
 from scale_export.generation import Generator, Inputs
+from scale_export.model.identity import load_coefficients
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
 from scale_export.prompts import encode_messages, user_message

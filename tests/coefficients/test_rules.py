@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from scale_export.coefficient_rules import REQUIRED
-from scale_export.coefficients import load_coefficients, save_coefficients
+from scale_export.coefficients.rules import REQUIRED
 from scale_export.core.errors import UserError
-from tests.coefficient_fields import HASH, SUFFIXES, record, write
+from scale_export.model.identity import load_coefficients, save_coefficients
+from tests.coefficients.fields import HASH, SUFFIXES, record, write
 
 NAN, INF = np.float32("nan"), np.float32("inf")
 SHA = r"is not a SHA-256"

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from torch.torch_version import TorchVersion
 
-from scale_export.coefficient_rules import OPTIONAL, REQUIRED
-from scale_export.coefficients import load_coefficients
+from scale_export.coefficients.rules import OPTIONAL, REQUIRED
 from scale_export.core.errors import UserError
 from scale_export.core.records import Coefficients
-from tests.coefficient_fields import HASH, SUFFIXES, as_torch, record, same, write
+from scale_export.model.identity import load_coefficients
+from tests.coefficients.fields import HASH, SUFFIXES, as_torch, record, same, write
 
 FUZZ = settings(
     max_examples=120,
@@ -100,7 +100,7 @@ def test_safetensors_twin_needs_no_torch(good: Coefficients, tmp_path: Path) -> 
         "except UserError as error: print(error)"
     )
     (tmp_path / "spatial.pt").write_bytes(b"")
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=env
     )

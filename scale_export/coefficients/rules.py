@@ -71,7 +71,7 @@ def validated(values: Any, source: str) -> Coefficients:
     if not isinstance(values, Mapping) or "format" not in values:
         raise UserError(
             f"{source} has no field 'format', so it is not a coefficient file: bring another trainer's state "
-            "dict in with scale_export.coefficients.import_state_dict"
+            "dict in with scale_export.model.identity.import_state_dict"
         )
     fields = _Fields(source=source, values={**OPTIONAL, **values})
     fields.check_names()

@@ -25,7 +25,7 @@ import numpy as np
 from scale_export.core.errors import UserError
 from scale_export.core.records import Coefficients
 
-from .coefficient_rules import SAVE_AGAIN, coefficient_fields, validated
+from .rules import SAVE_AGAIN, coefficient_fields, validated
 
 MAX_BYTES = 64 * 2**20
 

@@ -1,0 +1,1 @@
+"""The coefficient file and its rules."""
