@@ -25,6 +25,7 @@ from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
 from scale_export.model.identity import load_coefficients
+from scale_export.package.manifest import PackageFiles, open_package_files
 
 from .backends import Engine
 from .backends.interface import load_backend
@@ -46,7 +47,6 @@ from .folding import fold
 from .generation import generator_of
 from .lockstep import Lockstep
 from .measure import levels_per_unit, reference_engine
-from .package import PackageFiles, open_package_files
 from .parity import preprocessing_leg
 from .plan import Plan
 from .plan_weights import quantized

@@ -13,6 +13,8 @@ from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
 from scale_export.model.identity import load_coefficients, save_coefficients
+from scale_export.package.manifest import CalibrationFacts, DecoderFacts, Manifest, Tool
+from scale_export.package.staging import StagedPackage, check_destination
 
 from . import __version__
 from .backends.checkpoint import backend as checkpoint
@@ -26,7 +28,6 @@ from .datasets import public_name
 from .folding import FoldedDecoder, fold
 from .measure import Measured, measurement_of
 from .options import ExportOptions
-from .package import CalibrationFacts, DecoderFacts, Manifest, Tool
 from .plan import Plan, make_plan, with_bits
 from .plan_weights import quantized
 from .quantize import write_bits_plan
@@ -35,7 +36,6 @@ from .report_data import library_versions, report_data
 from .runtime import PROCESSOR_FILES
 from .scoring import Scoring
 from .selftest import write_selftest
-from .staging import StagedPackage, check_destination
 from .streaming import parity_mode
 from .targets import load_target
 from .task import evaluation_set

@@ -16,12 +16,12 @@ from PIL import Image
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Coefficients, Float32
 from scale_export.model.identity import load_coefficients
+from scale_export.package.manifest import PackageFiles, open_package_files
 
 from .backends import Engine, Scalars, open_engine
 from .backends.onnxruntime import genai
 from .families import Family, load_family
 from .generation import Generator, Inputs
-from .package import PackageFiles, open_package_files
 from .prompts import Message, encode_messages, end_token_ids, user_message
 
 PROCESSOR_FILES = (

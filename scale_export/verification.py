@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
+from scale_export.package.manifest import PackageFiles
+from scale_export.package.requirements import Checked, check_requirements, read_requirements
+from scale_export.package.signing import Signature, check_signature
 
-from .package import PackageFiles
-from .requirements import Checked, check_requirements, read_requirements
 from .runtime import open_package
 from .scoring import Scoring
 from .selftest import run_selftest
-from .signing import Signature, check_signature
 
 if TYPE_CHECKING:
     from .plan import Plan

@@ -21,7 +21,7 @@ from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
 from scale_export.folding import fold
 from scale_export.options import ExportOptions
-from scale_export.package import open_package_files
+from scale_export.package.manifest import open_package_files
 from scale_export.pipeline import bits_by_matrix, within_budget
 from scale_export.plan import make_plan
 from scale_export.plan_weights import quantized

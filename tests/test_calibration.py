@@ -21,7 +21,7 @@ from scale_export.datasets import load_questions
 from scale_export.measure import Measurement
 from scale_export.model.identity import load_coefficients
 from scale_export.options import ExportOptions
-from scale_export.package import open_package_files
+from scale_export.package.manifest import open_package_files
 from scale_export.parity import ParityReport
 from scale_export.plan import make_plan
 from scale_export.plan_weights import quantized

@@ -21,10 +21,10 @@ from scale_export.calibration import plan_statistics
 from scale_export.code_evidence import CodeEvidence, Moved
 from scale_export.core.progress import WorkLog
 from scale_export.doctor import Stage, examine
-from scale_export.package import PackageFiles, open_package_files
+from scale_export.package.manifest import PackageFiles, open_package_files
+from scale_export.package.staging import StagedPackage
 from scale_export.plan_weights import quantized
 from scale_export.quantize import QuantizedWeights
-from scale_export.staging import StagedPackage
 from scale_export.verification import plan_again
 
 QUIET = WorkLog(quiet=True)

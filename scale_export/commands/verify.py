@@ -82,7 +82,7 @@ def run_verify(
 
 def run_sign(*, package: Path, key: Path, out: Path | None, force: bool, as_json: bool) -> int:
     """``scale-export sign``."""
-    from scale_export.signing import sign_package
+    from scale_export.package.signing import sign_package
 
     signature = sign_package(package, key, out, force=force)
     return show({"signature": str(signature)}, [f"Signature: {signature}"], as_json)

@@ -25,7 +25,7 @@ from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array, Float32
 from scale_export.generation import Generator, Inputs
-from scale_export.package import open_package_files
+from scale_export.package.manifest import open_package_files
 from scale_export.prompts import encode_messages, end_token_ids, user_message
 from tests.backends.emission import Emit, emitting, generator
 from tests.conftest import picture, random_coefficients, saved

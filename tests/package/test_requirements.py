@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scale_export.core.errors import UserError
-from scale_export.requirements import NAMES, check_requirements, read_requirements
+from scale_export.package.requirements import NAMES, check_requirements, read_requirements
 from tests.test_cli import last_json, run
 from tests.test_report import parity
 

@@ -16,16 +16,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from scale_export import package, staging
 from scale_export.core.errors import UserError
-from scale_export.package import (
+from scale_export.package import manifest as package
+from scale_export.package import staging
+from scale_export.package.manifest import (
     FAILED_MANIFEST_NAME,
     DecoderFacts,
     Manifest,
     Tool,
     open_package_files,
 )
-from scale_export.staging import StagedPackage, check_destination, check_space
+from scale_export.package.staging import StagedPackage, check_destination, check_space
 
 CONTENTS = {
     "decoder.onnx": b"graph" * 50,
@@ -636,8 +637,8 @@ def test_failed_fallback_puts_the_old_package_back(out: Path, monkeypatch: pytes
 
 
 def test_opening_needs_neither_torch_nor_a_runtime() -> None:
-    code = "import sys, scale_export.package; print(*sys.modules)"
+    code = "import sys, scale_export.package.manifest; print(*sys.modules)"
     child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     loaded = child.stdout.split()
-    assert "scale_export.package" in loaded
+    assert "scale_export.package.manifest" in loaded
     assert not {"torch", "onnxruntime", "onnx", "transformers"} & set(loaded)

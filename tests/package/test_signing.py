@@ -18,8 +18,8 @@ from model_signing import hashing
 from model_signing import signing as library
 
 from scale_export import UserError, verify
-from scale_export.package import open_package_files
-from scale_export.signing import PASSWORD_VARIABLE, check_signature, default_signature, sign_package
+from scale_export.package.manifest import open_package_files
+from scale_export.package.signing import PASSWORD_VARIABLE, check_signature, default_signature, sign_package
 from tests.test_cli import last_json, run
 
 PEM = serialization.Encoding.PEM
@@ -74,7 +74,7 @@ def test_a_package_may_move_with_its_signature(signed: tuple[Path, Path, Path], 
 
 def rewrite(package: Path, name: str) -> None:
     """A forger's change: the file, and its hash in a manifest that is sealed again."""
-    from scale_export.package import SEAL, canonical_json, hash_file
+    from scale_export.package.manifest import SEAL, canonical_json, hash_file
 
     path = package / name
     path.write_bytes(path.read_bytes() + b" ")

@@ -22,7 +22,7 @@ from typing import Final, Self
 
 from scale_export.core.errors import UserError
 
-from .package import (
+from .manifest import (
     FAILED_MANIFEST_NAME,
     MANIFEST_NAME,
     SEAL,

@@ -20,7 +20,7 @@ from typing import Any
 
 from scale_export.core.errors import UserError
 
-from .package import MANIFEST_NAME, open_package_files
+from .manifest import MANIFEST_NAME, open_package_files
 
 PASSWORD_VARIABLE = "SCALE_EXPORT_KEY_PASSWORD"
 """The environment variable that holds an encrypted key's password."""

@@ -1,0 +1,1 @@
+"""The folder that ships: its manifest, staging, signing and requirements."""
