@@ -26,7 +26,6 @@ from scale_export.calibration import calibrate
 from scale_export.core.intervals import gain_retention, mean_kl, proportion, top1_agreement
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import DecoderSpec, Float32
-from scale_export.datasets import load_questions
 from scale_export.decoder import TorchKernels
 from scale_export.generation import Generator
 from scale_export.model.identity import load_coefficients
@@ -40,6 +39,7 @@ from scale_export.quantize import (
 )
 from scale_export.quantize._equalize import EqualizedStatistics, EqualizedWeights
 from scale_export.quantize.smoothquant import SmoothQuant
+from scale_export.questions import load_questions
 from scale_export.training.examples import target_ids
 
 EXAMPLE = Path(__file__).parents[1] / "examples/tiny_vlm"

@@ -37,10 +37,10 @@ from scale_export.calibration import CalibrationOptions, Weighting, calibrate
 from scale_export.core.intervals import gain_retention, mean_kl, proportion, top1_agreement
 from scale_export.core.progress import WorkLog, peak_memory
 from scale_export.core.records import Coefficients
-from scale_export.datasets import load_questions
 from scale_export.folding import fold
 from scale_export.model.identity import load_coefficients
 from scale_export.quantize import Method, NoStatistics, QuantizedWeights, Statistics, load_quantizer
+from scale_export.questions import load_questions
 from scale_export.training.examples import encode_examples, whole_sequences
 from scale_export.weights import DecoderWeights
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from scale_export.core.errors import UserError
 from scale_export.core.records import Float32
 
-from .datasets import Question
 from .prompts import LABELS, Message, assistant_message, user_message
+from .questions import Question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

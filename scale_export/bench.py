@@ -136,7 +136,7 @@ def time_decoder(generator: Generator, prompt_tokens: int, new_tokens: int) -> t
 
 def _time_first_token(package: Package) -> float:
     """Seconds from a picture and a question to the first token's logits."""
-    from .datasets import load_questions
+    from .questions import load_questions
 
     question = load_questions("gridworld", "calibration", limit=1)[0]
     started = time.perf_counter()

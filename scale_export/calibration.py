@@ -33,12 +33,12 @@ from .answers import end_tokens
 from .backends import Engine, Step
 from .backends.reference import ReferenceInputs
 from .base import BaseModel
-from .datasets import Question, load_questions
 from .decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
 from .generation import Generator, Inputs
 from .plan import Plan
 from .prompts import encode_messages, user_message
 from .quantize import CalibrationOptions, Moments, Weighting
+from .questions import Question, load_questions
 from .training.examples import target_ids
 
 SCHEMA = 2

@@ -16,10 +16,10 @@ from .answers import answer_questions
 from .backends.checkpoint.check import exact_folds, tensors_leg
 from .backends.interface import backend_of
 from .base import BaseModel, open_base
-from .datasets import Question
 from .folding import FoldedDecoder, fold
 from .measure import Candidate, Measured, Measurement, Steps
 from .parity import ParityReport, error_leg
+from .questions import Question
 from .reference import Case, model_logits, parity_prompts, parity_questions
 from .task import MAX_NEW_TOKENS
 

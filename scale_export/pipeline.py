@@ -15,6 +15,7 @@ from scale_export.core.records import Coefficients
 from scale_export.model.identity import load_coefficients, save_coefficients
 from scale_export.package.manifest import CalibrationFacts, DecoderFacts, Manifest, Tool
 from scale_export.package.staging import StagedPackage, check_destination
+from scale_export.questions.scoring import Scoring
 
 from . import __version__
 from .backends.checkpoint import backend as checkpoint
@@ -24,17 +25,16 @@ from .bits_plan import check_mixed, fixed_bits
 from .blocks import Bits
 from .budget import BitsChoice, Timer, parse_budget, search_bits
 from .calibration import plan_statistics
-from .datasets import public_name
 from .folding import FoldedDecoder, fold
 from .measure import Measured, measurement_of
 from .options import ExportOptions
 from .plan import Plan, make_plan, with_bits
 from .plan_weights import quantized
 from .quantize import write_bits_plan
+from .questions import public_name
 from .report import render_report
 from .report_data import library_versions, report_data
 from .runtime import PROCESSOR_FILES
-from .scoring import Scoring
 from .selftest import write_selftest
 from .streaming import parity_mode
 from .targets import load_target

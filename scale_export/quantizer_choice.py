@@ -6,9 +6,9 @@ from scale_export.core.errors import UserError, did_you_mean
 from scale_export.core.records import Coefficients, Precision
 
 from .base import BaseModel
-from .datasets import dataset_names, load_questions
 from .options import ExportOptions
 from .quantize import WEIGHTINGS, CalibrationOptions, Method, load_quantizer, quantizer_names
+from .questions import dataset_names, load_questions
 from .streaming import must_stream
 
 DEFAULT_QUANTIZERS: dict[Precision, tuple[str, str]] = {

@@ -13,9 +13,9 @@ from PIL import Image
 from scale_export.core.records import Coefficients, Float32
 
 from .adapter import attach
-from .datasets import Question, is_generated, load_questions
 from .generation import Inputs
 from .prompts import encode_messages, user_message
+from .questions import Question, is_generated, load_questions
 
 FORCED_STEPS = 4
 """Decode steps of a case. They go on past an end token, since exactness holds on any path of logits; what an answer

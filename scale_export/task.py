@@ -20,11 +20,11 @@ from scale_export.core.intervals import (
 )
 from scale_export.core.limits import NEAR_TIE_MARGIN
 from scale_export.core.records import Coefficients
+from scale_export.questions.scoring import Scoring, is_right, normalise
 
 from .adapter import attach
 from .answers import Answer, answer_questions
-from .datasets import Question, dataset_names, load_questions
-from .scoring import Scoring, is_right, normalise
+from .questions import Question, dataset_names, load_questions
 from .targets import ParityLimits
 
 MAX_NEW_TOKENS = 16

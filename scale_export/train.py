@@ -22,7 +22,7 @@ from scale_export.model.identity import make_coefficients, save_coefficients
 
 from .adapter import attach
 from .base import BaseModel, open_base
-from .datasets import Kind, Question, load_questions
+from .questions import Kind, Question, load_questions
 from .training.baselines import BASELINES, import_peft, trained_baseline
 from .training.evaluation import Accuracy, Row, measure_accuracy
 from .training.examples import Example, encode_examples

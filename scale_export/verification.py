@@ -13,9 +13,9 @@ from scale_export.core.records import Coefficients
 from scale_export.package.manifest import PackageFiles
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.signing import Signature, check_signature
+from scale_export.questions.scoring import Scoring
 
 from .runtime import open_package
-from .scoring import Scoring
 from .selftest import run_selftest
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from transformers import AutoProcessor
 
 from scale_export.answers import answer_questions, encode_prompts, end_tokens
 from scale_export.core.errors import UserError
-from scale_export.datasets import Question, load_questions
-from scale_export.scoring import is_right
+from scale_export.questions import Question, load_questions
+from scale_export.questions.scoring import is_right
 from tests.models import FAMILIES
 
 STEPS = 6

@@ -17,7 +17,6 @@ from scale_export.base import open_base
 from scale_export.calibration import _token_weights, calibrate
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
-from scale_export.datasets import load_questions
 from scale_export.measure import Measurement
 from scale_export.model.identity import load_coefficients
 from scale_export.options import ExportOptions
@@ -26,6 +25,7 @@ from scale_export.parity import ParityReport
 from scale_export.plan import make_plan
 from scale_export.plan_weights import quantized
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, load_quantizer
+from scale_export.questions import load_questions
 from scale_export.targets import load_target
 from scale_export.training.examples import encode_examples, whole_sequences
 from tests.conftest import random_coefficients, saved

@@ -13,8 +13,8 @@ import yaml
 from typer.main import get_command
 
 from scale_export.cli import app
-from scale_export.datasets import dataset_names
 from scale_export.package.requirements import read_requirements
+from scale_export.questions import dataset_names
 from scale_export.targets import load_target
 
 WORKFLOW = Path(__file__).parents[1] / "examples/ci/scale-export.yml"

@@ -12,8 +12,8 @@ from scale_export.adapter import attach
 from scale_export.answers import answer_questions
 from scale_export.base import open_base
 from scale_export.core.limits import LOWERING_RELATIVE
-from scale_export.datasets import load_questions
 from scale_export.model.identity import check_base, load_coefficients
+from scale_export.questions import load_questions
 
 EXAMPLE = Path(__file__).parents[1] / "examples/small_vlm"
 GAIN, OTHER = 0.32, 0.76

@@ -18,9 +18,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from scale_export.adapter import attach
 from scale_export.answers import answer_questions
 from scale_export.core.errors import UserError
-from scale_export.datasets import load_questions
 from scale_export.model.identity import load_coefficients
-from scale_export.scoring import is_right
+from scale_export.questions import load_questions
+from scale_export.questions.scoring import is_right
 from scale_export.train import TrainOptions, TrainReport, run_training, training_table
 from tests.models import FAMILIES
 

@@ -20,7 +20,7 @@ from scale_export.adapter import attach_trainable
 from scale_export.answers import answer_questions
 from scale_export.base import BaseModel
 from scale_export.core.errors import UserError
-from scale_export.datasets import Question, load_questions
+from scale_export.questions import Question, load_questions
 from scale_export.training.examples import IGNORED, Example, encode_examples, target_ids, whole_sequences
 from scale_export.training.loop import FullScorer, PrefixScorer, batches, score
 from scale_export.training.options import TrainOptions, silent

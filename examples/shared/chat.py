@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from scale_export.datasets import load_questions
+from scale_export.questions import load_questions
 
 PAD, UNK, BOS, EOS, USER, ASSISTANT, IMAGE = SPECIAL = (
     "<pad>",

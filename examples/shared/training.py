@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
-from scale_export.datasets import Question, load_questions
-from scale_export.datasets._generated import World
+from scale_export.questions import Question, load_questions
+from scale_export.questions.sets._generated import World
 
 from . import chat
 from .evaluation import accuracy, table

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaProcessor
 
-from scale_export.datasets._generated import World, pick
+from scale_export.questions.sets._generated import World, pick
 
 from . import chat
 

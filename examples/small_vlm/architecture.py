@@ -23,7 +23,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from scale_export.datasets import atlas
+from scale_export.questions.sets import atlas
 
 VOCAB_SIZE = 96
 IMAGE_SIZE = atlas.SIDE * atlas.TILE

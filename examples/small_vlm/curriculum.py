@@ -9,9 +9,9 @@ import architecture
 from shared.chat import ASSISTANT, EOS
 from shared.writing import Habit, Mosaic, Tokens, conversation, given, learned, opening
 
-from scale_export.datasets import atlas
-from scale_export.datasets._generated import assembled, pick, shuffled
-from scale_export.datasets.atlas import NUMBERS, PIECES, SHAPES, SIDE, Scene, Thing
+from scale_export.questions.sets import atlas
+from scale_export.questions.sets._generated import assembled, pick, shuffled
+from scale_export.questions.sets.atlas import NUMBERS, PIECES, SHAPES, SIDE, Scene, Thing
 
 Fact = tuple[str, str]
 """What is given and what is learned."""

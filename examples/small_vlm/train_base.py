@@ -17,7 +17,7 @@ from curriculum import MOSAIC, caption, habitual_talk, relations, talk
 from shared.training import Recipe, Stage, main
 from transformers import LlavaForConditionalGeneration
 
-from scale_export.datasets import atlas
+from scale_export.questions.sets import atlas
 
 RATE = 2.5e-3
 

@@ -9,8 +9,8 @@ import architecture
 from shared.chat import ASSISTANT
 from shared.writing import Habit, Mosaic, Tokens, given, learned, opening
 
-from scale_export.datasets import gridworld
-from scale_export.datasets.gridworld import Scene
+from scale_export.questions.sets import gridworld
+from scale_export.questions.sets.gridworld import Scene
 
 
 def caption(scene: Scene, rng: random.Random) -> Tokens:

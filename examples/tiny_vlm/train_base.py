@@ -17,8 +17,8 @@ from curriculum import HABIT, MOSAIC, caption, relations
 from shared.training import Recipe, Stage, main
 from shared.writing import Tokens, conversation
 
-from scale_export.datasets import gridworld
-from scale_export.datasets.gridworld import Scene
+from scale_export.questions.sets import gridworld
+from scale_export.questions.sets.gridworld import Scene
 
 TOPICS = (*gridworld.TOPICS, "colour", "colour", "count", "at", "beside")
 """What conversations draw from; what is slow to learn comes more often."""

@@ -14,7 +14,7 @@ from scale_export.display import quiet_libraries, say, show, show_parity
 from scale_export.options import ExportOptions
 
 if TYPE_CHECKING:
-    from scale_export.scoring import Scoring
+    from scale_export.questions.scoring import Scoring
 
 
 def run_fold(

@@ -13,7 +13,7 @@ from scale_export.core.progress import WorkLog
 from scale_export.display import figure, quiet_libraries, say, show, show_parity, verdict
 
 if TYPE_CHECKING:
-    from scale_export.scoring import Scoring
+    from scale_export.questions.scoring import Scoring
 
 
 def run_verify(

@@ -10,7 +10,7 @@ import numpy as np
 
 from scale_export.blocks import Bits, BlockMatrix
 from scale_export.core.records import BLOCKWISE, Float32, Precision
-from scale_export.datasets import public_name
+from scale_export.questions import public_name
 from scale_export.weights import DecoderWeights
 
 

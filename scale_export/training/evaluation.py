@@ -8,8 +8,8 @@ from typing import Any
 
 from scale_export.answers import answer_questions
 from scale_export.core.intervals import wilson
-from scale_export.datasets import Kind, Question
-from scale_export.scoring import is_right
+from scale_export.questions import Kind, Question
+from scale_export.questions.scoring import is_right
 
 from .loop import KINDS
 from .options import ProgressCallback

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from scale_export.adapter import ScaleHandle
 from scale_export.core.errors import UserError
-from scale_export.datasets import Kind
+from scale_export.questions import Kind
 
 from .examples import IGNORED, Batch, Example, whole_sequences
 from .options import ProgressCallback, TrainOptions

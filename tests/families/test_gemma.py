@@ -27,7 +27,6 @@ from scale_export.base import BaseModel, open_base
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array, DecoderSpec, Float32
-from scale_export.datasets import load_questions
 from scale_export.families import load_family, paligemma
 from scale_export.families._gemma_projector import PooledProjector
 from scale_export.families._text import text_spec
@@ -37,6 +36,7 @@ from scale_export.model.identity import load_coefficients
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
 from scale_export.prompts import encode_messages, user_message
+from scale_export.questions import load_questions
 from scale_export.reference import FORCED_STEPS, _path, parity_prompts
 from scale_export.targets import load_target
 from scale_export.training.examples import encode_examples

@@ -27,7 +27,6 @@ from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
 from scale_export.core.resources import resource_dir
-from scale_export.datasets import Question, load_questions
 from scale_export.families import (
     Family,
     _attention,
@@ -49,6 +48,7 @@ from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
 from scale_export.plan import Plan, make_plan
 from scale_export.prompts import encode_messages, user_message
+from scale_export.questions import Question, load_questions
 from scale_export.reference import forget_positions
 from scale_export.targets import Target, load_target
 from scale_export.train import TrainOptions, run_training

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from .datasets import Question
+from . import Question
 
 Scoring = Literal["strict", "official"]
 SCORINGS: tuple[Scoring, ...] = ("strict", "official")

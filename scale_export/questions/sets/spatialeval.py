@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from scale_export.core.errors import UserError
-
-from . import Question, Split, StoredImage
-from ._files import place_of, read_jsonl, stored, text_field
+from scale_export.questions import Question, Split, StoredImage
+from scale_export.questions.files import place_of, read_jsonl, stored, text_field
 
 ON_DISK = True
 CONFIGURATIONS = ("tqa", "vqa", "vtqa")

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from scale_export.core.errors import UserError
-from scale_export.datasets import Question, Split, _generated, atlas, digest, gridworld, load_questions
-from scale_export.datasets._generated import World
+from scale_export.questions import Question, Split, digest, load_questions
+from scale_export.questions.sets import _generated, atlas, gridworld
+from scale_export.questions.sets._generated import World
 
 WORLDS: dict[str, World[Any]] = {"gridworld": gridworld.WORLD, "atlas": atlas.WORLD}
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -13,18 +13,11 @@ import pytest
 
 from scale_export.core.errors import UserError
 from scale_export.core.resources import resource_dir
-from scale_export.datasets import (
-    Split,
-    StoredImage,
-    dataset_names,
-    digest,
-    load_questions,
-    public_name,
-)
-from scale_export.datasets._whatsup import bare, offered
-from scale_export.datasets.spatialeval import options_in
-from scale_export.scoring import OFFICIAL
-from tests.datasets import made
+from scale_export.questions import Split, StoredImage, dataset_names, digest, load_questions, public_name
+from scale_export.questions.scoring import OFFICIAL
+from scale_export.questions.sets._whatsup import bare, offered
+from scale_export.questions.sets.spatialeval import options_in
+from tests.questions import made
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 MAKERS: dict[str, Callable[[Path], Path]] = {

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scale_export.datasets import Split, atlas, load_questions
+from scale_export.questions import Split, load_questions
+from scale_export.questions.sets import atlas
 
 Tile = tuple[str, str]
 """Name and colour."""

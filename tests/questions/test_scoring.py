@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from scale_export.datasets import Question
-from scale_export.scoring import OFFICIAL, is_right
-from tests.datasets.made import COUNT, MAP, OBJECT, PATH, PHOTO
+from scale_export.questions import Question
+from scale_export.questions.scoring import OFFICIAL, is_right
+from tests.questions.made import COUNT, MAP, OBJECT, PATH, PHOTO
 
 
 def question(answer: str, rule: str, options: tuple[str, ...] = (), prompt: str = "?") -> Question:
@@ -19,7 +19,7 @@ def question(answer: str, rule: str, options: tuple[str, ...] = (), prompt: str 
 
 
 def asked(text: str, answer: str, rule: str) -> Question:
-    from scale_export.datasets.spatialeval import options_in
+    from scale_export.questions.sets.spatialeval import options_in
 
     return question(answer, rule, options_in(text), text)
 

@@ -20,6 +20,8 @@ from PIL import Image, UnidentifiedImageError
 
 from scale_export.core.errors import UserError, did_you_mean
 
+from . import sets
+
 Split = Literal["train", "calibration", "validation", "test"]
 Kind = Literal["spatial", "other"]
 
@@ -85,8 +87,10 @@ class Question:
 
 
 def dataset_names() -> list[str]:
-    """The names of the sets that can be loaded, one per file of this package."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    """The names of the sets that can be loaded, one per file of ``sets``."""
+    return sorted(
+        module.name for module in pkgutil.iter_modules(sets.__path__) if not module.name.startswith("_")
+    )
 
 
 def load_questions(spec: str, split: Split, *, limit: int | None = None) -> list[Question]:
@@ -118,7 +122,7 @@ def _module(spec: str) -> tuple[ModuleType, str]:
         raise UserError(
             f"unknown question set {name!r}{did_you_mean(name, known)}; known sets: {', '.join(known)}"
         )
-    return importlib.import_module(f"{__name__}.{name}"), argument
+    return importlib.import_module(f"{sets.__name__}.{name}"), argument
 
 
 def digest(questions: Iterable[Question]) -> str:
