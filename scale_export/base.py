@@ -10,11 +10,11 @@ from typing import Any
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import DecoderSpec
+from scale_export.families._towers.tower import VisionTower
 
 from .checkpoint import Checkpoint
 from .families import Family, resolve_family
 from .streaming import streamed_model
-from .vision import VisionTower
 from .weights import CheckpointWeights
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scale_export.core.records import Precision
+from scale_export.families._towers.tower import VisionTower
 from scale_export.folding import FoldedDecoder
 from scale_export.plan import Plan
-from scale_export.vision import VisionTower
 
 from . import Engine, Tap
 

@@ -21,7 +21,7 @@ from scale_export.core.errors import UserError, did_you_mean
 from scale_export.core.records import Array, DecoderSpec
 
 if TYPE_CHECKING:
-    from scale_export.vision import VisionTower
+    from scale_export.families._towers.tower import VisionTower
 
 
 GENERIC_ROUTE = (

@@ -22,7 +22,7 @@ from . import Family
 from ._text import TEXT_MODELS, text_spec
 
 if TYPE_CHECKING:
-    from scale_export.vision import VisionTower
+    from scale_export.families._towers.tower import VisionTower
 
 TEXT = "language_model"
 TOWERS = ("vision_tower", "vision_model")
@@ -91,7 +91,7 @@ class Generic(Family):
                 raise self._refusal(f"the weight {name} is {list(shape)}, not {list(expected[name])}")
 
     def vision_module(self, model: Any) -> VisionTower:
-        from ._features import ImageFeatures
+        from scale_export.families._towers.features import ImageFeatures
 
         inner = copy.copy(model.model)
         inner._modules = {name: module for name, module in inner._modules.items() if name != TEXT}

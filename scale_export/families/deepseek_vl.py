@@ -10,7 +10,7 @@ from . import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from scale_export.vision import VisionTower
+    from scale_export.families._towers.tower import VisionTower
 
 
 class DeepseekVL(Family):
@@ -22,13 +22,13 @@ class DeepseekVL(Family):
     model_type = "deepseek_vl"
 
     def decoder_spec(self, config: Any) -> DecoderSpec:
-        from ._siglip import check_tower
+        from scale_export.families._towers.siglip import check_tower
 
         check_tower(config)
         return text_spec(config.text_config)
 
     def vision_module(self, model: Any) -> VisionTower:
-        from ._siglip import SiglipFeatures
+        from scale_export.families._towers.siglip import SiglipFeatures
 
         return SiglipFeatures(model.model.vision_model, model.model.aligner)
 

@@ -14,7 +14,7 @@ from . import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from scale_export.vision import VisionTower
+    from scale_export.families._towers.tower import VisionTower
 
 
 class Gemma3(Family):
@@ -26,14 +26,14 @@ class Gemma3(Family):
     model_type = "gemma3"
 
     def decoder_spec(self, config: Any) -> DecoderSpec:
-        from ._siglip import check_tower
+        from scale_export.families._towers.siglip import check_tower
 
         check_tower(config)
         return text_spec(config.text_config, grouped_attention=True)
 
     def vision_module(self, model: Any) -> VisionTower:
-        from ._gemma_projector import PooledProjector
-        from ._siglip import SiglipFeatures
+        from scale_export.families._towers.gemma import PooledProjector
+        from scale_export.families._towers.siglip import SiglipFeatures
 
         inner = model.model
         return SiglipFeatures(inner.vision_tower, PooledProjector(inner.multi_modal_projector))

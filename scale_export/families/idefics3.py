@@ -15,7 +15,7 @@ from . import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from scale_export.vision import VisionTower
+    from scale_export.families._towers.tower import VisionTower
 
 
 class Idefics3(Family):
@@ -32,7 +32,7 @@ class Idefics3(Family):
         return text_spec(config.text_config)
 
     def vision_module(self, model: Any) -> VisionTower:
-        from ._idefics import FullTiles
+        from scale_export.families._towers.idefics import FullTiles
 
         return FullTiles(model.model.vision_model, model.model.connector, model.config)
 

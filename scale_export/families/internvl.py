@@ -13,7 +13,7 @@ from ._processor import leave_out_videos
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from scale_export.vision import VisionTower
+    from scale_export.families._towers.tower import VisionTower
 
 
 class InternVL(Family):
@@ -40,7 +40,7 @@ class InternVL(Family):
         return text_spec(config.text_config)
 
     def vision_module(self, model: Any) -> VisionTower:
-        from scale_export.vision import ShuffledFeatures
+        from scale_export.families._towers.tower import ShuffledFeatures
 
         inner = model.model
         return ShuffledFeatures(inner.vision_tower, inner.multi_modal_projector, model.config)

@@ -10,7 +10,7 @@ from . import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from scale_export.vision import VisionTower
+    from scale_export.families._towers.tower import VisionTower
 
 
 class Llava(Family):
@@ -22,7 +22,7 @@ class Llava(Family):
         return text_spec(config.text_config)
 
     def vision_module(self, model: Any) -> VisionTower:
-        from scale_export.vision import SelectedFeatures
+        from scale_export.families._towers.tower import SelectedFeatures
 
         return SelectedFeatures(model.model.vision_tower, model.model.multi_modal_projector, model.config)
 

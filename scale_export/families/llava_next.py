@@ -13,7 +13,7 @@ from . import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from scale_export.vision import VisionTower
+    from scale_export.families._towers.tower import VisionTower
 
 
 class LlavaNext(Family):
@@ -25,7 +25,7 @@ class LlavaNext(Family):
         return text_spec(config.text_config)
 
     def vision_module(self, model: Any) -> VisionTower:
-        from scale_export.vision import SelectedFeatures
+        from scale_export.families._towers.tower import SelectedFeatures
 
         inner = model.model
         constants = {"image_newline": inner.image_newline.detach()}

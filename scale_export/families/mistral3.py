@@ -20,7 +20,7 @@ from ._processor import model_class
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from scale_export.vision import VisionTower
+    from scale_export.families._towers.tower import VisionTower
 
 MODULES = "transformers.models.pixtral"
 ROTARY = "pixtral.modeling_pixtral.PixtralVisionRotaryEmbedding"
@@ -64,7 +64,7 @@ class Mistral3(Family):
         return text_spec(config.text_config)
 
     def vision_module(self, model: Any) -> VisionTower:
-        from ._pixtral_tower import PixtralTower
+        from scale_export.families._towers.pixtral import PixtralTower
 
         inner = model.model
         return PixtralTower(inner.vision_tower, inner.multi_modal_projector, model.config)

@@ -16,7 +16,7 @@ from . import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:
-    from scale_export.vision import VisionTower
+    from scale_export.families._towers.tower import VisionTower
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -55,13 +55,13 @@ class PaliGemma(Family):
         return processor
 
     def decoder_spec(self, config: Any) -> DecoderSpec:
-        from ._siglip import check_tower
+        from scale_export.families._towers.siglip import check_tower
 
         check_tower(config)
         return text_spec(config.text_config, grouped_attention=True)
 
     def vision_module(self, model: Any) -> VisionTower:
-        from ._siglip import SiglipFeatures
+        from scale_export.families._towers.siglip import SiglipFeatures
 
         return SiglipFeatures(model.model.vision_tower, model.model.multi_modal_projector)
 

@@ -15,7 +15,7 @@ from ._patches import Grid
 from ._qwen import QwenVL, grids, token_grid
 
 if TYPE_CHECKING:
-    from scale_export.vision import VisionTower
+    from scale_export.families._towers.tower import VisionTower
 
 
 class Qwen25VL(QwenVL):
@@ -30,7 +30,7 @@ class Qwen25VL(QwenVL):
     vision_rotary = "qwen2_5_vl.modeling_qwen2_5_vl.Qwen2_5_VLVisionRotaryEmbedding"
 
     def vision_module(self, model: Any) -> VisionTower:
-        from ._qwen_towers import WindowTower
+        from scale_export.families._towers.qwen import WindowTower
 
         return WindowTower(model.model.visual)
 

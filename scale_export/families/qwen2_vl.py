@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ._qwen import QwenVL
 
 if TYPE_CHECKING:
-    from scale_export.vision import VisionTower
+    from scale_export.families._towers.tower import VisionTower
 
 
 class Qwen2VL(QwenVL):
@@ -18,7 +18,7 @@ class Qwen2VL(QwenVL):
     vision_rotary = "qwen2_vl.modeling_qwen2_vl.Qwen2VLVisionRotaryEmbedding"
 
     def vision_module(self, model: Any) -> VisionTower:
-        from ._qwen_towers import QwenTower
+        from scale_export.families._towers.qwen import QwenTower
 
         return QwenTower(model.model.visual)
 

@@ -14,7 +14,7 @@ from ._patches import Grid, interpolation, merged
 from ._qwen import QwenVL
 
 if TYPE_CHECKING:
-    from scale_export.vision import VisionTower
+    from scale_export.families._towers.tower import VisionTower
 
 
 class Qwen3VL(QwenVL):
@@ -29,7 +29,7 @@ class Qwen3VL(QwenVL):
         return replace(super().decoder_spec(config), deepstack_layers=depths)
 
     def vision_module(self, model: Any) -> VisionTower:
-        from ._qwen_towers import DeepstackTower
+        from scale_export.families._towers.qwen import DeepstackTower
 
         return DeepstackTower(model.model.visual)
 

@@ -28,8 +28,8 @@ from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array, DecoderSpec, Float32
 from scale_export.families import load_family, paligemma
-from scale_export.families._gemma_projector import PooledProjector
 from scale_export.families._text import text_spec
+from scale_export.families._towers.gemma import PooledProjector
 from scale_export.folding import Factor, FoldedWeights, fold, fold_factors
 from scale_export.generation import Generator, Inputs
 from scale_export.model.identity import load_coefficients

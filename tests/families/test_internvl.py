@@ -16,11 +16,11 @@ from scale_export.backends.coreai.bundle import refuse_unserved
 from scale_export.base import BaseModel
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
+from scale_export.families._towers.tower import ShuffledFeatures
 from scale_export.families.internvl import FAMILY, InternVL
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
 from scale_export.targets import load_target
-from scale_export.vision import ShuffledFeatures
 from tests.conftest import random_coefficients
 from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, logits_error, portable
 from tests.models import FAMILIES

@@ -27,19 +27,18 @@ from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
 from scale_export.core.resources import resource_dir
-from scale_export.families import (
-    Family,
-    _attention,
-    _patches,
-    _pixtral_tower,
-    _qwen,
-    _qwen_towers,
-    mistral3,
-    qwen2_5_vl,
-    qwen3_vl,
-)
+from scale_export.families import Family, _patches, _qwen, mistral3, qwen2_5_vl, qwen3_vl
 from scale_export.families._qwen import QwenVL
-from scale_export.families._qwen_towers import WindowTower
+from scale_export.families._towers import (
+    attention as _attention,
+)
+from scale_export.families._towers import (
+    pixtral as _pixtral_tower,
+)
+from scale_export.families._towers import (
+    qwen as _qwen_towers,
+)
+from scale_export.families._towers.qwen import WindowTower
 from scale_export.families.mistral3 import Mistral3
 from scale_export.families.qwen2_5_vl import Qwen25VL
 from scale_export.families.qwen3_vl import Qwen3VL

@@ -16,7 +16,7 @@ from scale_export.base import BaseModel
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
-from scale_export.families._idefics import FullTiles
+from scale_export.families._towers.idefics import FullTiles
 from scale_export.families.smolvlm import FAMILY, SmolVLM
 from scale_export.generation import Inputs
 from scale_export.prompts import user_message

@@ -13,9 +13,9 @@ from scale_export.backends import Engine, Tap
 from scale_export.blocks import hash_codes
 from scale_export.core.errors import UserError
 from scale_export.core.records import Precision
+from scale_export.families._towers.tower import VisionTower
 from scale_export.folding import FoldedDecoder
 from scale_export.plan import Plan
-from scale_export.vision import VisionTower
 
 from . import PARITY, load_apple
 from .bundle import DECODER, EMBEDDING, VISION, pixel_shape, refuse_unserved, write_bundle

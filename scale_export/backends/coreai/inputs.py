@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from scale_export.families._towers.tower import VisionTower
 from scale_export.quantize import QuantizedWeights
-from scale_export.vision import VisionTower
 from scale_export.weights import DecoderWeights
 
 from .decoder import STORED

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scale_export.backends import Engine, Tap
 from scale_export.blocks import hash_codes
 from scale_export.core.records import Precision
+from scale_export.families._towers.tower import VisionTower
 from scale_export.folding import FoldedDecoder
 from scale_export.plan import Plan
 from scale_export.prompts import end_token_ids
-from scale_export.vision import VisionTower
 
 from .engine import CoreMLEngine
 from .graphs import GraphPlan, decoder_codes, emit_graphs

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from scale_export import mil
 from scale_export.blocks import Bits, BlockMatrix
 from scale_export.core.records import Array, FoldMode, Precision, TowerInput
+from scale_export.families._towers.tower import VisionTower
 from scale_export.folding import FoldedDecoder
 from scale_export.mil.program import Literal
 from scale_export.quantize import QuantizedWeights
 from scale_export.targets import ComputeUnits
-from scale_export.vision import VisionTower
 from scale_export.weights import DecoderWeights
 
 from . import host, swift

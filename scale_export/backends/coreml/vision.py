@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from scale_export.core.records import TowerInput
-from scale_export.vision import VisionTower, example_inputs
+from scale_export.families._towers.tower import VisionTower, example_inputs
 
 from .convert import convert_function, save_functions
 

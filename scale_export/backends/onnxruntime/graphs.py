@@ -12,8 +12,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from scale_export.core.records import Float32, Precision, TowerInput
+from scale_export.families._towers.tower import VisionTower
 from scale_export.folding import FoldedDecoder
-from scale_export.vision import VisionTower
 
 from .decoder import GateDefaults, block_codes, emit_decoder
 from .embedding import emit_embedding

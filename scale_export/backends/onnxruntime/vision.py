@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from scale_export.core.records import Precision, TowerInput
-from scale_export.vision import VisionTower, example_inputs
+from scale_export.families._towers.tower import VisionTower, example_inputs
 
 from .kernels import BITS
 from .narrow import store_narrow

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from scale_export.core.errors import UserError
-from scale_export.vision import VisionTower
+
+from .tower import VisionTower
 
 
 class SiglipFeatures(VisionTower):

@@ -10,10 +10,10 @@ import torch
 from torch._subclasses import FakeTensor
 
 from scale_export.base import BaseModel
+from scale_export.families._towers.tower import example_inputs
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
 from scale_export.targets import load_target
-from scale_export.vision import example_inputs
 from tests.conftest import random_coefficients
 
 

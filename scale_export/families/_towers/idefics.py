@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from scale_export.core.errors import UserError
-from scale_export.vision import VisionTower
+
+from .tower import VisionTower
 
 
 class FullTiles(VisionTower):

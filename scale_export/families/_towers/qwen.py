@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from scale_export.vision import VisionTower
-
-from ._attention import as_linear, attend, rms_norm, turn, whole_pictures, windows, with_neighbours
+from .attention import as_linear, attend, rms_norm, turn, whole_pictures, windows, with_neighbours
+from .tower import VisionTower
 
 
 class QwenTower(VisionTower):
