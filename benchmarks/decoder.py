@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from scale_export.backends import Scalars, Step
 from scale_export.backends.onnxruntime.decoder import GateDefaults, emit_decoder
-from scale_export.backends.onnxruntime.engine import DecoderSession, open_session
 from scale_export.backends.onnxruntime.kernels import GraphOptions
 from scale_export.checkpoint import Checkpoint
+from scale_export.device.engine import Scalars, Step
+from scale_export.device.onnxruntime.engine import DecoderSession, open_session
 from scale_export.families._text import text_spec
 from scale_export.folding import Factor
 from scale_export.quantize import QuantizedWeights, load_quantizer

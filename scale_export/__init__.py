@@ -36,11 +36,11 @@ __all__ = [  # noqa: RUF022
 if TYPE_CHECKING:
     from scale_export.core.errors import UserError
     from scale_export.core.records import Coefficients
+    from scale_export.device.package import open_package
     from scale_export.model.identity import load_coefficients, make_coefficients
 
     from .adapter import attach
     from .api import fold, verify
-    from .runtime import open_package
 
 
 def __getattr__(name: str) -> Any:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import Float32
+from scale_export.device.prompts import LABELS, Message, assistant_message, user_message
 
-from .prompts import LABELS, Message, assistant_message, user_message
 from .questions import Question
 
 

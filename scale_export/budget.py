@@ -23,13 +23,13 @@ from scale_export.core.errors import UserError
 from scale_export.core.intervals import mean_kl
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
+from scale_export.device.engine import Scalars
+from scale_export.device.generation import generator_of
 
-from .backends import Scalars
 from .backends.reference import ReferenceEngine
 from .bits_plan import fixed_bits
 from .blocks import Bits
 from .calibration import calibration_examples, plan_statistics
-from .generation import generator_of
 from .plan import Plan, with_bits
 from .quantize import CalibrationOptions, QuantizedWeights, load_quantizer
 from .quantizer_choice import trained_on_set

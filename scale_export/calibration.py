@@ -28,15 +28,15 @@ from torch import Tensor
 
 from scale_export.core.progress import WorkLog, peak_memory
 from scale_export.core.records import Array, Coefficients, Float32
+from scale_export.device.engine import Engine, Step
+from scale_export.device.generation import Generator, Inputs
+from scale_export.device.prompts import encode_messages, user_message
 
 from .answers import end_tokens
-from .backends import Engine, Step
 from .backends.reference import ReferenceInputs
 from .base import BaseModel
 from .decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
-from .generation import Generator, Inputs
 from .plan import Plan
-from .prompts import encode_messages, user_message
 from .quantize import CalibrationOptions, Moments, Weighting
 from .questions import Question, load_questions
 from .training.examples import target_ids

@@ -14,9 +14,8 @@ import numpy as np
 
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array, DecoderSpec, Float32
-
-from .backends import Step
-from .generation import EmbeddedPrompt, Generator
+from scale_export.device.engine import Step
+from scale_export.device.generation import EmbeddedPrompt, Generator
 
 ONE_HEAD = 0.05
 """How much of a departure one head's columns may leave unexplained, and still be its only cause."""

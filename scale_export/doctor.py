@@ -24,10 +24,12 @@ from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
+from scale_export.device.engine import Engine
+from scale_export.device.generation import generator_of
+from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.identity import load_coefficients
 from scale_export.package.manifest import PackageFiles, open_package_files
 
-from .backends import Engine
 from .backends.interface import load_backend
 from .backends.reference import TappedKernels
 from .blocks import integers_of
@@ -44,13 +46,11 @@ from .departure import (
     largest_error,
 )
 from .folding import fold
-from .generation import generator_of
 from .lockstep import Lockstep
 from .measure import levels_per_unit, reference_engine
 from .parity import preprocessing_leg
 from .plan import Plan
 from .plan_weights import quantized
-from .prompts import encode_messages, user_message
 from .quantize import CalibrationOptions, QuantizedWeights, StaticWeights
 from .reference import parity_prompts, parity_questions, reference_cases
 from .verification import plan_again

@@ -11,15 +11,17 @@ from typing import Any, Protocol
 
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
+from scale_export.device.engine import Engine, Scalars
+from scale_export.device.generation import Generator, Inputs, generator_of
+from scale_export.device.package import Responder
+from scale_export.device.prompts import encode_messages, end_token_ids, user_message
 from scale_export.questions.scoring import Scoring
 
-from .backends import Engine, Scalars
 from .backends.interface import backend_of, load_backend
 from .backends.reference import ReferenceEngine
 from .calibration import plan_statistics
 from .decoder import TorchKernels
 from .folding import FoldedDecoder, fold
-from .generation import Generator, Inputs, generator_of
 from .parity import (
     ParityReport,
     attribution,
@@ -33,11 +35,9 @@ from .parity import (
 )
 from .plan import Plan
 from .plan_weights import quantized, weights_kind
-from .prompts import encode_messages, end_token_ids, user_message
 from .quantize import load_quantizer
 from .questions import Question, digest, load_questions, public_name
 from .reference import Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
-from .runtime import Responder
 from .streaming import ParityMode, StreamedKernels, must_stream
 from .task import MAX_NEW_TOKENS, Answered, agreement, ask_all, task_leg
 from .weights import DecoderWeights

@@ -22,8 +22,8 @@ from scale_export.core.compare import Leg, relative_error
 from scale_export.core.intervals import mean_kl, top1_agreement
 from scale_export.core.limits import FOLD_RELATIVE, LOWERING_RELATIVE, PIXEL_LEVELS, ROUNDING
 from scale_export.core.records import Float32, Precision
+from scale_export.device.generation import Generator, Inputs
 
-from .generation import Generator, Inputs
 from .reference import Case
 from .targets import ParityLimits
 

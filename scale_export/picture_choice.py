@@ -10,9 +10,9 @@ from PIL import Image
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, TowerInput
+from scale_export.device.prompts import encode_messages, user_message
 
 from .base import BaseModel
-from .prompts import encode_messages, user_message
 from .targets import Target
 
 PREFILL_STEP = 64

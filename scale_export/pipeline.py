@@ -12,6 +12,8 @@ from typing import Any, Final
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
+from scale_export.device.package import PROCESSOR_FILES
+from scale_export.device.selftest import write_selftest
 from scale_export.model.identity import load_coefficients, save_coefficients
 from scale_export.package.manifest import CalibrationFacts, DecoderFacts, Manifest, Tool
 from scale_export.package.staging import StagedPackage, check_destination
@@ -34,8 +36,6 @@ from .quantize import write_bits_plan
 from .questions import public_name
 from .report import render_report
 from .report_data import library_versions, report_data
-from .runtime import PROCESSOR_FILES
-from .selftest import write_selftest
 from .streaming import parity_mode
 from .targets import load_target
 from .task import evaluation_set

@@ -18,6 +18,7 @@ from scale_export.core.records import (
     Precision,
     TowerInput,
 )
+from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.identity import check_base
 
 from .base import BaseModel
@@ -26,7 +27,6 @@ from .blocks import Bits
 from .fold_choice import choose_fold, unfoldable
 from .options import ExportOptions
 from .picture_choice import check_one_size, choose_prefill_tokens, fit_pictures, tower_inputs_of
-from .prompts import encode_messages, user_message
 from .quantize import CalibrationOptions
 from .quantizer_choice import calibration_options, choose_quantizer
 from .targets import FloatType, Target

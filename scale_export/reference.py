@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from scale_export.core.records import Coefficients, Float32
+from scale_export.device.generation import Inputs
+from scale_export.device.prompts import encode_messages, user_message
 
 from .adapter import attach
-from .generation import Inputs
-from .prompts import encode_messages, user_message
 from .questions import Question, is_generated, load_questions
 
 FORCED_STEPS = 4

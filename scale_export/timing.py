@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 
 from scale_export.core.progress import WorkLog
+from scale_export.device.bench import decode_seconds
+from scale_export.device.generation import generator_of
 
 from .backends.interface import load_backend
-from .bench import decode_seconds
 from .folding import fold
-from .generation import generator_of
 from .plan import Plan
 from .plan_weights import quantized
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
+from scale_export.device.package import open_package
+from scale_export.device.selftest import run_selftest
 from scale_export.package.manifest import PackageFiles
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.signing import Signature, check_signature
 from scale_export.questions.scoring import Scoring
-
-from .runtime import open_package
-from .selftest import run_selftest
 
 if TYPE_CHECKING:
     from .plan import Plan

@@ -13,12 +13,12 @@ from scale_export import UserError, api, measure, mil
 from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.coreml import decoder as coreml_decoder
 from scale_export.backends.onnxruntime import backend
-from scale_export.backends.onnxruntime.engine import OnnxEngine
 from scale_export.bits_plan import bits_plan, k_quant_mixed
 from scale_export.budget import Budget, parse_budget, search_bits
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
+from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.folding import fold
 from scale_export.options import ExportOptions
 from scale_export.package.manifest import open_package_files

@@ -14,7 +14,7 @@ from scale_export.base import BaseModel
 from scale_export.core import limits
 from scale_export.core.records import Coefficients
 from scale_export.decoder import Gate, PortableDecoder, TorchKernels, empty_cache, last_index
-from scale_export.prompts import encode_messages, user_message
+from scale_export.device.prompts import encode_messages, user_message
 from tests.conftest import VARIANTS, picture, random_coefficients
 from tests.models import FAMILIES
 

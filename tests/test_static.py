@@ -21,10 +21,8 @@ import torch.nn.functional as F
 from scale_export import calibration
 from scale_export.api import fold as fold_package
 from scale_export.api import verify
-from scale_export.backends import Scalars
 from scale_export.backends.onnxruntime import backend
 from scale_export.backends.onnxruntime.decoder import block_codes, signed_codes
-from scale_export.backends.onnxruntime.engine import OnnxEngine
 from scale_export.backends.onnxruntime.trace import forget_traces
 from scale_export.backends.reference import ReferenceEngine
 from scale_export.core import limits
@@ -32,6 +30,8 @@ from scale_export.core.compare import relative_error
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
+from scale_export.device.engine import Scalars
+from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.doctor import examine
 from scale_export.folding import fold
 from scale_export.measure import Measurement, measurement_of
@@ -317,7 +317,7 @@ def test_shipped_sessions_multiply_integers(
         return session
 
     monkeypatch.setattr(ort, "InferenceSession", written)
-    from scale_export.backends.onnxruntime.engine import open_session
+    from scale_export.device.onnxruntime.engine import open_session
 
     for strict in (False, True):
         open_session(path, providers=CPU, strict=strict)

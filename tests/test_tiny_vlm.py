@@ -17,12 +17,12 @@ from scale_export.answers import answer_questions
 from scale_export.base import open_base
 from scale_export.core.limits import LOWERING_RELATIVE
 from scale_export.core.progress import WorkLog
+from scale_export.device.prompts import open_image
 from scale_export.measure import Measurement
 from scale_export.model.identity import check_base, load_coefficients
 from scale_export.options import ExportOptions
 from scale_export.pipeline import Outcome
 from scale_export.plan import make_plan
-from scale_export.prompts import open_image
 from scale_export.questions import load_questions
 from scale_export.targets import load_target
 from scale_export.task import ask_all, task_leg

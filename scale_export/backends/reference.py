@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from scale_export.core.records import Array, Float32, Scope
 from scale_export.decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
+from scale_export.device.engine import Phase, Scalars, Step, Tap, tower_feeds
 from scale_export.weights import DecoderWeights
-
-from . import Phase, Scalars, Step, Tap, tower_feeds
 
 
 @dataclass(kw_only=True)

@@ -16,8 +16,8 @@ def run_bench(
     *, package: Path, prompt_tokens: int, new_tokens: int, repeats: int, threads: int | None, as_json: bool
 ) -> int:
     """``scale-export bench``."""
-    from scale_export.bench import bench_package
-    from scale_export.runtime import open_package
+    from scale_export.device.bench import bench_package
+    from scale_export.device.package import open_package
 
     quiet_libraries()
     log = WorkLog()

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 
 from scale_export import UserError, fold, mil, open_package
-from scale_export.backends import Scalars, Step
 from scale_export.backends.coreml import backend
 from scale_export.backends.coreml.convert import convert_function, import_coremltools, quiet, save_functions
 from scale_export.backends.coreml.decoder import Function, Storage, TracedDecoder, matrix_source, split_layers
-from scale_export.backends.coreml.engine import CoreMLEngine
-from scale_export.backends.coreml.host import read_host_config
-from scale_export.backends.coreml.tables import HostTables
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Precision
+from scale_export.device.coreml.engine import CoreMLEngine
+from scale_export.device.coreml.host import read_host_config
+from scale_export.device.coreml.tables import HostTables
+from scale_export.device.engine import Scalars, Step
+from scale_export.device.prompts import encode_messages, user_message
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
-from scale_export.prompts import encode_messages, user_message
 from scale_export.targets import load_target
 from tests.backends.emission import TOKENS, Emit, emitting, generator, prompt, reference
 from tests.conftest import random_coefficients

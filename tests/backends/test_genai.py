@@ -15,18 +15,18 @@ import onnxruntime_genai as og
 import pytest
 
 from scale_export import UserError, fold, open_package
-from scale_export.backends import Scalars
 from scale_export.backends.onnxruntime import backend
-from scale_export.backends.onnxruntime.engine import OnnxEngine
-from scale_export.backends.onnxruntime.genai import CONFIG, MODEL_TYPES, PLACES, genai_inputs
 from scale_export.backends.onnxruntime.genai_graphs import fit_graphs
 from scale_export.backends.onnxruntime.graphs import write_adapter
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array, Float32
-from scale_export.generation import Generator, Inputs
+from scale_export.device.engine import Scalars
+from scale_export.device.generation import Generator, Inputs
+from scale_export.device.onnxruntime.engine import OnnxEngine
+from scale_export.device.onnxruntime.genai import CONFIG, MODEL_TYPES, PLACES, genai_inputs
+from scale_export.device.prompts import encode_messages, end_token_ids, user_message
 from scale_export.package.manifest import open_package_files
-from scale_export.prompts import encode_messages, end_token_ids, user_message
 from tests.backends.emission import Emit, emitting, generator
 from tests.conftest import picture, random_coefficients, saved
 

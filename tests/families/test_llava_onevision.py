@@ -18,12 +18,12 @@ from scale_export.base import BaseModel
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
+from scale_export.device.generation import Generator, Inputs
+from scale_export.device.prompts import encode_messages, user_message
 from scale_export.families import llava_onevision
 from scale_export.families.llava_onevision import FAMILY, LlavaOnevision
-from scale_export.generation import Generator, Inputs
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
-from scale_export.prompts import encode_messages, user_message
 from scale_export.targets import load_target
 from tests.backends.emission import generator
 from tests.conftest import picture, random_coefficients

@@ -27,6 +27,7 @@ from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
 from scale_export.core.resources import resource_dir
+from scale_export.device.prompts import encode_messages, user_message
 from scale_export.families import Family, _patches, _qwen, mistral3, qwen2_5_vl, qwen3_vl
 from scale_export.families._qwen import QwenVL
 from scale_export.families._towers import (
@@ -46,7 +47,6 @@ from scale_export.folding import fold as fold_scalars
 from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
 from scale_export.plan import Plan, make_plan
-from scale_export.prompts import encode_messages, user_message
 from scale_export.questions import Question, load_questions
 from scale_export.reference import forget_positions
 from scale_export.targets import Target, load_target

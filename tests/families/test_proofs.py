@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scale_export.backends import Scalars
 from scale_export.core.compare import relative_error
 from scale_export.core.limits import FOLD_RELATIVE
+from scale_export.device.engine import Scalars
 from scale_export.families import family_names
 from scale_export.folding import fold
 from tests.backends.emission import reference

@@ -16,10 +16,10 @@ from scale_export.base import BaseModel
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
+from scale_export.device.generation import Inputs
+from scale_export.device.prompts import user_message
 from scale_export.families._towers.idefics import FullTiles
 from scale_export.families.smolvlm import FAMILY, SmolVLM
-from scale_export.generation import Inputs
-from scale_export.prompts import user_message
 from tests.conftest import picture
 from tests.families.test_llava_onevision import PICTURES, inputs_of, portable
 from tests.models import SMOLVLM_TILE, TOWER

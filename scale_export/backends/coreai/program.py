@@ -17,8 +17,7 @@ from torch.export.graph_signature import InputKind
 
 from scale_export.blocks import BlockMatrix
 from scale_export.collector import uncollected
-
-from . import load_apple
+from scale_export.device.coreai.apple import load_apple
 
 ASSET_METADATA = "metadata.json"
 CREATION_TIME = "creationDate"

@@ -27,12 +27,12 @@ from scale_export.blocks import Bits
 from scale_export.core.errors import UserError
 from scale_export.core.records import DecoderSpec, Precision, Scope
 from scale_export.decoder import Cache, Gate, PortableDecoder
+from scale_export.device.coreml.host import table_names
 from scale_export.folding import FoldedDecoder
 from scale_export.quantize import QuantizedWeights
 from scale_export.weights import DecoderWeights
 
 from .convert import MatrixSource, Stored, convert_function, save_functions
-from .host import table_names
 from .kernels import CoreMLKernels, Placement
 
 

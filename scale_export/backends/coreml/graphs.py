@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scale_export import mil
 from scale_export.blocks import Bits, BlockMatrix
 from scale_export.core.records import Array, FoldMode, Precision, TowerInput
+from scale_export.device.coreml import host
+from scale_export.device.coreml.tables import CODES, EMBEDDING, SCALES, write_tables
 from scale_export.families._towers.tower import VisionTower
 from scale_export.folding import FoldedDecoder
 from scale_export.mil.program import Literal
@@ -19,10 +21,9 @@ from scale_export.quantize import QuantizedWeights
 from scale_export.targets import ComputeUnits
 from scale_export.weights import DecoderWeights
 
-from . import host, swift
+from . import swift
 from .convert import constant_name
 from .decoder import Storage, emit_part, residual_scale, split_layers
-from .tables import CODES, EMBEDDING, SCALES, write_tables
 from .vision import ScaledFeatures, emit_vision
 
 

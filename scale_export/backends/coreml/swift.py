@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scale_export.core.records import DecoderSpec, TowerInput
-
-from .host import HostConfig
+from scale_export.device.coreml.host import HostConfig
 
 FILE = "ScaleExportModel.swift"
 

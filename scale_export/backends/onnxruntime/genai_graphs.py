@@ -18,8 +18,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from scale_export.core.records import DecoderSpec
-
-from .genai import PLACES
+from scale_export.device.onnxruntime.genai import PLACES
 
 
 def fit_graphs(directory: Path, spec: DecoderSpec, image_token_id: int) -> dict[str, str]:

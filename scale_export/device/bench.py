@@ -14,9 +14,9 @@ import psutil
 from scale_export.core.errors import UserError
 from scale_export.core.progress import peak_memory
 
-from .backends import Step
+from .engine import Step
 from .generation import Generator
-from .runtime import Package
+from .package import Package
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,7 @@ def time_decoder(generator: Generator, prompt_tokens: int, new_tokens: int) -> t
 
 def _time_first_token(package: Package) -> float:
     """Seconds from a picture and a question to the first token's logits."""
-    from .questions import load_questions
+    from scale_export.questions import load_questions
 
     question = load_questions("gridworld", "calibration", limit=1)[0]
     started = time.perf_counter()

@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_export.backends import tower_feeds
 from scale_export.core.records import Array, DecoderSpec
+from scale_export.device.engine import tower_feeds
 from scale_export.families import Family
 
 CONFIG: Final = "genai_config.json"

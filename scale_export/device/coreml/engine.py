@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_export.backends import Phase, Scalars, Step, Tap, tower_feeds
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Float32
+from scale_export.device.engine import Phase, Scalars, Step, Tap, tower_feeds
 
 from .host import DecoderPart, HostConfig, RotaryTable, read_host_config, table_names
 from .predictor import Arithmetic, Interpreter, Predictor, Products, open_predictor

@@ -11,9 +11,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from scale_export.backends import Phase, Scalars, Step, Tap, tower_feeds
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Float32
+from scale_export.device.engine import Phase, Scalars, Step, Tap, tower_feeds
 
 DEFAULT_THREADS: int | None = None
 """Threads of a session that was not told how many; None leaves it to ONNX Runtime."""

@@ -15,12 +15,12 @@ from PIL import Image
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Coefficients, Float32
+from scale_export.device.onnxruntime import genai
+from scale_export.families import Family, load_family
 from scale_export.model.identity import load_coefficients
 from scale_export.package.manifest import PackageFiles, open_package_files
 
-from .backends import Engine, Scalars, open_engine
-from .backends.onnxruntime import genai
-from .families import Family, load_family
+from .engine import Engine, Scalars, open_engine
 from .generation import Generator, Inputs
 from .prompts import Message, encode_messages, end_token_ids, user_message
 

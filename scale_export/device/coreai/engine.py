@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from scale_export.backends import Phase, Scalars, Step, tower_feeds
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Float32
+from scale_export.device.engine import Phase, Scalars, Step, tower_feeds
 
-from . import PARITY, load_apple
+from .apple import PARITY, load_apple
 
 T = TypeVar("T")
 

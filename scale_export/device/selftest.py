@@ -15,10 +15,10 @@ from scale_export.core import limits
 from scale_export.core.compare import Leg, relative_error
 from scale_export.core.records import Float32, Precision
 
-from .runtime import Package
+from .package import Package
 
 if TYPE_CHECKING:
-    from .reference import Case
+    from scale_export.reference import Case
 
 FOLDER = "selftest"
 CASES = f"{FOLDER}/cases.json"

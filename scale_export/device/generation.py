@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scale_export.core.records import Array, Float32, FoldMode
+from scale_export.families import Family
 
-from .backends import Engine, Scalars, Step
-from .families import Family
+from .engine import Engine, Scalars, Step
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from scale_export.plan import Plan
 
 Inputs = Mapping[str, Array]
 """A processor's NumPy output for one prompt: ``input_ids [1, T]``, its mask, pixels and what goes with them."""

@@ -1,0 +1,1 @@
+"""Opens and runs a package. Nothing here needs torch or a library that exports."""

@@ -1,0 +1,1 @@
+"""Core AI packages, run by Apple's own runtime."""

@@ -1,0 +1,1 @@
+"""Core ML packages, run by the interpreter or by the device."""

@@ -1,0 +1,136 @@
+"""Backends: each emits graphs for one runtime, and opens an ``Engine`` on what it emitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scale_export.core.errors import UserError
+from scale_export.core.records import Array, Float32
+
+Phase = Literal["base", "scaled"]
+"""Which weights a forward runs on in a two-phase package; the other packages have one set for both."""
+
+
+Tap = Callable[[str, Array, Array], None]
+"""Told of every matrix product of a decoder as it runs: the matrix's name, what goes in and what comes out
+(``[B, T, in]``, ``[B, T, out]``); an engine may run a prompt in several chunks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scalars:
+    """Scalars that override a gated decoder's defaults: ``attn [L, H]`` and ``mlp [L]``, float32."""
+
+    attn: Float32
+    mlp: Float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One forward of the decoder over T new positions of B rows.
+
+    Attributes:
+        inputs_embeds: ``[B, T, D]``; rows shorter than T are padded on the right.
+        lengths: int64 ``[B]``, how many of the T positions are tokens.
+        position_ids: int64 ``[B, T]``, or ``[axes, B, T]`` where positions have several axes.
+        gated: whether the last valid position of each row carries the scalars (not so in a chunk of a
+            prompt that another chunk follows).
+        attention_group: int64 ``[B, T]`` of a decoder with groups (see ``PortableDecoder.forward``); None puts
+            every token in none.
+        deepstack: ``[layers, B, T, D]`` of a decoder that adds visual features to its first layers' outputs;
+            None adds nothing.
+    """
+
+    inputs_embeds: Array
+    lengths: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    gated: bool = True
+    attention_group: NDArray[np.int64] | None = None
+    deepstack: Array | None = None
+
+
+class Engine(Protocol):
+    """A runtime holding one exported model: what generation needs of a backend."""
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of an embedding."""
+        ...
+
+    @property
+    def executed_by(self) -> str:
+        """What computes, in words: a runtime with its version, an interpreter, a device."""
+        ...
+
+    @property
+    def can_override(self) -> bool:
+        """Whether ``forward`` takes scalars (a gated decoder), or holds them in its weights."""
+        ...
+
+    def vision(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """What ``Family.tower_inputs`` gives → the tower's named outputs.
+
+        Raises:
+            UserError: a picture has more patches than the tower takes.
+        """
+        ...
+
+    def embed(self, input_ids: Array, image_features: Array) -> Array:
+        """``input_ids [B, T]`` and the rows ``[image tokens, D]`` for their image tokens → ``[B, T, D]``."""
+        ...
+
+    def new_cache(self, rows: int) -> Any:
+        """An empty KV cache for that many rows."""
+        ...
+
+    def forward(self, cache: Any, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
+        """Run one step, grow the cache in place, and return logits ``[B, V]`` of each row's last valid position."""
+        ...
+
+
+def tower_feeds(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """A tower's inputs in the types that every tower takes: float32 and int32."""
+    return {
+        name: np.ascontiguousarray(value, np.float32 if value.dtype.kind == "f" else np.int32)
+        for name, value in inputs.items()
+    }
+
+
+def open_engine(
+    backend: str,
+    graphs: Mapping[str, Path],
+    *,
+    context_length: int,
+    providers: Sequence[str],
+    threads: int | None,
+) -> Engine:
+    """The engine of that backend over a package's graphs (role → file).
+
+    Raises:
+        UserError: the backend's runtime is not installed, or refuses a graph.
+    """
+    if backend == "onnxruntime":
+        try:
+            from scale_export.device.onnxruntime.engine import OnnxEngine
+        except ModuleNotFoundError as error:
+            raise UserError("ONNX Runtime is not installed: pip install 'scale-export[ort]'") from error
+        return OnnxEngine(graphs, context_length=context_length, providers=providers, threads=threads)
+    if backend == "coreml":
+        from scale_export.device.coreml.engine import CoreMLEngine
+
+        return CoreMLEngine(graphs)
+    if backend == "coreai":
+        from scale_export.device.coreai.engine import CoreAIEngine
+
+        return CoreAIEngine(graphs, context_length=context_length)
+    if backend == "checkpoint":
+        raise UserError(
+            "this package is a folded Hugging Face checkpoint, which this tool does not run: give its directory to "
+            "llama.cpp's converter, MLX, vLLM or transformers"
+        )
+    raise UserError(f"this version of the tool has no runtime for {backend!r} packages: update it")
