@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from scale_export.answers import end_tokens
-from scale_export.backends.reference import ReferenceEngine
-from scale_export.base import open_base
 from scale_export.calibration import calibrate
 from scale_export.core.intervals import gain_retention, mean_kl, proportion, top1_agreement
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import DecoderSpec, Float32
-from scale_export.decoder import TorchKernels
 from scale_export.device.engine import Scalars
 from scale_export.device.generation import Generator
 from scale_export.device.prompts import encode_messages, user_message
+from scale_export.model.asking import end_tokens
+from scale_export.model.base import open_base
+from scale_export.model.decoder import TorchKernels
+from scale_export.model.engine import ReferenceEngine
 from scale_export.model.identity import load_coefficients
 from scale_export.quantize import (
     CalibrationOptions,

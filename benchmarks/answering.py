@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scale_export.base import BaseModel
-from scale_export.blocks import BlockMatrix
+from scale_export.model.base import BaseModel
+from scale_export.model.blocks import BlockMatrix
+from scale_export.model.weights import CheckpointWeights
 from scale_export.quantize import Method, QuantizedWeights
 from scale_export.quantize._grid import blocked, reaching_scales, rounded
 from scale_export.training.examples import Batch
-from scale_export.weights import CheckpointWeights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,13 +37,13 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 from torch import Tensor
 
-from scale_export.adapter import attach
-from scale_export.base import BaseModel, open_base
 from scale_export.bits_plan import k_quant_mixed
 from scale_export.budget import narrowing_order
 from scale_export.calibration import plan_statistics
 from scale_export.core.intervals import paired_difference
 from scale_export.core.progress import WorkLog
+from scale_export.model.base import BaseModel, open_base
+from scale_export.model.hooks import attach
 from scale_export.model.identity import load_coefficients
 from scale_export.options import ExportOptions
 from scale_export.plan import Plan, make_plan

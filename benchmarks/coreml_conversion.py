@@ -25,13 +25,13 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from scale_export.backends.coreml import convert
 from scale_export.backends.coreml.decoder import Function, Storage, TracedDecoder, emit_part, matrix_source
-from scale_export.checkpoint import Checkpoint
 from scale_export.core.progress import peak_memory
 from scale_export.core.records import BaseIdentity, Bound, Coefficients
 from scale_export.families._text import text_spec
-from scale_export.folding import FoldedDecoder
+from scale_export.model.checkpoint import Checkpoint
+from scale_export.model.folding import FoldedDecoder
+from scale_export.model.weights import CheckpointWeights
 from scale_export.quantize import QuantizedWeights, load_quantizer
-from scale_export.weights import CheckpointWeights
 
 CONTEXT = 2048
 SHAPE: dict[str, Any] = {

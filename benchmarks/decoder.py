@@ -27,13 +27,13 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from scale_export.backends.onnxruntime.decoder import GateDefaults, emit_decoder
 from scale_export.backends.onnxruntime.kernels import GraphOptions
-from scale_export.checkpoint import Checkpoint
 from scale_export.device.engine import Scalars, Step
 from scale_export.device.onnxruntime.engine import DecoderSession, open_session
 from scale_export.families._text import text_spec
-from scale_export.folding import Factor
+from scale_export.model.checkpoint import Checkpoint
+from scale_export.model.folding import Factor
+from scale_export.model.weights import CheckpointWeights
 from scale_export.quantize import QuantizedWeights, load_quantizer
-from scale_export.weights import CheckpointWeights
 
 CONTEXT = 1024
 SHAPE = {

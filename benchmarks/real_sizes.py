@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForImageTextToText
 
-from scale_export.base import open_base
-from scale_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from scale_export.model.base import open_base
+from scale_export.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from scale_export.model.identity import make_coefficients
 from tests.models import FAMILIES, Recipe, special_ids
 

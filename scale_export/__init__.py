@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from scale_export.core.errors import UserError
     from scale_export.core.records import Coefficients
     from scale_export.device.package import open_package
+    from scale_export.model.hooks import attach
     from scale_export.model.identity import load_coefficients, make_coefficients
 
-    from .adapter import attach
     from .api import fold, verify
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from scale_export.core.errors import UserError, did_you_mean
 from scale_export.core.records import BLOCKWISE, DecoderSpec, Precision
+from scale_export.model.blocks import Bits
 
-from .blocks import Bits
 from .quantize import check_bits, read_bits_plan
 from .targets import Target
 

@@ -25,16 +25,16 @@ from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
 from scale_export.device.engine import Scalars
 from scale_export.device.generation import generator_of
+from scale_export.model.blocks import Bits
+from scale_export.model.engine import ReferenceEngine
+from scale_export.model.weights import DecoderWeights
 
-from .backends.reference import ReferenceEngine
 from .bits_plan import fixed_bits
-from .blocks import Bits
 from .calibration import calibration_examples, plan_statistics
 from .plan import Plan, with_bits
 from .quantize import CalibrationOptions, QuantizedWeights, load_quantizer
 from .quantizer_choice import trained_on_set
 from .speed import SpeedChoice, choose_speed
-from .weights import DecoderWeights
 
 CHECKPOINTS = 16
 QUESTIONS = 64

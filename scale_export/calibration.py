@@ -31,11 +31,11 @@ from scale_export.core.records import Array, Coefficients, Float32
 from scale_export.device.engine import Engine, Step
 from scale_export.device.generation import Generator, Inputs
 from scale_export.device.prompts import encode_messages, user_message
+from scale_export.model.asking import end_tokens
+from scale_export.model.base import BaseModel
+from scale_export.model.decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
+from scale_export.model.engine import ReferenceInputs
 
-from .answers import end_tokens
-from .backends.reference import ReferenceInputs
-from .base import BaseModel
-from .decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
 from .plan import Plan
 from .quantize import CalibrationOptions, Moments, Weighting
 from .questions import Question, load_questions

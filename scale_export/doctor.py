@@ -27,12 +27,14 @@ from scale_export.core.records import Float32
 from scale_export.device.engine import Engine
 from scale_export.device.generation import generator_of
 from scale_export.device.prompts import encode_messages, user_message
+from scale_export.model.blocks import integers_of
+from scale_export.model.engine import TappedKernels
+from scale_export.model.folding import fold
 from scale_export.model.identity import load_coefficients
+from scale_export.model.weights import DecoderWeights
 from scale_export.package.manifest import PackageFiles, open_package_files
 
 from .backends.interface import load_backend
-from .backends.reference import TappedKernels
-from .blocks import integers_of
 from .calibration import plan_statistics
 from .code_evidence import CodeEvidence, Moved
 from .departure import (
@@ -45,7 +47,6 @@ from .departure import (
     follow,
     largest_error,
 )
-from .folding import fold
 from .lockstep import Lockstep
 from .measure import levels_per_unit, reference_engine
 from .parity import preprocessing_leg
@@ -54,7 +55,6 @@ from .plan_weights import quantized
 from .quantize import CalibrationOptions, QuantizedWeights, StaticWeights
 from .reference import parity_prompts, parity_questions, reference_cases
 from .verification import plan_again
-from .weights import DecoderWeights
 
 WORST = 5
 """How many matrices a table of roundings names."""

@@ -6,8 +6,8 @@ import numpy as np
 
 from scale_export.core.errors import UserError, did_you_mean
 from scale_export.core.records import FOLD_MODES, Coefficients, DecoderSpec, FoldMode
+from scale_export.model.base import BaseModel
 
-from .base import BaseModel
 from .targets import Target
 
 

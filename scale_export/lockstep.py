@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from scale_export.model.streaming import StreamedKernels
+from scale_export.model.weights import DecoderWeights
+
 from .departure import Forward
 from .quantize import StaticWeights
-from .streaming import StreamedKernels
-from .weights import DecoderWeights
 
 
 class Lockstep:

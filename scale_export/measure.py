@@ -15,13 +15,15 @@ from scale_export.device.engine import Engine, Scalars
 from scale_export.device.generation import Generator, Inputs, generator_of
 from scale_export.device.package import Responder
 from scale_export.device.prompts import encode_messages, end_token_ids, user_message
+from scale_export.model.decoder import TorchKernels
+from scale_export.model.engine import ReferenceEngine
+from scale_export.model.folding import FoldedDecoder, fold
+from scale_export.model.streaming import ParityMode, StreamedKernels, must_stream
+from scale_export.model.weights import DecoderWeights
 from scale_export.questions.scoring import Scoring
 
 from .backends.interface import backend_of, load_backend
-from .backends.reference import ReferenceEngine
 from .calibration import plan_statistics
-from .decoder import TorchKernels
-from .folding import FoldedDecoder, fold
 from .parity import (
     ParityReport,
     attribution,
@@ -38,9 +40,7 @@ from .plan_weights import quantized, weights_kind
 from .quantize import load_quantizer
 from .questions import Question, digest, load_questions, public_name
 from .reference import Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
-from .streaming import ParityMode, StreamedKernels, must_stream
 from .task import MAX_NEW_TOKENS, Answered, agreement, ask_all, task_leg
-from .weights import DecoderWeights
 
 
 class Candidate(Protocol):

@@ -11,12 +11,12 @@ import torch
 
 from scale_export.core import limits
 from scale_export.core.records import Float32
+from scale_export.model.asking import answer_questions
+from scale_export.model.base import BaseModel, open_base
+from scale_export.model.folding import FoldedDecoder, fold
 
-from .answers import answer_questions
 from .backends.checkpoint.check import exact_folds, tensors_leg
 from .backends.interface import backend_of
-from .base import BaseModel, open_base
-from .folding import FoldedDecoder, fold
 from .measure import Candidate, Measured, Measurement, Steps
 from .parity import ParityReport, error_leg
 from .questions import Question

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from scale_export.core import limits
 from scale_export.core.records import Float32
 from scale_export.device.generation import generator_of
+from scale_export.model.folding import FoldedDecoder
 
 from .backends.interface import load_backend
 from .departure import Recorder, first_departure, follow, largest_error
-from .folding import FoldedDecoder
 from .lockstep import Lockstep
 from .measure import Measurement, reference_engine
 from .parity import ParityReport

@@ -11,8 +11,8 @@ from PIL import Image
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, TowerInput
 from scale_export.device.prompts import encode_messages, user_message
+from scale_export.model.base import BaseModel
 
-from .base import BaseModel
 from .targets import Target
 
 PREFILL_STEP = 64

@@ -14,7 +14,11 @@ from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
 from scale_export.device.package import PROCESSOR_FILES
 from scale_export.device.selftest import write_selftest
+from scale_export.model.base import BaseModel, open_base
+from scale_export.model.blocks import Bits
+from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.model.identity import load_coefficients, save_coefficients
+from scale_export.model.streaming import parity_mode
 from scale_export.package.manifest import CalibrationFacts, DecoderFacts, Manifest, Tool
 from scale_export.package.staging import StagedPackage, check_destination
 from scale_export.questions.scoring import Scoring
@@ -22,12 +26,9 @@ from scale_export.questions.scoring import Scoring
 from . import __version__
 from .backends.checkpoint import backend as checkpoint
 from .backends.interface import backend_of, load_backend
-from .base import BaseModel, open_base
 from .bits_plan import check_mixed, fixed_bits
-from .blocks import Bits
 from .budget import BitsChoice, Timer, parse_budget, search_bits
 from .calibration import plan_statistics
-from .folding import FoldedDecoder, fold
 from .measure import Measured, measurement_of
 from .options import ExportOptions
 from .plan import Plan, make_plan, with_bits
@@ -36,7 +37,6 @@ from .quantize import write_bits_plan
 from .questions import public_name
 from .report import render_report
 from .report_data import library_versions, report_data
-from .streaming import parity_mode
 from .targets import load_target
 from .task import evaluation_set
 from .timing import seconds_per_token

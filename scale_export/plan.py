@@ -19,11 +19,11 @@ from scale_export.core.records import (
     TowerInput,
 )
 from scale_export.device.prompts import encode_messages, user_message
+from scale_export.model.base import BaseModel
+from scale_export.model.blocks import Bits
 from scale_export.model.identity import check_base
 
-from .base import BaseModel
 from .bits_plan import bits_reason, other_bits
-from .blocks import Bits
 from .fold_choice import choose_fold, unfoldable
 from .options import ExportOptions
 from .picture_choice import check_one_size, choose_prefill_tokens, fit_pictures, tower_inputs_of

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from scale_export.core.progress import WorkLog
+from scale_export.model.folding import FoldedDecoder
 
 from .calibration import plan_statistics
-from .folding import FoldedDecoder
 from .plan import Plan
 from .quantize import QuantizedWeights, StaticWeights, load_quantizer, quantize
 

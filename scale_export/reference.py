@@ -13,8 +13,8 @@ from PIL import Image
 from scale_export.core.records import Coefficients, Float32
 from scale_export.device.generation import Inputs
 from scale_export.device.prompts import encode_messages, user_message
+from scale_export.model.hooks import attach
 
-from .adapter import attach
 from .questions import Question, is_generated, load_questions
 
 FORCED_STEPS = 4

@@ -20,10 +20,10 @@ from scale_export.core.intervals import (
 )
 from scale_export.core.limits import NEAR_TIE_MARGIN
 from scale_export.core.records import Coefficients
+from scale_export.model.asking import Answer, answer_questions
+from scale_export.model.hooks import attach
 from scale_export.questions.scoring import Scoring, is_right, normalise
 
-from .adapter import attach
-from .answers import Answer, answer_questions
 from .questions import Question, dataset_names, load_questions
 from .targets import ParityLimits
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from scale_export.core.progress import WorkLog
 from scale_export.device.bench import decode_seconds
 from scale_export.device.generation import generator_of
+from scale_export.model.folding import fold
 
 from .backends.interface import load_backend
-from .folding import fold
 from .plan import Plan
 from .plan_weights import quantized
 

@@ -18,10 +18,10 @@ from scale_export.charts.maps import heat_map, save_png, sensitivity_map
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Bound, Coefficients, Float32
+from scale_export.model.base import BaseModel, open_base
+from scale_export.model.hooks import attach
 from scale_export.model.identity import make_coefficients, save_coefficients
 
-from .adapter import attach
-from .base import BaseModel, open_base
 from .questions import Kind, Question, load_questions
 from .training.baselines import BASELINES, import_peft, trained_baseline
 from .training.evaluation import Accuracy, Row, measure_accuracy

@@ -82,8 +82,9 @@ def verify_package(
         return Verification(
             passed=passed, selftest=selftest, parity=None, requirements=checked, signature=signed
         )
+    from scale_export.model.streaming import parity_mode
+
     from .measure import measurement_of
-    from .streaming import parity_mode
     from .task import evaluation_set
 
     plan = plan_again(package.files, package.coefficients, model, target, calib, cache)
@@ -119,7 +120,8 @@ def plan_again(
 
     ``calib`` names the question set of calibration with its place, where that is one on a disk.
     """
-    from .base import open_base
+    from scale_export.model.base import open_base
+
     from .options import ExportOptions
     from .plan import make_plan
     from .targets import load_target

@@ -19,9 +19,9 @@ from PIL import Image
 from scale_export import pipeline
 from scale_export.api import fold
 from scale_export.backends.onnxruntime import trace
-from scale_export.base import BaseModel, open_base
 from scale_export.core.records import Coefficients, Scope
 from scale_export.device.onnxruntime import engine
+from scale_export.model.base import BaseModel, open_base
 from scale_export.model.identity import make_coefficients
 from tests.models import FAMILIES
 

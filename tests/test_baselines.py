@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from scale_export.base import BaseModel
 from scale_export.core.errors import UserError
+from scale_export.model.base import BaseModel
 from scale_export.questions import load_questions
 from scale_export.training.baselines import BASELINES, decoder_linears, trained_baseline
 from scale_export.training.examples import Example, encode_examples

@@ -19,7 +19,7 @@ from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
 from scale_export.device.onnxruntime.engine import OnnxEngine
-from scale_export.folding import fold
+from scale_export.model.folding import fold
 from scale_export.options import ExportOptions
 from scale_export.package.manifest import open_package_files
 from scale_export.pipeline import bits_by_matrix, within_budget

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from scale_export import UserError, calibration, fold, folding, measure, verify
-from scale_export.adapter import attach
-from scale_export.base import open_base
+from scale_export import UserError, calibration, fold, measure, verify
 from scale_export.calibration import _token_weights, calibrate
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
 from scale_export.measure import Measurement
+from scale_export.model import folding
+from scale_export.model.base import open_base
+from scale_export.model.hooks import attach
 from scale_export.model.identity import load_coefficients
 from scale_export.options import ExportOptions
 from scale_export.package.manifest import open_package_files

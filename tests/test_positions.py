@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scale_export.base import open_base
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
 from scale_export.measure import Measurement
+from scale_export.model.base import open_base
 from scale_export.model.identity import load_coefficients
 from scale_export.parity import (
     answer_logits,

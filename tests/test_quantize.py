@@ -12,7 +12,7 @@ import torch
 from scale_export.core import limits
 from scale_export.core.errors import UserError
 from scale_export.core.records import DecoderSpec
-from scale_export.folding import fold
+from scale_export.model.folding import fold
 from scale_export.quantize import (
     Moments,
     NoStatistics,
@@ -24,8 +24,8 @@ from scale_export.quantize import (
 )
 from scale_export.quantize._equalize import EqualizedWeights, group_of
 from tests.conftest import random_coefficients
-from tests.test_decoder import gate_of, relative
-from tests.test_folding import last_logits
+from tests.model.test_decoder import gate_of, relative
+from tests.model.test_folding import last_logits
 
 METHODS = quantizer_names()
 BLOCKWISE = [name for name in METHODS if "int4" in load_quantizer(name).precisions]

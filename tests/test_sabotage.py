@@ -12,13 +12,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from scale_export import decoder, folding, measure
+from scale_export import measure
 from scale_export.backends.onnxruntime import backend
 from scale_export.core.progress import WorkLog
 from scale_export.device import generation
 from scale_export.families.llava import Llava
-from scale_export.folding import fold
 from scale_export.measure import GraphCandidate, Measurement
+from scale_export.model import decoder, folding
+from scale_export.model.folding import fold
 from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
 from scale_export.plan import make_plan

@@ -24,7 +24,6 @@ from scale_export.api import verify
 from scale_export.backends.onnxruntime import backend
 from scale_export.backends.onnxruntime.decoder import block_codes, signed_codes
 from scale_export.backends.onnxruntime.trace import forget_traces
-from scale_export.backends.reference import ReferenceEngine
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.errors import UserError
@@ -33,8 +32,9 @@ from scale_export.core.records import Coefficients
 from scale_export.device.engine import Scalars
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.doctor import examine
-from scale_export.folding import fold
 from scale_export.measure import Measurement, measurement_of
+from scale_export.model.engine import ReferenceEngine
+from scale_export.model.folding import fold
 from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
 from scale_export.plan import Plan, make_plan

@@ -15,9 +15,9 @@ from PIL import Image
 from rich.console import Console
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from scale_export.adapter import attach
-from scale_export.answers import answer_questions
 from scale_export.core.errors import UserError
+from scale_export.model.asking import answer_questions
+from scale_export.model.hooks import attach
 from scale_export.model.identity import load_coefficients
 from scale_export.questions import load_questions
 from scale_export.questions.scoring import is_right

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scale_export.core.records import Precision
 from scale_export.device.engine import Engine, Tap
 from scale_export.families._towers.tower import VisionTower
-from scale_export.folding import FoldedDecoder
+from scale_export.model.folding import FoldedDecoder
 from scale_export.plan import Plan
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from scale_export.checkpoint import Checkpoint
 from scale_export.coefficients.file import (
     MAX_BYTES,
     load_coefficients,
@@ -22,6 +21,8 @@ from scale_export.coefficients.file import (
 from scale_export.coefficients.rules import coefficient_fields, validated
 from scale_export.core.errors import UserError
 from scale_export.core.records import BaseIdentity, Bound, Coefficients, Float32, Scope
+
+from .checkpoint import Checkpoint
 
 __all__ = [
     "base_directory",
@@ -63,7 +64,7 @@ def make_coefficients(
     Raises:
         UserError: scalars that don't fit the model, or files that don't hold the model.
     """
-    from scale_export.sites import attention_site, head_count, mlp_site_of
+    from .sites import attention_site, head_count, mlp_site_of
 
     checkpoint, heads = Checkpoint(Path(base_dir)), head_count(model)
     layers = _named_layers(model, layer_indices)
@@ -106,7 +107,7 @@ def import_state_dict(
     Raises:
         UserError: a pattern without ``{layer}``, a key that no pattern matches, or scalars that don't fit.
     """
-    from scale_export.sites import head_count
+    from .sites import head_count
 
     path = Path(path)
     state = _state_dict(path)
@@ -222,7 +223,7 @@ def _depth_and_heads(checkpoint: Checkpoint) -> tuple[int, int]:
 
 def _named_layers(model: Any, chosen: Sequence[int] | None) -> dict[int, tuple[str, Any]]:
     """Decoder layer number → (module name, module), in the order chosen."""
-    from scale_export.sites import decoder_layers, text_decoder
+    from .sites import decoder_layers, text_decoder
 
     layers, decoder = decoder_layers(model), text_decoder(model)
     numbers = list(range(len(layers))) if chosen is None else [int(number) for number in chosen]
@@ -239,7 +240,7 @@ def _identity(model: Any, checkpoint: Checkpoint, layers: Sequence[str]) -> Base
     """Who the base model is; ``layers`` are the module names of the scaled decoder layers."""
     import transformers
 
-    from scale_export.sites import MLP_MODULES
+    from .sites import MLP_MODULES
 
     names = [
         f"{layer}.{part}.{kind}"

@@ -7,10 +7,10 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import replace
 
-from scale_export.blocks import Bits
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.folding import FoldedDecoder, FoldedWeights
-from scale_export.weights import DecoderWeights
+from scale_export.model.blocks import Bits
+from scale_export.model.folding import FoldedDecoder, FoldedWeights
+from scale_export.model.weights import DecoderWeights
 
 from ._bits import check_bits, read_bits_plan, write_bits_plan
 from ._equalize import group_of

@@ -6,9 +6,9 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from scale_export.blocks import Bits
 from scale_export.core.errors import UserError, did_you_mean
 from scale_export.core.records import DecoderSpec
+from scale_export.model.blocks import Bits
 
 _MAX_BYTES = 1 << 20
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scale_export.core.records import DecoderSpec, Float32
-from scale_export.weights import DecoderWeights
+from scale_export.model.weights import DecoderWeights
 
 from ._method import Moments, Statistics
 

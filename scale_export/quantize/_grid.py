@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scale_export.blocks import Bits, BlockMatrix
 from scale_export.core.records import Float32
+from scale_export.model.blocks import Bits, BlockMatrix
 
 CLIPPING = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """The candidate scales as shares of the one that just reaches a block's largest weight."""

@@ -8,10 +8,10 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
-from scale_export.blocks import Bits, BlockMatrix
 from scale_export.core.records import BLOCKWISE, Float32, Precision
+from scale_export.model.blocks import Bits, BlockMatrix
+from scale_export.model.weights import DecoderWeights
 from scale_export.questions import public_name
-from scale_export.weights import DecoderWeights
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from scale_export.blocks import Bits, BlockMatrix
 from scale_export.core.records import DecoderSpec
-from scale_export.folding import Factor, fold_blocks
-from scale_export.weights import DecoderWeights
+from scale_export.model.blocks import Bits, BlockMatrix
+from scale_export.model.folding import Factor, fold_blocks
+from scale_export.model.weights import DecoderWeights
 
 from ._method import Method, NoStatistics, Statistics
 

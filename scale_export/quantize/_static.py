@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scale_export.blocks import BlockMatrix
 from scale_export.core.records import Float32
-from scale_export.decoder import TorchKernels
-from scale_export.folding import fold_blocks
+from scale_export.model.blocks import BlockMatrix
+from scale_export.model.decoder import TorchKernels
+from scale_export.model.folding import fold_blocks
 
 from ._grid import symmetric
 from ._quantized import QuantizedWeights

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scale_export.blocks import Bits, BlockMatrix
 from scale_export.core.records import Float32
-from scale_export.weights import DecoderWeights
+from scale_export.model.blocks import Bits, BlockMatrix
+from scale_export.model.weights import DecoderWeights
 
 from ._equalize import SPREAD, EqualizedStatistics, EqualizedWeights, centred, group_of, per_value_channel
 from ._method import Method, Moments, Statistics

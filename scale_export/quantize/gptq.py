@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scale_export.blocks import Bits, BlockMatrix
 from scale_export.core.records import Float32
+from scale_export.model.blocks import Bits, BlockMatrix
 
 from ._grid import blocked, channel_weights, packed, round_codes, search_scales
 from ._method import Method, Moments

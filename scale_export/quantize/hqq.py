@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scale_export.blocks import Bits, BlockMatrix
 from scale_export.core.records import Float32
+from scale_export.model.blocks import Bits, BlockMatrix
 
 from ._grid import blocked, in_chunks, reaching_scales, round_codes, rounded
 from ._method import Method, Moments

@@ -5,8 +5,8 @@ The weighting is that of llama.cpp's importance matrices: E[x²] of a channel, t
 
 from __future__ import annotations
 
-from scale_export.blocks import Bits, BlockMatrix
 from scale_export.core.records import Float32
+from scale_export.model.blocks import Bits, BlockMatrix
 
 from ._grid import blocked, channel_weights, rounded, search_scales
 from ._method import Method, Moments

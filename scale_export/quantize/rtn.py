@@ -8,8 +8,8 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
     DefaultWeightOnlyQuantizer,
 )
 
-from scale_export.blocks import Bits, BlockMatrix
 from scale_export.core.records import INTEGER, Float32
+from scale_export.model.blocks import Bits, BlockMatrix
 
 from ._method import Method, Moments
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from scale_export.core.errors import UserError
-from scale_export.sites import text_decoder
+from scale_export.model.sites import text_decoder
 
 from .examples import Example
 from .loop import Fit, FullScorer, fit

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scale_export.answers import answer_questions
 from scale_export.core.intervals import wilson
+from scale_export.model.asking import answer_questions
 from scale_export.questions import Kind, Question
 from scale_export.questions.scoring import is_right
 

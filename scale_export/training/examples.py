@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from scale_export.answers import conversation, encode_prompts, end_tokens, to_model
 from scale_export.core.errors import UserError
 from scale_export.families import prompt_sees_itself
+from scale_export.model.asking import conversation, encode_prompts, end_tokens, to_model
 from scale_export.questions import Question
 
 from .options import ProgressCallback

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from scale_export.adapter import ScaleHandle
 from scale_export.core.errors import UserError
+from scale_export.model.hooks import ScaleHandle
 from scale_export.questions import Kind
 
 from .examples import IGNORED, Batch, Example, whole_sequences

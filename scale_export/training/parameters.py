@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import Float32, Scope
-from scale_export.sites import decoder_layers, head_count
+from scale_export.model.sites import decoder_layers, head_count
 
 from .options import TrainedSites
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from scale_export.adapter import ScaleHandle
 from scale_export.families import prompt_sees_itself
+from scale_export.model.hooks import ScaleHandle
 
 from .examples import IGNORED, Batch, Example, prefix_inputs
 

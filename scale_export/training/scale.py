@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from scale_export.adapter import ScaleHandle, attach_trainable
 from scale_export.core.records import Float32, Scope
+from scale_export.model.hooks import ScaleHandle, attach_trainable
 from scale_export.questions import Question
 
 from .examples import Example, encode_examples

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from scale_export.backends.reference import ReferenceEngine
-from scale_export.base import BaseModel
 from scale_export.core.records import FoldMode, Precision
 from scale_export.device.engine import Scalars
 from scale_export.device.generation import Generator
 from scale_export.device.prompts import encode_messages, user_message
-from scale_export.folding import FoldedDecoder, fold
+from scale_export.model.base import BaseModel
+from scale_export.model.engine import ReferenceEngine
+from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.options import ExportOptions
 from scale_export.plan import Plan, make_plan
 from scale_export.plan_weights import quantized

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from scale_export.backends.checkpoint.check import tensors_leg
 from scale_export.backends.checkpoint.writer import edits_of, write_weights
-from scale_export.checkpoint import Checkpoint
-from scale_export.folding import fold
+from scale_export.model.checkpoint import Checkpoint
+from scale_export.model.folding import fold
 from scale_export.core.progress import peak_memory
 from scale_export.core.records import BaseIdentity, Bound, Coefficients, DecoderSpec
-from scale_export.weights import CheckpointWeights
+from scale_export.model.weights import CheckpointWeights
 
 base, out = Path(sys.argv[1]), Path(sys.argv[2])
 layers, hidden, mlp, vocabulary = map(int, sys.argv[3:])

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scale_export import UserError, fold, open_package, verify
-from scale_export import folding as foldings
 from scale_export.backends.checkpoint import backend, writer
 from scale_export.backends.checkpoint.storage import FOLDABLE, half_ulp, narrow, widen
-from scale_export.base import BaseModel, open_base
-from scale_export.checkpoint import INDEX_FILE, Checkpoint
 from scale_export.core.progress import WorkLog
 from scale_export.measure import measurement_of
+from scale_export.model import folding as foldings
+from scale_export.model.base import BaseModel, open_base
+from scale_export.model.checkpoint import INDEX_FILE, Checkpoint
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
 from scale_export.targets import load_target

@@ -22,15 +22,15 @@ import torch
 
 from scale_export.backends.coreai import backend, bundle, program
 from scale_export.backends.coreai.decoder import emit_decoder
-from scale_export.base import BaseModel
 from scale_export.core.compare import relative_error
 from scale_export.core.errors import UserError
 from scale_export.core.records import PRECISIONS, FoldMode, Precision, Rotary, Scope, TowerInput
-from scale_export.decoder import Gate, PortableDecoder, TorchKernels, empty_cache
 from scale_export.device.coreai import engine as engine_module
 from scale_export.device.coreai.engine import CoreAIEngine
 from scale_export.device.engine import Step
-from scale_export.folding import FoldedDecoder, fold
+from scale_export.model.base import BaseModel
+from scale_export.model.decoder import Gate, PortableDecoder, TorchKernels, empty_cache
+from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.options import ExportOptions
 from scale_export.parity import path_logits
 from scale_export.plan import Plan, make_plan

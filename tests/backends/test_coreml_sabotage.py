@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from scale_export.backends.coreml import backend
-from scale_export.base import open_base
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
 from scale_export.device.coreml import engine
 from scale_export.device.coreml.engine import CoreMLEngine
 from scale_export.device.engine import Step
-from scale_export.folding import fold as fold_decoder
 from scale_export.measure import Measurement
+from scale_export.model.base import open_base
+from scale_export.model.folding import fold as fold_decoder
 from scale_export.model.identity import load_coefficients
 from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor

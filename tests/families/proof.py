@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 
 from scale_export import families
-from scale_export.adapter import attach
 from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.onnxruntime import backend as onnx
-from scale_export.base import BaseModel, open_base
 from scale_export.core.compare import relative_error
 from scale_export.core.limits import FOLD_RELATIVE, LOWERING_RELATIVE
 from scale_export.core.records import Float32, Precision
@@ -31,12 +29,14 @@ from scale_export.device.engine import Engine, Step
 from scale_export.device.generation import EmbeddedPrompt, Generator, Inputs
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.device.prompts import LABELS, encode_messages, user_message
-from scale_export.folding import FoldedDecoder, fold
+from scale_export.model.base import BaseModel, open_base
+from scale_export.model.folding import FoldedDecoder, fold
+from scale_export.model.hooks import attach
+from scale_export.model.sites import text_decoder
 from scale_export.options import ExportOptions
 from scale_export.plan import Plan, make_plan
 from scale_export.plan_weights import quantized
 from scale_export.reference import forget_positions
-from scale_export.sites import text_decoder
 from scale_export.targets import load_target
 from tests.backends.emission import generator, reference
 from tests.conftest import picture, random_coefficients

@@ -16,12 +16,9 @@ import torch
 from transformers import Gemma3Config, PaliGemmaConfig
 
 from scale_export import UserError, api
-from scale_export.adapter import attach, attach_trainable
 from scale_export.backends.coreai.bundle import refuse_unserved
 from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.coreml import decoder as coreml_decoder
-from scale_export.backends.reference import ReferenceEngine
-from scale_export.base import BaseModel, open_base
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array, DecoderSpec, Float32
@@ -32,7 +29,10 @@ from scale_export.device.prompts import encode_messages, user_message
 from scale_export.families import load_family, paligemma
 from scale_export.families._text import text_spec
 from scale_export.families._towers.gemma import PooledProjector
-from scale_export.folding import Factor, FoldedWeights, fold, fold_factors
+from scale_export.model.base import BaseModel, open_base
+from scale_export.model.engine import ReferenceEngine
+from scale_export.model.folding import Factor, FoldedWeights, fold, fold_factors
+from scale_export.model.hooks import attach, attach_trainable
 from scale_export.model.identity import load_coefficients
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan

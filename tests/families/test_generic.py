@@ -15,13 +15,13 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, MllamaConfig, Ovis2Config, Qwen2MoeConfig
 
 from scale_export import UserError, api
-from scale_export.base import BaseModel, open_base
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
 from scale_export.families import GENERIC_ROUTE, family_names, load_family, resolve_family
 from scale_export.families._generic import Generic, _without_weights
 from scale_export.families._text import text_spec
+from scale_export.model.base import BaseModel, open_base
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
 from scale_export.targets import load_target

@@ -13,11 +13,11 @@ from transformers import Qwen2MoeConfig
 
 from scale_export import UserError
 from scale_export.backends.coreai.bundle import refuse_unserved
-from scale_export.base import BaseModel
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.families._towers.tower import ShuffledFeatures
 from scale_export.families.internvl import FAMILY, InternVL
+from scale_export.model.base import BaseModel
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
 from scale_export.targets import load_target

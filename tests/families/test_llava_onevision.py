@@ -13,8 +13,6 @@ from transformers.models.llava_onevision.modeling_llava_onevision import image_s
 
 from scale_export import UserError
 from scale_export.backends.coreai.bundle import refuse_unserved
-from scale_export.backends.reference import ReferenceEngine
-from scale_export.base import BaseModel
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
@@ -22,6 +20,8 @@ from scale_export.device.generation import Generator, Inputs
 from scale_export.device.prompts import encode_messages, user_message
 from scale_export.families import llava_onevision
 from scale_export.families.llava_onevision import FAMILY, LlavaOnevision
+from scale_export.model.base import BaseModel
+from scale_export.model.engine import ReferenceEngine
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
 from scale_export.targets import load_target

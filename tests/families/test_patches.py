@@ -19,10 +19,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_window_index
 
 from scale_export import UserError, fold
-from scale_export.answers import answer_questions
 from scale_export.backends.coreai.bundle import refuse_unserved
 from scale_export.backends.coreml import backend as coreml
-from scale_export.base import BaseModel
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
@@ -43,7 +41,9 @@ from scale_export.families._towers.qwen import WindowTower
 from scale_export.families.mistral3 import Mistral3
 from scale_export.families.qwen2_5_vl import Qwen25VL
 from scale_export.families.qwen3_vl import Qwen3VL
-from scale_export.folding import fold as fold_scalars
+from scale_export.model.asking import answer_questions
+from scale_export.model.base import BaseModel
+from scale_export.model.folding import fold as fold_scalars
 from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
 from scale_export.plan import Plan, make_plan
@@ -139,7 +139,7 @@ def test_a_mistral_3_tower_that_ends_early(tmp_path: Path, layer: int):
 
 
 def replace_model(directory: Path, model: Any) -> BaseModel:
-    from scale_export.base import open_base
+    from scale_export.model.base import open_base
 
     base = open_base(str(directory))
     base.__dict__["model"] = model

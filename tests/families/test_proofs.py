@@ -14,7 +14,7 @@ from scale_export.core.compare import relative_error
 from scale_export.core.limits import FOLD_RELATIVE
 from scale_export.device.engine import Scalars
 from scale_export.families import family_names
-from scale_export.folding import fold
+from scale_export.model.folding import fold
 from tests.backends.emission import reference
 from tests.families.proof import (
     COLUMNS,

@@ -12,7 +12,6 @@ from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGenera
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMConnector
 
 from scale_export import UserError
-from scale_export.base import BaseModel
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
@@ -20,10 +19,11 @@ from scale_export.device.generation import Inputs
 from scale_export.device.prompts import user_message
 from scale_export.families._towers.idefics import FullTiles
 from scale_export.families.smolvlm import FAMILY, SmolVLM
+from scale_export.model.base import BaseModel
 from tests.conftest import picture
 from tests.families.test_llava_onevision import PICTURES, inputs_of, portable
+from tests.model.test_decoder import embeddings_of
 from tests.models import SMOLVLM_TILE, TOWER
-from tests.test_decoder import embeddings_of
 
 LIMIT = limits.FOLD_RELATIVE
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch._subclasses import FakeTensor
 
-from scale_export.base import BaseModel
 from scale_export.families._towers.tower import example_inputs
+from scale_export.model.base import BaseModel
 from scale_export.options import ExportOptions
 from scale_export.plan import make_plan
 from scale_export.targets import load_target

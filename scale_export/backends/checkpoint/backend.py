@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from scale_export.folding import FoldedDecoder, fold
+from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.plan import Plan
 
 from .writer import copy_other_files, edits_of, refuse_unfoldable, weight_bytes, write_weights

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_export.checkpoint import Checkpoint, StoredTensor
 from scale_export.core.compare import Leg
 from scale_export.core.errors import UserError
 from scale_export.core.limits import STORAGE_HALF_ULPS
-from scale_export.folding import FoldedDecoder
-from scale_export.weights import CheckpointWeights
+from scale_export.model.checkpoint import Checkpoint, StoredTensor
+from scale_export.model.folding import FoldedDecoder
+from scale_export.model.weights import CheckpointWeights
 
 from .storage import half_ulp, widen
 from .writer import pieces

@@ -14,11 +14,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from scale_export.checkpoint import INDEX_FILE, Checkpoint, StoredTensor, read_header
 from scale_export.core.errors import UserError
 from scale_export.core.records import Float32
-from scale_export.folding import FoldedDecoder
-from scale_export.weights import CheckpointWeights
+from scale_export.model.checkpoint import INDEX_FILE, Checkpoint, StoredTensor, read_header
+from scale_export.model.folding import FoldedDecoder
+from scale_export.model.weights import CheckpointWeights
 
 from .storage import FOLDABLE, ITEM_BYTES, all_finite, narrow, widen
 

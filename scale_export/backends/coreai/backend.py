@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scale_export.blocks import hash_codes
 from scale_export.core.errors import UserError
 from scale_export.core.records import Precision
 from scale_export.device.coreai.apple import PARITY, load_apple
 from scale_export.device.coreai.engine import CoreAIEngine
 from scale_export.device.engine import Engine, Tap
 from scale_export.families._towers.tower import VisionTower
-from scale_export.folding import FoldedDecoder
+from scale_export.model.blocks import hash_codes
+from scale_export.model.folding import FoldedDecoder
 from scale_export.plan import Plan
 
 from .bundle import DECODER, EMBEDDING, VISION, pixel_shape, refuse_unserved, write_bundle

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from scale_export.core.records import DecoderSpec
-from scale_export.decoder import Gate, PortableDecoder, TorchKernels, TorchShared, rotary_tables
-from scale_export.folding import FoldedDecoder
+from scale_export.model.decoder import Gate, PortableDecoder, TorchKernels, TorchShared, rotary_tables
+from scale_export.model.folding import FoldedDecoder
+from scale_export.model.weights import DecoderWeights
 from scale_export.quantize import QuantizedWeights
-from scale_export.weights import DecoderWeights
 
 from .program import PackedMatrix, check_storage, write_asset
 

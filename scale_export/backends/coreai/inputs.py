@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from scale_export.families._towers.tower import VisionTower
+from scale_export.model.weights import DecoderWeights
 from scale_export.quantize import QuantizedWeights
-from scale_export.weights import DecoderWeights
 
 from .decoder import STORED
 from .program import PackedMatrix, check_storage, write_asset

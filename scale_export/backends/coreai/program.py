@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from scale_export.blocks import BlockMatrix
 from scale_export.collector import uncollected
 from scale_export.device.coreai.apple import load_apple
+from scale_export.model.blocks import BlockMatrix
 
 ASSET_METADATA = "metadata.json"
 CREATION_TIME = "creationDate"

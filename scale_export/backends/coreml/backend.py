@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_export.blocks import hash_codes
 from scale_export.core.records import Precision
 from scale_export.device.coreml.engine import CoreMLEngine
 from scale_export.device.coreml.predictor import on_device
 from scale_export.device.engine import Engine, Tap
 from scale_export.device.prompts import end_token_ids
 from scale_export.families._towers.tower import VisionTower
-from scale_export.folding import FoldedDecoder
+from scale_export.model.blocks import hash_codes
+from scale_export.model.folding import FoldedDecoder
 from scale_export.plan import Plan
 
 from .graphs import GraphPlan, decoder_codes, emit_graphs

@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scale_export.blocks import Bits
 from scale_export.core.errors import UserError
 from scale_export.core.records import DecoderSpec, Precision, Scope
-from scale_export.decoder import Cache, Gate, PortableDecoder
 from scale_export.device.coreml.host import table_names
-from scale_export.folding import FoldedDecoder
+from scale_export.model.blocks import Bits
+from scale_export.model.decoder import Cache, Gate, PortableDecoder
+from scale_export.model.folding import FoldedDecoder
+from scale_export.model.weights import DecoderWeights
 from scale_export.quantize import QuantizedWeights
-from scale_export.weights import DecoderWeights
 
 from .convert import MatrixSource, Stored, convert_function, save_functions
 from .kernels import CoreMLKernels, Placement

@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scale_export import mil
-from scale_export.blocks import Bits, BlockMatrix
 from scale_export.core.records import Array, FoldMode, Precision, TowerInput
 from scale_export.device.coreml import host
 from scale_export.device.coreml.tables import CODES, EMBEDDING, SCALES, write_tables
 from scale_export.families._towers.tower import VisionTower
-from scale_export.folding import FoldedDecoder
 from scale_export.mil.program import Literal
+from scale_export.model.blocks import Bits, BlockMatrix
+from scale_export.model.folding import FoldedDecoder
+from scale_export.model.weights import DecoderWeights
 from scale_export.quantize import QuantizedWeights
 from scale_export.targets import ComputeUnits
-from scale_export.weights import DecoderWeights
 
 from . import swift
 from .convert import constant_name

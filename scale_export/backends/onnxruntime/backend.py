@@ -10,14 +10,14 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from scale_export.blocks import hash_codes
 from scale_export.core.records import Precision
 from scale_export.device.engine import Engine, Tap
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.device.onnxruntime.genai import CONFIG, MODEL_TYPES, genai_config
 from scale_export.device.prompts import end_token_ids
 from scale_export.families._towers.tower import VisionTower
-from scale_export.folding import FoldedDecoder
+from scale_export.model.blocks import hash_codes
+from scale_export.model.folding import FoldedDecoder
 from scale_export.plan import Plan
 
 from .genai_graphs import fit_graphs

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from scale_export.core.records import DecoderSpec, Float32, Rotary, Scope
-from scale_export.decoder import Cache, Gate, PortableDecoder
+from scale_export.model.decoder import Cache, Gate, PortableDecoder
+from scale_export.model.weights import DecoderWeights
 from scale_export.quantize import QuantizedWeights, StaticWeights
-from scale_export.weights import DecoderWeights
 
 from .kernels import ZERO, GraphOptions, OnnxKernels, step_name, table_names
 from .save import save_model

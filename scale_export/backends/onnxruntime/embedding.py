@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.onnx.ops import symbolic
 
+from scale_export.model.weights import DecoderWeights
 from scale_export.quantize import QuantizedWeights
-from scale_export.weights import DecoderWeights
 
 from .kernels import GraphOptions
 from .save import save_model

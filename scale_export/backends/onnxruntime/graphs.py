@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scale_export.core.records import Float32, Precision, TowerInput
 from scale_export.families._towers.tower import VisionTower
-from scale_export.folding import FoldedDecoder
+from scale_export.model.folding import FoldedDecoder
 
 from .decoder import GateDefaults, block_codes, emit_decoder
 from .embedding import emit_embedding

@@ -10,10 +10,10 @@ from typing import Any
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import DecoderSpec
+from scale_export.families import Family, resolve_family
 from scale_export.families._towers.tower import VisionTower
 
 from .checkpoint import Checkpoint
-from .families import Family, resolve_family
 from .streaming import streamed_model
 from .weights import CheckpointWeights
 

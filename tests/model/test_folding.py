@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from scale_export.blocks import BlockMatrix
 from scale_export.core import limits
 from scale_export.core.errors import UserError
-from scale_export.decoder import PortableDecoder, TorchKernels, empty_cache
-from scale_export.folding import Factor, FoldedWeights, fold, fold_blocks, fold_factors
+from scale_export.model.blocks import BlockMatrix
+from scale_export.model.decoder import PortableDecoder, TorchKernels, empty_cache
+from scale_export.model.folding import Factor, FoldedWeights, fold, fold_blocks, fold_factors
 from scale_export.quantize import QuantizedWeights, load_quantizer, quantize
 from tests.conftest import random_coefficients
-from tests.test_decoder import gate_of, relative
+from tests.model.test_decoder import gate_of, relative
 
 
 def last_logits(base: Any, weights: Any, gate: Any = None) -> torch.Tensor:

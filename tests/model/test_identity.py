@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scale_export.checkpoint import SINGLE_FILE, Checkpoint
 from scale_export.core.errors import UserError
 from scale_export.core.records import Bound, Coefficients
+from scale_export.model.checkpoint import SINGLE_FILE, Checkpoint
 from scale_export.model.identity import (
     base_directory,
     check_base,

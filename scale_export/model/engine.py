@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scale_export.core.records import Array, Float32, Scope
-from scale_export.decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
 from scale_export.device.engine import Phase, Scalars, Step, Tap, tower_feeds
-from scale_export.weights import DecoderWeights
+
+from .decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
+from .weights import DecoderWeights
 
 
 @dataclass(kw_only=True)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from scale_export import UserError, fold, streaming, verify
-from scale_export.base import BaseModel, open_base
-from scale_export.decoder import TorchKernels
+from scale_export import UserError, fold, verify
+from scale_export.model import streaming
+from scale_export.model.base import BaseModel, open_base
+from scale_export.model.decoder import TorchKernels
+from scale_export.model.sites import text_decoder
+from scale_export.model.streaming import StreamedKernels, must_stream
 from scale_export.reference import few_prompts, reference_cases
-from scale_export.sites import text_decoder
-from scale_export.streaming import StreamedKernels, must_stream
 from tests.conftest import random_coefficients, saved
 from tests.models import FAMILIES
 

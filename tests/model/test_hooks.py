@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scale_export.adapter import attach, attach_trainable
-from scale_export.base import BaseModel
 from scale_export.core.errors import UserError
 from scale_export.core.records import Coefficients, Scope
-from scale_export.sites import decoder_layers
+from scale_export.model.base import BaseModel
+from scale_export.model.hooks import attach, attach_trainable
+from scale_export.model.sites import decoder_layers
 from tests.conftest import random_coefficients
 
 MakeCoefficients = Callable[..., Coefficients]

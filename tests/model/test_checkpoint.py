@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from scale_export.base import open_base
-from scale_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from scale_export.core.errors import UserError
+from scale_export.model.base import open_base
+from scale_export.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from tests.models import FAMILIES, TEXT_MODELS
 
 O_PROJ = "model.language_model.layers.0.self_attn.o_proj.weight"
@@ -160,7 +160,7 @@ def test_hash_is_of_dtype_shape_and_stored_bytes(saved: tuple[Any, Path]) -> Non
 
 def test_large_weights_are_hashed_in_pieces(saved: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Checkpoint(saved[1]).sha256(O_PROJ)
-    monkeypatch.setattr("scale_export.checkpoint._CHUNK", 1000)
+    monkeypatch.setattr("scale_export.model.checkpoint._CHUNK", 1000)
     assert Checkpoint(saved[1]).sha256(O_PROJ) == whole
 
 
@@ -302,7 +302,7 @@ def test_damaged_headers_never_end_in_a_traceback(saved: tuple[Any, Path], data:
 def test_hashing_needs_no_torch(saved: tuple[Any, Path]) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; from pathlib import Path\n"
-        "from scale_export.checkpoint import Checkpoint\n"
+        "from scale_export.model.checkpoint import Checkpoint\n"
         f"print(Checkpoint(Path({str(saved[1])!r})).sha256({O_PROJ!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
