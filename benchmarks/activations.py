@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from scale_export.calibration import calibrate
 from scale_export.core.intervals import gain_retention, mean_kl, proportion, top1_agreement
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import DecoderSpec, Float32
@@ -37,8 +36,9 @@ from scale_export.quantize import (
     StaticWeights,
     load_quantizer,
 )
-from scale_export.quantize._equalize import EqualizedStatistics, EqualizedWeights
-from scale_export.quantize.smoothquant import SmoothQuant
+from scale_export.quantize.calibration import calibrate
+from scale_export.quantize.equalize import EqualizedStatistics, EqualizedWeights
+from scale_export.quantize.methods.smoothquant import SmoothQuant
 from scale_export.questions import load_questions
 from scale_export.training.examples import target_ids
 

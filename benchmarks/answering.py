@@ -16,7 +16,7 @@ from scale_export.model.base import BaseModel
 from scale_export.model.blocks import BlockMatrix
 from scale_export.model.weights import CheckpointWeights
 from scale_export.quantize import Method, QuantizedWeights
-from scale_export.quantize._grid import blocked, reaching_scales, rounded
+from scale_export.quantize.grid import blocked, reaching_scales, rounded
 from scale_export.training.examples import Batch
 
 

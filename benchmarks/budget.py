@@ -39,7 +39,6 @@ from torch import Tensor
 
 from scale_export.bits_plan import k_quant_mixed
 from scale_export.budget import narrowing_order
-from scale_export.calibration import plan_statistics
 from scale_export.core.intervals import paired_difference
 from scale_export.core.progress import WorkLog
 from scale_export.model.base import BaseModel, open_base
@@ -48,6 +47,7 @@ from scale_export.model.identity import load_coefficients
 from scale_export.options import ExportOptions
 from scale_export.plan import Plan, make_plan
 from scale_export.quantize import QuantizedWeights, load_quantizer
+from scale_export.quantize.calibration import plan_statistics
 from scale_export.quantizer_choice import trained_on_set
 from scale_export.questions import load_questions
 from scale_export.targets import load_target

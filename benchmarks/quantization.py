@@ -30,7 +30,6 @@ import torch
 from answering import Measured, PlainRounding, answers, joined, materialized, replaced, untie
 from numpy.typing import NDArray
 
-from scale_export.calibration import CalibrationOptions, Weighting, calibrate
 from scale_export.core.intervals import gain_retention, mean_kl, proportion, top1_agreement
 from scale_export.core.progress import WorkLog, peak_memory
 from scale_export.core.records import Coefficients
@@ -41,6 +40,7 @@ from scale_export.model.hooks import attach
 from scale_export.model.identity import load_coefficients
 from scale_export.model.weights import DecoderWeights
 from scale_export.quantize import Method, NoStatistics, QuantizedWeights, Statistics, load_quantizer
+from scale_export.quantize.calibration import CalibrationOptions, Weighting, calibrate
 from scale_export.questions import load_questions
 from scale_export.training.examples import encode_examples, whole_sequences
 

@@ -28,9 +28,9 @@ from scale_export.device.generation import generator_of
 from scale_export.model.blocks import Bits
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.weights import DecoderWeights
+from scale_export.quantize.calibration import calibration_examples, plan_statistics
 
 from .bits_plan import fixed_bits
-from .calibration import calibration_examples, plan_statistics
 from .plan import Plan, with_bits
 from .quantize import CalibrationOptions, QuantizedWeights, load_quantizer
 from .quantizer_choice import trained_on_set

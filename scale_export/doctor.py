@@ -33,9 +33,9 @@ from scale_export.model.folding import fold
 from scale_export.model.identity import load_coefficients
 from scale_export.model.weights import DecoderWeights
 from scale_export.package.manifest import PackageFiles, open_package_files
+from scale_export.quantize.calibration import plan_statistics
 
 from .backends.interface import load_backend
-from .calibration import plan_statistics
 from .code_evidence import CodeEvidence, Moved
 from .departure import (
     Departure,

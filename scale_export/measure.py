@@ -20,10 +20,10 @@ from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.model.streaming import ParityMode, StreamedKernels, must_stream
 from scale_export.model.weights import DecoderWeights
+from scale_export.quantize.calibration import plan_statistics
 from scale_export.questions.scoring import Scoring
 
 from .backends.interface import backend_of, load_backend
-from .calibration import plan_statistics
 from .parity import (
     ParityReport,
     attribution,

@@ -21,6 +21,7 @@ from scale_export.model.identity import load_coefficients, save_coefficients
 from scale_export.model.streaming import parity_mode
 from scale_export.package.manifest import CalibrationFacts, DecoderFacts, Manifest, Tool
 from scale_export.package.staging import StagedPackage, check_destination
+from scale_export.quantize.calibration import plan_statistics
 from scale_export.questions.scoring import Scoring
 
 from . import __version__
@@ -28,7 +29,6 @@ from .backends.checkpoint import backend as checkpoint
 from .backends.interface import backend_of, load_backend
 from .bits_plan import check_mixed, fixed_bits
 from .budget import BitsChoice, Timer, parse_budget, search_bits
-from .calibration import plan_statistics
 from .measure import Measured, measurement_of
 from .options import ExportOptions
 from .plan import Plan, make_plan, with_bits

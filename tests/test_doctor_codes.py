@@ -13,10 +13,9 @@ import onnx_ir as ir
 import pytest
 from PIL import ImageOps
 
-from scale_export import calibration, measure, pipeline
+from scale_export import measure, pipeline
 from scale_export.api import fold
 from scale_export.backends.coreml import decoder as coreml_decoder
-from scale_export.calibration import plan_statistics
 from scale_export.code_evidence import CodeEvidence, Moved
 from scale_export.core.progress import WorkLog
 from scale_export.doctor import Stage, examine
@@ -24,7 +23,8 @@ from scale_export.model.blocks import BlockMatrix
 from scale_export.package.manifest import PackageFiles, open_package_files
 from scale_export.package.staging import StagedPackage
 from scale_export.plan_weights import quantized
-from scale_export.quantize import QuantizedWeights
+from scale_export.quantize import QuantizedWeights, calibration
+from scale_export.quantize.calibration import plan_statistics
 from scale_export.verification import plan_again
 
 QUIET = WorkLog(quiet=True)

@@ -12,11 +12,12 @@ from scale_export.model.blocks import Bits
 from scale_export.model.folding import FoldedDecoder, FoldedWeights
 from scale_export.model.weights import DecoderWeights
 
-from ._bits import check_bits, read_bits_plan, write_bits_plan
-from ._equalize import group_of
-from ._method import WEIGHTINGS, CalibrationOptions, Method, Moments, NoStatistics, Statistics, Weighting
-from ._quantized import QuantizedWeights
-from ._static import StaticKernels, StaticWeights
+from . import methods
+from .bits import check_bits, read_bits_plan, write_bits_plan
+from .equalize import group_of
+from .method import WEIGHTINGS, CalibrationOptions, Method, Moments, NoStatistics, Statistics, Weighting
+from .static import StaticKernels, StaticWeights
+from .views import QuantizedWeights
 
 __all__ = [
     "WEIGHTINGS",
@@ -40,12 +41,12 @@ __all__ = [
 
 
 def quantizer_names() -> list[str]:
-    """Every method, one per file of this package."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    """Every method, one per file of ``methods``."""
+    return sorted(m.name for m in pkgutil.iter_modules(methods.__path__) if not m.name.startswith("_"))
 
 
 def load_quantizer(name: str) -> Method:
-    """The method of that name: ``METHOD`` in the module of this package that is called so.
+    """The method of that name: ``METHOD`` in the file of ``methods`` that is called so.
 
     Raises:
         UserError: there is none.
@@ -55,7 +56,7 @@ def load_quantizer(name: str) -> Method:
         raise UserError(
             f"unknown quantizer {name!r}{did_you_mean(name, known)}; known quantizers: {', '.join(known)}"
         )
-    method: Method = importlib.import_module(f"{__name__}.{name}").METHOD
+    method: Method = importlib.import_module(f"{methods.__name__}.{name}").METHOD
     return method
 
 

@@ -17,12 +17,12 @@ from scale_export.quantize import (
     Moments,
     NoStatistics,
     QuantizedWeights,
-    gptq,
     load_quantizer,
     quantize,
     quantizer_names,
 )
-from scale_export.quantize._equalize import EqualizedWeights, group_of
+from scale_export.quantize.equalize import EqualizedWeights, group_of
+from scale_export.quantize.methods import gptq
 from tests.conftest import random_coefficients
 from tests.model.test_decoder import gate_of, relative
 from tests.model.test_folding import last_logits

@@ -13,9 +13,16 @@ import numpy as np
 from scale_export.core.records import Float32
 from scale_export.model.blocks import Bits, BlockMatrix
 from scale_export.model.weights import DecoderWeights
+from scale_export.quantize.equalize import (
+    SPREAD,
+    EqualizedStatistics,
+    EqualizedWeights,
+    centred,
+    group_of,
+    per_value_channel,
+)
+from scale_export.quantize.method import Method, Moments, Statistics
 
-from ._equalize import SPREAD, EqualizedStatistics, EqualizedWeights, centred, group_of, per_value_channel
-from ._method import Method, Moments, Statistics
 from .mse import METHOD as MSE
 
 EXPONENTS = tuple(step / 10 for step in range(11))

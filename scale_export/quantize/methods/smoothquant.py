@@ -20,11 +20,17 @@ from numpy.typing import NDArray
 from scale_export.core.records import Float32, Precision
 from scale_export.model.blocks import Bits, BlockMatrix
 from scale_export.model.weights import DecoderWeights
-
-from ._equalize import SPREAD, EqualizedStatistics, EqualizedWeights, centred, group_of, per_value_channel
-from ._grid import symmetric
-from ._method import Method, Moments, Statistics
-from ._static import input_step
+from scale_export.quantize.equalize import (
+    SPREAD,
+    EqualizedStatistics,
+    EqualizedWeights,
+    centred,
+    group_of,
+    per_value_channel,
+)
+from scale_export.quantize.grid import symmetric
+from scale_export.quantize.method import Method, Moments, Statistics
+from scale_export.quantize.static import input_step
 
 ALPHAS = tuple(step / 10 for step in range(11))
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from scale_export.core.records import Float32
 from scale_export.model.blocks import Bits, BlockMatrix
-
-from ._grid import blocked, in_chunks, reaching_scales, round_codes, rounded
-from ._method import Method, Moments
+from scale_export.quantize.grid import blocked, in_chunks, reaching_scales, round_codes, rounded
+from scale_export.quantize.method import Method, Moments
 
 NORM = 0.7
 """p of |e|^p."""

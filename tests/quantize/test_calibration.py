@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from scale_export import UserError, calibration, fold, measure, verify
-from scale_export.calibration import _token_weights, calibrate
+from scale_export import UserError, fold, measure, verify
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
 from scale_export.measure import Measurement
@@ -25,7 +24,8 @@ from scale_export.package.manifest import open_package_files
 from scale_export.parity import ParityReport
 from scale_export.plan import make_plan
 from scale_export.plan_weights import quantized
-from scale_export.quantize import CalibrationOptions, QuantizedWeights, load_quantizer
+from scale_export.quantize import CalibrationOptions, QuantizedWeights, calibration, load_quantizer
+from scale_export.quantize.calibration import _token_weights, calibrate
 from scale_export.questions import load_questions
 from scale_export.targets import load_target
 from scale_export.training.examples import encode_examples, whole_sequences
@@ -33,7 +33,7 @@ from tests.conftest import random_coefficients, saved
 from tests.test_pipeline import tree
 
 OPTIONS = CalibrationOptions(questions="gridworld", limit=4)
-EXAMPLE = Path(__file__).parents[1] / "examples/tiny_vlm"
+EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"
 QUIET = WorkLog(quiet=True)
 
 

@@ -10,8 +10,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 
 from scale_export.core.records import INTEGER, Float32
 from scale_export.model.blocks import Bits, BlockMatrix
-
-from ._method import Method, Moments
+from scale_export.quantize.method import Method, Moments
 
 
 class Rtn(Method):

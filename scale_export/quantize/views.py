@@ -15,7 +15,7 @@ from scale_export.model.blocks import Bits, BlockMatrix
 from scale_export.model.folding import Factor, fold_blocks
 from scale_export.model.weights import DecoderWeights
 
-from ._method import Method, NoStatistics, Statistics
+from .method import Method, NoStatistics, Statistics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scale_export import calibration
 from scale_export.api import fold as fold_package
 from scale_export.api import verify
 from scale_export.backends.onnxruntime import backend
@@ -39,19 +38,19 @@ from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
 from scale_export.plan import Plan, make_plan
 from scale_export.plan_weights import quantized
-from scale_export.quantize import StaticKernels, StaticWeights, load_quantizer
-from scale_export.quantize._equalize import EqualizedWeights
-from scale_export.quantize._grid import symmetric
-from scale_export.quantize._static import input_step, rounded_inputs
-from scale_export.quantize.smoothquant import SmoothQuant
+from scale_export.quantize import StaticKernels, StaticWeights, calibration, load_quantizer
+from scale_export.quantize.equalize import EqualizedWeights
+from scale_export.quantize.grid import symmetric
+from scale_export.quantize.methods.smoothquant import SmoothQuant
+from scale_export.quantize.static import input_step, rounded_inputs
 from scale_export.targets import load_target
 from tests.backends.emission import TOKENS, generator, prompt
 from tests.conftest import random_coefficients, saved
-from tests.test_quantize import Correlated, correlated
+from tests.quantize.test_methods import Correlated, correlated
 
 CPU = ("CPUExecutionProvider",)
 QUESTIONS = {"calib": "gridworld", "calib_limit": 4}
-EXAMPLE = Path(__file__).parents[1] / "examples/tiny_vlm"
+EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"
 
 Emit = Callable[..., Measurement]
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from scale_export.core.records import Float32
 from scale_export.model.blocks import Bits, BlockMatrix
-
-from ._grid import blocked, channel_weights, rounded, search_scales
-from ._method import Method, Moments
+from scale_export.quantize.grid import blocked, channel_weights, rounded, search_scales
+from scale_export.quantize.method import Method, Moments
 
 
 class Mse(Method):

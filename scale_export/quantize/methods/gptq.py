@@ -13,9 +13,9 @@ from torch import Tensor
 
 from scale_export.core.records import Float32
 from scale_export.model.blocks import Bits, BlockMatrix
+from scale_export.quantize.grid import blocked, channel_weights, packed, round_codes, search_scales
+from scale_export.quantize.method import Method, Moments
 
-from ._grid import blocked, channel_weights, packed, round_codes, search_scales
-from ._method import Method, Moments
 from .mse import METHOD as MSE
 
 DAMPING = 0.01

@@ -19,8 +19,8 @@ from scale_export.model.blocks import BlockMatrix
 from scale_export.model.decoder import TorchKernels
 from scale_export.model.folding import fold_blocks
 
-from ._grid import symmetric
-from ._quantized import QuantizedWeights
+from .grid import symmetric
+from .views import QuantizedWeights
 
 LOWEST, HIGHEST = -128, 127
 

@@ -35,11 +35,11 @@ from scale_export.model.asking import end_tokens
 from scale_export.model.base import BaseModel
 from scale_export.model.decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
 from scale_export.model.engine import ReferenceInputs
+from scale_export.plan import Plan
+from scale_export.questions import Question, load_questions
+from scale_export.training.examples import target_ids
 
-from .plan import Plan
-from .quantize import CalibrationOptions, Moments, Weighting
-from .questions import Question, load_questions
-from .training.examples import target_ids
+from . import CalibrationOptions, Moments, Weighting
 
 SCHEMA = 2
 """Part of every cache entry's name; to be raised where the same inputs would give other statistics."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from scale_export.core.records import DecoderSpec, Float32
 from scale_export.model.weights import DecoderWeights
 
-from ._method import Moments, Statistics
+from .method import Moments, Statistics
 
 SPREAD = 1e3
 """The largest ratio of two channels' factors, so that a channel which calibration never saw stays finite."""
