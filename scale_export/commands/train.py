@@ -15,7 +15,7 @@ def run_train(
     *, model: Path, out: Path, test: bool, force: bool, layers: str | None, as_json: bool, **options: Any
 ) -> int:
     """``scale-export train``."""
-    from scale_export.train import TrainOptions, run_training, training_table
+    from scale_export.training.run import TrainOptions, run_training, training_table
 
     quiet_libraries()
     chosen = TrainOptions(

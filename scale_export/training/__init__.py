@@ -1,1 +1,1 @@
-"""Training of ScAle scalars on a frozen model; ``scale_export.train`` is the way in."""
+"""Training of ScAle scalars on a frozen model; ``scale_export.training.run`` is the way in."""

@@ -47,7 +47,7 @@ from tests.backends.emission import TOKENS, generator, prompt, reference
 from tests.conftest import picture, random_coefficients, saved
 from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, portable
 from tests.models import FAMILIES, GEMMA_WINDOW, SIZE
-from tests.test_training import EXACT, PAD, loss_and_gradient, scalars
+from tests.training.test_training import EXACT, PAD, loss_and_gradient, scalars
 
 LIMIT = limits.FOLD_RELATIVE
 GEMMAS = ("gemma3", "paligemma")

@@ -50,7 +50,7 @@ from scale_export.plan import Plan, make_plan
 from scale_export.questions import Question, load_questions
 from scale_export.reference import forget_positions
 from scale_export.targets import Target, load_target
-from scale_export.train import TrainOptions, run_training
+from scale_export.training.run import TrainOptions, run_training
 from tests.backends.emission import generator, prompt, reference
 from tests.conftest import picture, random_coefficients, saved
 from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, logits_error, portable

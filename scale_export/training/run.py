@@ -21,15 +21,15 @@ from scale_export.core.records import Bound, Coefficients, Float32
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.hooks import attach
 from scale_export.model.identity import make_coefficients, save_coefficients
+from scale_export.questions import Kind, Question, load_questions
 
-from .questions import Kind, Question, load_questions
-from .training.baselines import BASELINES, import_peft, trained_baseline
-from .training.evaluation import Accuracy, Row, measure_accuracy
-from .training.examples import Example, encode_examples
-from .training.loop import KINDS, Fit
-from .training.options import ProgressCallback, TrainOptions
-from .training.scale import TrainResult, train_on_examples, train_scale
-from .training.sensitivity import Sensitivity
+from .baselines import BASELINES, import_peft, trained_baseline
+from .evaluation import Accuracy, Row, measure_accuracy
+from .examples import Example, encode_examples
+from .loop import KINDS, Fit
+from .options import ProgressCallback, TrainOptions
+from .scale import TrainResult, train_on_examples, train_scale
+from .sensitivity import Sensitivity
 
 __all__ = ["TrainOptions", "TrainReport", "TrainResult", "run_training", "train_scale", "training_table"]
 
