@@ -37,20 +37,20 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 from torch import Tensor
 
-from scale_export.bits_plan import k_quant_mixed
 from scale_export.budget import narrowing_order
 from scale_export.core.intervals import paired_difference
 from scale_export.core.progress import WorkLog
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.hooks import attach
 from scale_export.model.identity import load_coefficients
-from scale_export.options import ExportOptions
-from scale_export.plan import Plan, make_plan
+from scale_export.plan.bits import k_quant_mixed
+from scale_export.plan.make import Plan, make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.quantizer_choice import trained_on_set
+from scale_export.plan.targets import load_target
 from scale_export.quantize import QuantizedWeights, load_quantizer
 from scale_export.quantize.calibration import plan_statistics
-from scale_export.quantizer_choice import trained_on_set
 from scale_export.questions import load_questions
-from scale_export.targets import load_target
 from scale_export.training.examples import encode_examples, whole_sequences
 
 TINY = Path(__file__).parents[1] / "examples/tiny_vlm"

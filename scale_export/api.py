@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scale_export.core.progress import WorkLog
+from scale_export.plan.options import ExportOptions
 from scale_export.questions.scoring import Scoring
 
-from .options import ExportOptions
 from .pipeline import FoldRequest, Outcome, fold_package
 from .verification import Verification, verify_package
 

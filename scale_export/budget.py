@@ -28,12 +28,12 @@ from scale_export.device.generation import generator_of
 from scale_export.model.blocks import Bits
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.weights import DecoderWeights
+from scale_export.plan.bits import fixed_bits
+from scale_export.plan.make import Plan, with_bits
+from scale_export.plan.quantizer_choice import trained_on_set
 from scale_export.quantize.calibration import calibration_examples, plan_statistics
 
-from .bits_plan import fixed_bits
-from .plan import Plan, with_bits
 from .quantize import CalibrationOptions, QuantizedWeights, load_quantizer
-from .quantizer_choice import trained_on_set
 from .speed import SpeedChoice, choose_speed
 
 CHECKPOINTS = 16

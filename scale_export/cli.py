@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED, EXIT_USER_ERROR, UserError
+from scale_export.plan.options import ExportOptions
 
 from . import __version__
-from .options import ExportOptions
 
 app = typer.Typer(
     name="scale-export",

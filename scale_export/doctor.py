@@ -33,6 +33,8 @@ from scale_export.model.folding import fold
 from scale_export.model.identity import load_coefficients
 from scale_export.model.weights import DecoderWeights
 from scale_export.package.manifest import PackageFiles, open_package_files
+from scale_export.plan.make import Plan
+from scale_export.plan.weights import quantized
 from scale_export.quantize.calibration import plan_statistics
 
 from .backends.interface import load_backend
@@ -50,8 +52,6 @@ from .departure import (
 from .lockstep import Lockstep
 from .measure import levels_per_unit, reference_engine
 from .parity import preprocessing_leg
-from .plan import Plan
-from .plan_weights import quantized
 from .quantize import CalibrationOptions, QuantizedWeights, StaticWeights
 from .reference import parity_prompts, parity_questions, reference_cases
 from .verification import plan_again

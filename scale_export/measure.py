@@ -20,6 +20,8 @@ from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.model.streaming import ParityMode, StreamedKernels, must_stream
 from scale_export.model.weights import DecoderWeights
+from scale_export.plan.make import Plan
+from scale_export.plan.weights import quantized, weights_kind
 from scale_export.quantize.calibration import plan_statistics
 from scale_export.questions.scoring import Scoring
 
@@ -35,8 +37,6 @@ from .parity import (
     runtime_leg,
     same_inputs,
 )
-from .plan import Plan
-from .plan_weights import quantized, weights_kind
 from .quantize import load_quantizer
 from .questions import Question, digest, load_questions, public_name
 from .reference import Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases

@@ -9,13 +9,13 @@ from scale_export.core import limits
 from scale_export.core.records import Float32
 from scale_export.device.generation import generator_of
 from scale_export.model.folding import FoldedDecoder
+from scale_export.plan.weights import quantized
 
 from .backends.interface import load_backend
 from .departure import Recorder, first_departure, follow, largest_error
 from .lockstep import Lockstep
 from .measure import Measurement, reference_engine
 from .parity import ParityReport
-from .plan_weights import quantized
 from .reference import Case
 
 NOT_RUN = (

@@ -23,9 +23,9 @@ from scale_export.core.intervals import mean_kl, top1_agreement
 from scale_export.core.limits import FOLD_RELATIVE, LOWERING_RELATIVE, PIXEL_LEVELS, ROUNDING
 from scale_export.core.records import Float32, Precision
 from scale_export.device.generation import Generator, Inputs
+from scale_export.plan.targets import ParityLimits
 
 from .reference import Case
-from .targets import ParityLimits
 
 LEGS = ("fold", "lowering", "quantization", "runtime", "preprocessing", "task")
 CHECKPOINT_LEGS = ("tensors", "storage")

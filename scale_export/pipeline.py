@@ -21,23 +21,23 @@ from scale_export.model.identity import load_coefficients, save_coefficients
 from scale_export.model.streaming import parity_mode
 from scale_export.package.manifest import CalibrationFacts, DecoderFacts, Manifest, Tool
 from scale_export.package.staging import StagedPackage, check_destination
+from scale_export.plan.bits import check_mixed, fixed_bits
+from scale_export.plan.make import Plan, make_plan, with_bits
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
+from scale_export.plan.weights import quantized
 from scale_export.quantize.calibration import plan_statistics
 from scale_export.questions.scoring import Scoring
 
 from . import __version__
 from .backends.checkpoint import backend as checkpoint
 from .backends.interface import backend_of, load_backend
-from .bits_plan import check_mixed, fixed_bits
 from .budget import BitsChoice, Timer, parse_budget, search_bits
 from .measure import Measured, measurement_of
-from .options import ExportOptions
-from .plan import Plan, make_plan, with_bits
-from .plan_weights import quantized
 from .quantize import write_bits_plan
 from .questions import public_name
 from .report import render_report
 from .report_data import library_versions, report_data
-from .targets import load_target
 from .task import evaluation_set
 from .timing import seconds_per_token
 

@@ -10,12 +10,12 @@ from PIL import Image
 
 from scale_export.charts.maps import FrontierPoint
 from scale_export.core.records import Precision
+from scale_export.plan.make import Plan
 
 from . import __version__
 from .backends.interface import backend_of
 from .budget import BitsChoice, Point
 from .measure import Measured
-from .plan import Plan
 from .report import DifferingQuestion, ReportData
 from .task import Answered
 

@@ -18,7 +18,7 @@ from scale_export.package.signing import Signature, check_signature
 from scale_export.questions.scoring import Scoring
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from scale_export.plan.make import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +121,9 @@ def plan_again(
     ``calib`` names the question set of calibration with its place, where that is one on a disk.
     """
     from scale_export.model.base import open_base
-
-    from .options import ExportOptions
-    from .plan import make_plan
-    from .targets import load_target
+    from scale_export.plan.make import make_plan
+    from scale_export.plan.options import ExportOptions
+    from scale_export.plan.targets import load_target
 
     recorded = files.manifest
     try:

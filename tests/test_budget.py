@@ -13,20 +13,20 @@ from scale_export import UserError, api, measure, mil
 from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.coreml import decoder as coreml_decoder
 from scale_export.backends.onnxruntime import backend
-from scale_export.bits_plan import bits_plan, k_quant_mixed
 from scale_export.budget import Budget, parse_budget, search_bits
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.model.folding import fold
-from scale_export.options import ExportOptions
 from scale_export.package.manifest import open_package_files
 from scale_export.pipeline import bits_by_matrix, within_budget
-from scale_export.plan import make_plan
-from scale_export.plan_weights import quantized
+from scale_export.plan.bits import bits_plan, k_quant_mixed
+from scale_export.plan.make import make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
+from scale_export.plan.weights import quantized
 from scale_export.quantize import QuantizedWeights, read_bits_plan, write_bits_plan
-from scale_export.targets import load_target
 from tests.backends.emission import TOKENS, generator, prompt, reference
 from tests.conftest import random_coefficients
 

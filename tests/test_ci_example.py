@@ -14,8 +14,8 @@ from typer.main import get_command
 
 from scale_export.cli import app
 from scale_export.package.requirements import read_requirements
+from scale_export.plan.targets import load_target
 from scale_export.questions import dataset_names
-from scale_export.targets import load_target
 
 WORKFLOW = Path(__file__).parents[1] / "examples/ci/scale-export.yml"
 LOADED: dict[Any, Any] = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ from scale_export.doctor import Stage, examine
 from scale_export.model.blocks import BlockMatrix
 from scale_export.package.manifest import PackageFiles, open_package_files
 from scale_export.package.staging import StagedPackage
-from scale_export.plan_weights import quantized
+from scale_export.plan.weights import quantized
 from scale_export.quantize import QuantizedWeights, calibration
 from scale_export.quantize.calibration import plan_statistics
 from scale_export.verification import plan_again

@@ -96,7 +96,7 @@ def test_a_device_needs_no_torch_and_no_exporting_library():
         "    sys.modules[name] = None\n"
         "import scale_export.device.package, scale_export.device.selftest, scale_export.device.bench\n"
         "import scale_export.verification\n"
-        "import scale_export.cli, scale_export.targets, scale_export.device.onnxruntime.engine\n"
+        "import scale_export.cli, scale_export.plan.targets, scale_export.device.onnxruntime.engine\n"
         "import scale_export.device.coreml.engine\n"
         "import importlib, pkgutil, scale_export.commands\n"
         "for module in pkgutil.iter_modules(scale_export.commands.__path__, 'scale_export.commands.'):\n"

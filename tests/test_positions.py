@@ -24,9 +24,9 @@ from scale_export.parity import (
     quantization_leg,
     runtime_leg,
 )
-from scale_export.plan import ExportOptions, make_plan
+from scale_export.plan.make import ExportOptions, make_plan
+from scale_export.plan.targets import ParityLimits, load_target
 from scale_export.reference import ANSWER_POSITIONS, Case, Prompt
-from scale_export.targets import ParityLimits, load_target
 from tests.conftest import random_coefficients
 
 END, VOCABULARY = 3, 9

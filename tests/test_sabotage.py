@@ -20,11 +20,11 @@ from scale_export.families.llava import Llava
 from scale_export.measure import GraphCandidate, Measurement
 from scale_export.model import decoder, folding
 from scale_export.model.folding import fold
-from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
-from scale_export.plan import make_plan
-from scale_export.plan_weights import quantized
-from scale_export.targets import load_target
+from scale_export.plan.make import make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
+from scale_export.plan.weights import quantized
 from tests.conftest import random_coefficients
 
 Emit = Callable[..., Measurement]

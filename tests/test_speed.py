@@ -15,9 +15,9 @@ from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.onnxruntime import backend as onnx
 from scale_export.budget import BitsChoice, Point
 from scale_export.core.progress import WorkLog
-from scale_export.options import ExportOptions
 from scale_export.pipeline import FoldRequest, plan_fold, within_budget
-from scale_export.plan import Plan
+from scale_export.plan.make import Plan
+from scale_export.plan.options import ExportOptions
 from scale_export.quantize import read_bits_plan
 from scale_export.report_data import beside_uniform
 from scale_export.speed import TRIES, SpeedModel, choose_speed

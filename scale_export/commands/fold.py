@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED
 from scale_export.core.progress import WorkLog
 from scale_export.display import quiet_libraries, say, show, show_parity
-from scale_export.options import ExportOptions
+from scale_export.plan.options import ExportOptions
 
 if TYPE_CHECKING:
     from scale_export.questions.scoring import Scoring
@@ -36,8 +36,8 @@ def run_fold(
 ) -> int:
     """``scale-export fold``."""
     from scale_export.api import default_out
-    from scale_export.bits_plan import bits_plan as named_bits
     from scale_export.pipeline import FoldRequest, fold_package, plan_fold
+    from scale_export.plan.bits import bits_plan as named_bits
 
     quiet_libraries()
     request = FoldRequest(

@@ -12,7 +12,7 @@ from scale_export.display import console, say
 
 def run_targets(*, as_json: bool) -> int:
     """``scale-export targets``."""
-    from scale_export.targets import load_target, target_names
+    from scale_export.plan.targets import load_target, target_names
 
     found = [load_target(name) for name in target_names()]
     if as_json:

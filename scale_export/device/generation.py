@@ -15,7 +15,7 @@ from scale_export.families import Family
 from .engine import Engine, Scalars, Step
 
 if TYPE_CHECKING:
-    from scale_export.plan import Plan
+    from scale_export.plan.make import Plan
 
 Inputs = Mapping[str, Array]
 """A processor's NumPy output for one prompt: ``input_ids [1, T]``, its mask, pixels and what goes with them."""

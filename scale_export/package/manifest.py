@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, Validation
 
 from scale_export.core.errors import UserError, did_you_mean
 from scale_export.core.records import FoldMode, Precision, Scope
-from scale_export.targets import FloatType
+from scale_export.plan.targets import FloatType
 
 MANIFEST_NAME: Final = "manifest.json"
 FAILED_MANIFEST_NAME: Final = "manifest.failed.json"

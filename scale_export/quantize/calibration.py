@@ -35,7 +35,7 @@ from scale_export.model.asking import end_tokens
 from scale_export.model.base import BaseModel
 from scale_export.model.decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
 from scale_export.model.engine import ReferenceInputs
-from scale_export.plan import Plan
+from scale_export.plan.make import Plan
 from scale_export.questions import Question, load_questions
 from scale_export.training.examples import target_ids
 

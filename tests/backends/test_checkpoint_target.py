@@ -23,9 +23,9 @@ from scale_export.measure import measurement_of
 from scale_export.model import folding as foldings
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.checkpoint import INDEX_FILE, Checkpoint
-from scale_export.options import ExportOptions
-from scale_export.plan import make_plan
-from scale_export.targets import load_target
+from scale_export.plan.make import make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
 from tests.conftest import random_coefficients, saved
 from tests.models import FAMILIES
 

@@ -23,9 +23,9 @@ from scale_export.device.coreml.host import read_host_config
 from scale_export.device.coreml.tables import HostTables
 from scale_export.device.engine import Scalars, Step
 from scale_export.device.prompts import encode_messages, user_message
-from scale_export.options import ExportOptions
-from scale_export.plan import make_plan
-from scale_export.targets import load_target
+from scale_export.plan.make import make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
 from tests.backends.emission import TOKENS, Emit, emitting, generator, prompt, reference
 from tests.conftest import random_coefficients
 

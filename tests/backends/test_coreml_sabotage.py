@@ -21,10 +21,10 @@ from scale_export.measure import Measurement
 from scale_export.model.base import open_base
 from scale_export.model.folding import fold as fold_decoder
 from scale_export.model.identity import load_coefficients
-from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
-from scale_export.plan import make_plan
-from scale_export.targets import load_target
+from scale_export.plan.make import make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
 from tests.backends.emission import Emit, emitting, reference
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"

@@ -33,11 +33,11 @@ from scale_export.model.base import BaseModel, open_base
 from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.model.hooks import attach
 from scale_export.model.sites import text_decoder
-from scale_export.options import ExportOptions
-from scale_export.plan import Plan, make_plan
-from scale_export.plan_weights import quantized
+from scale_export.plan.make import Plan, make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
+from scale_export.plan.weights import quantized
 from scale_export.reference import forget_positions
-from scale_export.targets import load_target
 from tests.backends.emission import generator, reference
 from tests.conftest import picture, random_coefficients
 from tests.models import FAMILIES

@@ -34,11 +34,11 @@ from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import Factor, FoldedWeights, fold, fold_factors
 from scale_export.model.hooks import attach, attach_trainable
 from scale_export.model.identity import load_coefficients
-from scale_export.options import ExportOptions
-from scale_export.plan import make_plan
+from scale_export.plan.make import make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
 from scale_export.questions import load_questions
 from scale_export.reference import FORCED_STEPS, _path, parity_prompts
-from scale_export.targets import load_target
 from scale_export.training.examples import encode_examples
 from scale_export.training.loop import FullScorer, PrefixScorer
 from scale_export.training.options import silent

@@ -22,9 +22,9 @@ from scale_export.families import GENERIC_ROUTE, family_names, load_family, reso
 from scale_export.families._generic import Generic, _without_weights
 from scale_export.families._text import text_spec
 from scale_export.model.base import BaseModel, open_base
-from scale_export.options import ExportOptions
-from scale_export.plan import make_plan
-from scale_export.targets import load_target
+from scale_export.plan.make import make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
 from tests.conftest import random_coefficients, saved
 from tests.families import proof
 from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, portable

@@ -18,9 +18,9 @@ from scale_export.core.compare import relative_error
 from scale_export.families._towers.tower import ShuffledFeatures
 from scale_export.families.internvl import FAMILY, InternVL
 from scale_export.model.base import BaseModel
-from scale_export.options import ExportOptions
-from scale_export.plan import make_plan
-from scale_export.targets import load_target
+from scale_export.plan.make import make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
 from tests.conftest import random_coefficients
 from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, logits_error, portable
 from tests.models import FAMILIES

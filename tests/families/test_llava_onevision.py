@@ -22,9 +22,9 @@ from scale_export.families import llava_onevision
 from scale_export.families.llava_onevision import FAMILY, LlavaOnevision
 from scale_export.model.base import BaseModel
 from scale_export.model.engine import ReferenceEngine
-from scale_export.options import ExportOptions
-from scale_export.plan import make_plan
-from scale_export.targets import load_target
+from scale_export.plan.make import make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
 from tests.backends.emission import generator
 from tests.conftest import picture, random_coefficients
 

@@ -11,9 +11,9 @@ from torch._subclasses import FakeTensor
 
 from scale_export.families._towers.tower import example_inputs
 from scale_export.model.base import BaseModel
-from scale_export.options import ExportOptions
-from scale_export.plan import make_plan
-from scale_export.targets import load_target
+from scale_export.plan.make import make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
 from tests.conftest import random_coefficients
 
 

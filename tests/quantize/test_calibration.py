@@ -19,15 +19,15 @@ from scale_export.model import folding
 from scale_export.model.base import open_base
 from scale_export.model.hooks import attach
 from scale_export.model.identity import load_coefficients
-from scale_export.options import ExportOptions
 from scale_export.package.manifest import open_package_files
 from scale_export.parity import ParityReport
-from scale_export.plan import make_plan
-from scale_export.plan_weights import quantized
+from scale_export.plan.make import make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
+from scale_export.plan.weights import quantized
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, calibration, load_quantizer
 from scale_export.quantize.calibration import _token_weights, calibrate
 from scale_export.questions import load_questions
-from scale_export.targets import load_target
 from scale_export.training.examples import encode_examples, whole_sequences
 from tests.conftest import random_coefficients, saved
 from tests.test_pipeline import tree

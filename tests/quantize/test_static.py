@@ -34,16 +34,16 @@ from scale_export.doctor import examine
 from scale_export.measure import Measurement, measurement_of
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import fold
-from scale_export.options import ExportOptions
 from scale_export.pipeline import copy_processor
-from scale_export.plan import Plan, make_plan
-from scale_export.plan_weights import quantized
+from scale_export.plan.make import Plan, make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
+from scale_export.plan.weights import quantized
 from scale_export.quantize import StaticKernels, StaticWeights, calibration, load_quantizer
 from scale_export.quantize.equalize import EqualizedWeights
 from scale_export.quantize.grid import symmetric
 from scale_export.quantize.methods.smoothquant import SmoothQuant
 from scale_export.quantize.static import input_step, rounded_inputs
-from scale_export.targets import load_target
 from tests.backends.emission import TOKENS, generator, prompt
 from tests.conftest import random_coefficients, saved
 from tests.quantize.test_methods import Correlated, correlated

@@ -18,8 +18,8 @@ from scale_export.mil.program import Literal
 from scale_export.model.blocks import Bits, BlockMatrix
 from scale_export.model.folding import FoldedDecoder
 from scale_export.model.weights import DecoderWeights
+from scale_export.plan.targets import ComputeUnits
 from scale_export.quantize import QuantizedWeights
-from scale_export.targets import ComputeUnits
 
 from . import swift
 from .convert import constant_name

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from scale_export.core.records import FoldMode, Scope
-from scale_export.targets import ComputeUnits
+from scale_export.plan.targets import ComputeUnits
 
 FILE = "runtime.json"
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from scale_export import mil
 from scale_export.core.records import Array
-from scale_export.targets import ComputeUnits
+from scale_export.plan.targets import ComputeUnits
 
 Arithmetic = Literal["float32", "float16"]
 

@@ -10,10 +10,10 @@ import pytest
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import DecoderSpec
-from scale_export.fold_choice import scaled_layers
-from scale_export.options import ExportOptions
-from scale_export.plan import _placement, make_plan
-from scale_export.targets import load_target
+from scale_export.plan.fold_choice import scaled_layers
+from scale_export.plan.make import _placement, make_plan
+from scale_export.plan.options import ExportOptions
+from scale_export.plan.targets import load_target
 from tests.conftest import random_coefficients
 
 CPU = load_target("cpu")

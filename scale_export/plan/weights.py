@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from scale_export.core.progress import WorkLog
 from scale_export.model.folding import FoldedDecoder
+from scale_export.quantize import QuantizedWeights, StaticWeights, load_quantizer, quantize
 from scale_export.quantize.calibration import plan_statistics
 
-from .plan import Plan
-from .quantize import QuantizedWeights, StaticWeights, load_quantizer, quantize
+from .make import Plan
 
 
 def quantized(folded: FoldedDecoder, plan: Plan, log: WorkLog | None = None) -> FoldedDecoder:

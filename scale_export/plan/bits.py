@@ -11,8 +11,8 @@ from pathlib import Path
 from scale_export.core.errors import UserError, did_you_mean
 from scale_export.core.records import BLOCKWISE, DecoderSpec, Precision
 from scale_export.model.blocks import Bits
+from scale_export.quantize import check_bits, read_bits_plan
 
-from .quantize import check_bits, read_bits_plan
 from .targets import Target
 
 MIXED_BACKENDS = ("onnxruntime", "coreml")

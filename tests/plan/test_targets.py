@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from scale_export.core import resources
 from scale_export.core.errors import UserError
 from scale_export.core.records import FOLD_MODES, PRECISIONS
-from scale_export.targets import BACKEND_KEYS, ParityLimits, Target, load_target, target_names
+from scale_export.plan.targets import BACKEND_KEYS, ParityLimits, Target, load_target, target_names
 
 CPU = (resources.resource_dir("targets") / "cpu.toml").read_text()
 
@@ -235,7 +235,7 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["targets", "calib"])
 def test_resources_lie_in_the_checkout_or_in_the_wheel(name: str, tmp_path: Path) -> None:
-    checkout = Path(resources.__file__).parents[1]
+    checkout = Path(resources.__file__).parents[2]
     assert resources.resource_dir(name) == checkout / name  # type: ignore[arg-type]
 
     package = tmp_path / "site" / "scale_export"

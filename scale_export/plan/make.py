@@ -22,12 +22,12 @@ from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.base import BaseModel
 from scale_export.model.blocks import Bits
 from scale_export.model.identity import check_base
+from scale_export.quantize import CalibrationOptions
 
-from .bits_plan import bits_reason, other_bits
+from .bits import bits_reason, other_bits
 from .fold_choice import choose_fold, unfoldable
 from .options import ExportOptions
 from .picture_choice import check_one_size, choose_prefill_tokens, fit_pictures, tower_inputs_of
-from .quantize import CalibrationOptions
 from .quantizer_choice import calibration_options, choose_quantizer
 from .targets import FloatType, Target
 

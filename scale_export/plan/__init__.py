@@ -1,0 +1,1 @@
+"""Every decision and refusal of an export, before a weight is read."""
