@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from scale_export.collector import uncollected
+from scale_export.backends.collector import uncollected
 from scale_export.device.coreai.apple import load_apple
 from scale_export.model.blocks import BlockMatrix
 

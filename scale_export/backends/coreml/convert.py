@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scale_export import __version__
-from scale_export.collector import uncollected
+from scale_export.backends.collector import uncollected
 from scale_export.core.records import Array
 
 TARGET = "iOS18"

@@ -19,7 +19,7 @@ from onnxscript.rewriter.rules.common._basic_rules import slice_split_rule
 from torch import Tensor, nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from scale_export.collector import uncollected
+from scale_export.backends.collector import uncollected
 
 OPSET = 22
 
