@@ -35,11 +35,11 @@ from scale_export.model.weights import DecoderWeights
 from scale_export.package.manifest import PackageFiles, open_package_files
 from scale_export.plan.make import Plan
 from scale_export.plan.weights import quantized
-from scale_export.quantize.calibration import plan_statistics
-
-from .backends.interface import load_backend
-from .code_evidence import CodeEvidence, Moved
-from .departure import (
+from scale_export.proof.cases import parity_prompts, parity_questions, reference_cases
+from scale_export.proof.legs import preprocessing_leg
+from scale_export.proof.lockstep import Lockstep
+from scale_export.proof.measure import levels_per_unit, reference_engine
+from scale_export.proof.products import (
     Departure,
     Product,
     Recorder,
@@ -49,11 +49,11 @@ from .departure import (
     follow,
     largest_error,
 )
-from .lockstep import Lockstep
-from .measure import levels_per_unit, reference_engine
-from .parity import preprocessing_leg
+from scale_export.quantize.calibration import plan_statistics
+
+from .backends.interface import load_backend
+from .code_evidence import CodeEvidence, Moved
 from .quantize import CalibrationOptions, QuantizedWeights, StaticWeights
-from .reference import parity_prompts, parity_questions, reference_cases
 from .verification import plan_again
 
 WORST = 5

@@ -26,6 +26,8 @@ from scale_export.plan.make import Plan, make_plan, with_bits
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
+from scale_export.proof.measure import Measured, measurement_of
+from scale_export.proof.task import evaluation_set
 from scale_export.quantize.calibration import plan_statistics
 from scale_export.questions.scoring import Scoring
 
@@ -33,12 +35,10 @@ from . import __version__
 from .backends.checkpoint import backend as checkpoint
 from .backends.interface import backend_of, load_backend
 from .budget import BitsChoice, Timer, parse_budget, search_bits
-from .measure import Measured, measurement_of
 from .quantize import write_bits_plan
 from .questions import public_name
 from .report import render_report
 from .report_data import library_versions, report_data
-from .task import evaluation_set
 from .timing import seconds_per_token
 
 BITS_PLAN: Final = "bits.toml"

@@ -11,13 +11,13 @@ from PIL import Image
 from scale_export.charts.maps import FrontierPoint
 from scale_export.core.records import Precision
 from scale_export.plan.make import Plan
+from scale_export.proof.measure import Measured
+from scale_export.proof.task import Answered
 
 from . import __version__
 from .backends.interface import backend_of
 from .budget import BitsChoice, Point
-from .measure import Measured
 from .report import DifferingQuestion, ReportData
-from .task import Answered
 
 GALLERY = 12
 LIBRARIES = ("numpy", "safetensors", "torch", "transformers")

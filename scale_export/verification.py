@@ -83,9 +83,8 @@ def verify_package(
             passed=passed, selftest=selftest, parity=None, requirements=checked, signature=signed
         )
     from scale_export.model.streaming import parity_mode
-
-    from .measure import measurement_of
-    from .task import evaluation_set
+    from scale_export.proof.measure import measurement_of
+    from scale_export.proof.task import evaluation_set
 
     plan = plan_again(package.files, package.coefficients, model, target, calib, cache)
     graphs = {str(role): package.files.path(name) for role, name in package.files.manifest.graphs.items()}

@@ -9,8 +9,8 @@ import pytest
 from typer.main import get_command
 
 from scale_export.cli import app
-from scale_export.parity import LEGS
 from scale_export.plan.targets import target_names
+from scale_export.proof.legs import LEGS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])

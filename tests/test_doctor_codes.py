@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from PIL import ImageOps
 
-from scale_export import measure, pipeline
+from scale_export import pipeline
 from scale_export.api import fold
 from scale_export.backends.coreml import decoder as coreml_decoder
 from scale_export.code_evidence import CodeEvidence, Moved
@@ -23,6 +23,7 @@ from scale_export.model.blocks import BlockMatrix
 from scale_export.package.manifest import PackageFiles, open_package_files
 from scale_export.package.staging import StagedPackage
 from scale_export.plan.weights import quantized
+from scale_export.proof import measure
 from scale_export.quantize import QuantizedWeights, calibration
 from scale_export.quantize.calibration import plan_statistics
 from scale_export.verification import plan_again

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from scale_export import UserError, fold, open_package, verify
-from scale_export import measure as measuring
 from scale_export.backends.onnxruntime.trace import forget_traces
 from scale_export.core.resources import resource_dir
 from scale_export.package.manifest import open_package_files
+from scale_export.proof import measure as measuring
 from tests.conftest import random_coefficients, saved
 
 

@@ -15,7 +15,6 @@ from scale_export import fold, open_package
 from scale_export.core.limits import LOWERING_RELATIVE
 from scale_export.core.progress import WorkLog
 from scale_export.device.prompts import open_image
-from scale_export.measure import Measurement
 from scale_export.model.asking import answer_questions
 from scale_export.model.base import open_base
 from scale_export.model.hooks import attach
@@ -24,8 +23,9 @@ from scale_export.pipeline import Outcome
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
+from scale_export.proof.measure import Measurement
+from scale_export.proof.task import ask_all, task_leg
 from scale_export.questions import load_questions
-from scale_export.task import ask_all, task_leg
 
 EXAMPLE = Path(__file__).parents[1] / "examples/tiny_vlm"
 

@@ -18,7 +18,7 @@ from scale_export.core.records import Float32, Precision
 from .package import Package
 
 if TYPE_CHECKING:
-    from scale_export.reference import Case
+    from scale_export.proof.cases import Case
 
 FOLDER = "selftest"
 CASES = f"{FOLDER}/cases.json"

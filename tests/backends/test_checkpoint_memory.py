@@ -16,7 +16,7 @@ SCRIPT = """
 import shutil, sys
 from pathlib import Path
 import numpy as np
-from scale_export.backends.checkpoint.check import tensors_leg
+from scale_export.proof.stored_tensors import tensors_leg
 from scale_export.backends.checkpoint.writer import edits_of, write_weights
 from scale_export.model.checkpoint import Checkpoint
 from scale_export.model.folding import fold

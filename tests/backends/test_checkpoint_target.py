@@ -19,13 +19,13 @@ from scale_export import UserError, fold, open_package, verify
 from scale_export.backends.checkpoint import backend, writer
 from scale_export.backends.checkpoint.storage import FOLDABLE, half_ulp, narrow, widen
 from scale_export.core.progress import WorkLog
-from scale_export.measure import measurement_of
 from scale_export.model import folding as foldings
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.checkpoint import INDEX_FILE, Checkpoint
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
+from scale_export.proof.measure import measurement_of
 from tests.conftest import random_coefficients, saved
 from tests.models import FAMILIES
 
@@ -316,7 +316,7 @@ def test_a_folded_weight_one_unit_off_fails(base_in: Any, package: Path, tmp_pat
 
 
 def test_a_missing_shard_fails(base_in: Any, package: Path, tmp_path: Path):
-    from scale_export.backends.checkpoint.check import tensors_leg
+    from scale_export.proof.stored_tensors import tensors_leg
 
     base, copy = base_in(), Path(shutil.copytree(package, tmp_path / "copy"))
     (copy / base.checkpoint.weight_files()[1].name).unlink()

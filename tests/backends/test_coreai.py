@@ -31,12 +31,12 @@ from scale_export.device.engine import Step
 from scale_export.model.base import BaseModel
 from scale_export.model.decoder import Gate, PortableDecoder, TorchKernels, empty_cache
 from scale_export.model.folding import FoldedDecoder, fold
-from scale_export.parity import path_logits
 from scale_export.plan.make import Plan, make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import Target, load_target
 from scale_export.plan.weights import quantized
-from scale_export.reference import parity_prompts, reference_cases
+from scale_export.proof.cases import parity_prompts, reference_cases
+from scale_export.proof.legs import path_logits
 from tests.backends.emission import TOKENS, generator, prompt, reference
 from tests.conftest import random_coefficients
 

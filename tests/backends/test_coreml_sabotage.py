@@ -17,7 +17,6 @@ from scale_export.core.progress import WorkLog
 from scale_export.device.coreml import engine
 from scale_export.device.coreml.engine import CoreMLEngine
 from scale_export.device.engine import Step
-from scale_export.measure import Measurement
 from scale_export.model.base import open_base
 from scale_export.model.folding import fold as fold_decoder
 from scale_export.model.identity import load_coefficients
@@ -25,6 +24,7 @@ from scale_export.pipeline import copy_processor
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
+from scale_export.proof.measure import Measurement
 from tests.backends.emission import Emit, emitting, reference
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"

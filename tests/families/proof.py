@@ -37,7 +37,7 @@ from scale_export.plan.make import Plan, make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
-from scale_export.reference import forget_positions
+from scale_export.proof.cases import forget_positions
 from tests.backends.emission import generator, reference
 from tests.conftest import picture, random_coefficients
 from tests.models import FAMILIES

@@ -37,8 +37,8 @@ from scale_export.model.identity import load_coefficients
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
+from scale_export.proof.cases import FORCED_STEPS, _path, parity_prompts
 from scale_export.questions import load_questions
-from scale_export.reference import FORCED_STEPS, _path, parity_prompts
 from scale_export.training.examples import encode_examples
 from scale_export.training.loop import FullScorer, PrefixScorer
 from scale_export.training.options import silent

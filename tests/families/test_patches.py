@@ -48,8 +48,8 @@ from scale_export.pipeline import copy_processor
 from scale_export.plan.make import Plan, make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import Target, load_target
+from scale_export.proof.cases import forget_positions
 from scale_export.questions import Question, load_questions
-from scale_export.reference import forget_positions
 from scale_export.training.run import TrainOptions, run_training
 from tests.backends.emission import generator, prompt, reference
 from tests.conftest import picture, random_coefficients, saved

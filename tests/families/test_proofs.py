@@ -29,7 +29,7 @@ from tests.families.proof import (
     subject,
 )
 from tests.models import FAMILIES
-from tests.test_sabotage import drop_layer, swap_heads
+from tests.proof.test_sabotage import drop_layer, swap_heads
 
 RECORDED = json.loads(TABLE.read_text(encoding="utf-8"))
 

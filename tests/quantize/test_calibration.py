@@ -11,20 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from scale_export import UserError, fold, measure, verify
+from scale_export import UserError, fold, verify
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
-from scale_export.measure import Measurement
 from scale_export.model import folding
 from scale_export.model.base import open_base
 from scale_export.model.hooks import attach
 from scale_export.model.identity import load_coefficients
 from scale_export.package.manifest import open_package_files
-from scale_export.parity import ParityReport
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
+from scale_export.proof import measure
+from scale_export.proof.legs import ParityReport
+from scale_export.proof.measure import Measurement
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, calibration, load_quantizer
 from scale_export.quantize.calibration import _token_weights, calibrate
 from scale_export.questions import load_questions

@@ -31,7 +31,6 @@ from scale_export.core.records import Coefficients
 from scale_export.device.engine import Scalars
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.doctor import examine
-from scale_export.measure import Measurement, measurement_of
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import fold
 from scale_export.pipeline import copy_processor
@@ -39,6 +38,7 @@ from scale_export.plan.make import Plan, make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
+from scale_export.proof.measure import Measurement, measurement_of
 from scale_export.quantize import StaticKernels, StaticWeights, calibration, load_quantizer
 from scale_export.quantize.equalize import EqualizedWeights
 from scale_export.quantize.grid import symmetric

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from scale_export.model.identity import load_coefficients
-from scale_export.reference import few_prompts, parity_prompts, parity_questions
+from scale_export.proof.cases import few_prompts, parity_prompts, parity_questions
 
-TRAINED = load_coefficients(Path(__file__).parents[1] / "examples/small_vlm/spatial.safetensors")
+TRAINED = load_coefficients(Path(__file__).parents[2] / "examples/small_vlm/spatial.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ import pytest
 
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
-from scale_export.measure import Measurement
 from scale_export.model.base import open_base
 from scale_export.model.identity import load_coefficients
-from scale_export.parity import (
+from scale_export.plan.make import ExportOptions, make_plan
+from scale_export.plan.targets import ParityLimits, load_target
+from scale_export.proof.cases import ANSWER_POSITIONS, Case, Prompt
+from scale_export.proof.legs import (
     answer_logits,
     attribution,
     error_leg,
@@ -24,9 +26,7 @@ from scale_export.parity import (
     quantization_leg,
     runtime_leg,
 )
-from scale_export.plan.make import ExportOptions, make_plan
-from scale_export.plan.targets import ParityLimits, load_target
-from scale_export.reference import ANSWER_POSITIONS, Case, Prompt
+from scale_export.proof.measure import Measurement
 from tests.conftest import random_coefficients
 
 END, VOCABULARY = 3, 9
@@ -37,7 +37,7 @@ LIMITS = ParityLimits(
     runtime_min_top1_agreement=0.95,
     near_tie_budget=0,
 )
-TINY = Path(__file__).parents[1] / "examples/tiny_vlm/spatial.safetensors"
+TINY = Path(__file__).parents[2] / "examples/tiny_vlm/spatial.safetensors"
 
 
 def case_of(path: Sequence[int], ends: frozenset[int] = frozenset({END})) -> Case:

@@ -14,8 +14,7 @@ from scale_export.core.records import Coefficients, Float32
 from scale_export.device.generation import Inputs
 from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.hooks import attach
-
-from .questions import Question, is_generated, load_questions
+from scale_export.questions import Question, is_generated, load_questions
 
 FORCED_STEPS = 4
 """Decode steps of a case. They go on past an end token, since exactness holds on any path of logits; what an answer

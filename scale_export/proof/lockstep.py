@@ -15,9 +15,9 @@ from torch import Tensor
 
 from scale_export.model.streaming import StreamedKernels
 from scale_export.model.weights import DecoderWeights
+from scale_export.quantize import StaticWeights
 
-from .departure import Forward
-from .quantize import StaticWeights
+from .products import Forward
 
 
 class Lockstep:

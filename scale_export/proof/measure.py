@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from scale_export.backends.interface import backend_of, load_backend
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
 from scale_export.device.engine import Engine, Scalars
@@ -22,11 +23,13 @@ from scale_export.model.streaming import ParityMode, StreamedKernels, must_strea
 from scale_export.model.weights import DecoderWeights
 from scale_export.plan.make import Plan
 from scale_export.plan.weights import quantized, weights_kind
+from scale_export.quantize import load_quantizer
 from scale_export.quantize.calibration import plan_statistics
+from scale_export.questions import Question, digest, load_questions, public_name
 from scale_export.questions.scoring import Scoring
 
-from .backends.interface import backend_of, load_backend
-from .parity import (
+from .cases import Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
+from .legs import (
     ParityReport,
     attribution,
     fold_leg,
@@ -37,9 +40,6 @@ from .parity import (
     runtime_leg,
     same_inputs,
 )
-from .quantize import load_quantizer
-from .questions import Question, digest, load_questions, public_name
-from .reference import Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
 from .task import MAX_NEW_TOKENS, Answered, agreement, ask_all, task_leg
 
 

@@ -25,7 +25,7 @@ from scale_export.core.records import Float32, Precision
 from scale_export.device.generation import Generator, Inputs
 from scale_export.plan.targets import ParityLimits
 
-from .reference import Case
+from .cases import Case
 
 LEGS = ("fold", "lowering", "quantization", "runtime", "preprocessing", "task")
 CHECKPOINT_LEGS = ("tensors", "storage")

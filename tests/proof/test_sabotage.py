@@ -12,12 +12,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from scale_export import measure
 from scale_export.backends.onnxruntime import backend
 from scale_export.core.progress import WorkLog
 from scale_export.device import generation
 from scale_export.families.llava import Llava
-from scale_export.measure import GraphCandidate, Measurement
 from scale_export.model import decoder, folding
 from scale_export.model.folding import fold
 from scale_export.pipeline import copy_processor
@@ -25,6 +23,8 @@ from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
+from scale_export.proof import measure
+from scale_export.proof.measure import GraphCandidate, Measurement
 from tests.conftest import random_coefficients
 
 Emit = Callable[..., Measurement]
@@ -260,7 +260,7 @@ class _MovedCodes:
 
 
 def test_logits_that_are_not_finite_fail_and_are_written_as_null():
-    from scale_export.parity import error_leg
+    from scale_export.proof.legs import error_leg
 
     leg = error_leg([np.ones((1, 3), np.float32)], [np.array([[1, np.nan, 1]], np.float32)], 1.0)
     assert leg["passed"] is False and leg["value"] is None

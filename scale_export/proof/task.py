@@ -23,9 +23,8 @@ from scale_export.core.records import Coefficients
 from scale_export.model.asking import Answer, answer_questions
 from scale_export.model.hooks import attach
 from scale_export.plan.targets import ParityLimits
+from scale_export.questions import Question, dataset_names, load_questions
 from scale_export.questions.scoring import Scoring, is_right, normalise
-
-from .questions import Question, dataset_names, load_questions
 
 MAX_NEW_TOKENS = 16
 MAX_LISTED = 100

@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
+from scale_export.backends.interface import backend_of
 from scale_export.core import limits
 from scale_export.core.records import Float32
 from scale_export.model.asking import answer_questions
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.folding import FoldedDecoder, fold
+from scale_export.questions import Question
 
-from .backends.checkpoint.check import exact_folds, tensors_leg
-from .backends.interface import backend_of
+from .cases import Case, model_logits, parity_prompts, parity_questions
+from .legs import ParityReport, error_leg
 from .measure import Candidate, Measured, Measurement, Steps
-from .parity import ParityReport, error_leg
-from .questions import Question
-from .reference import Case, model_logits, parity_prompts, parity_questions
+from .stored_tensors import exact_folds, tensors_leg
 from .task import MAX_NEW_TOKENS
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scale_export.backends.interface import load_backend
 from scale_export.core import limits
 from scale_export.core.records import Float32
 from scale_export.device.generation import generator_of
 from scale_export.model.folding import FoldedDecoder
 from scale_export.plan.weights import quantized
 
-from .backends.interface import load_backend
-from .departure import Recorder, first_departure, follow, largest_error
+from .cases import Case
+from .legs import ParityReport
 from .lockstep import Lockstep
 from .measure import Measurement, reference_engine
-from .parity import ParityReport
-from .reference import Case
+from .products import Recorder, first_departure, follow, largest_error
 
 NOT_RUN = (
     "TensorRT and QNN: the QuantizeLinear and DequantizeLinear of this package ran on ONNX Runtime's CPU kernels only",

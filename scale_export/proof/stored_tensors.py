@@ -12,15 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_export.backends.checkpoint.storage import half_ulp, widen
+from scale_export.backends.checkpoint.writer import pieces
 from scale_export.core.compare import Leg
 from scale_export.core.errors import UserError
 from scale_export.core.limits import STORAGE_HALF_ULPS
 from scale_export.model.checkpoint import Checkpoint, StoredTensor
 from scale_export.model.folding import FoldedDecoder
 from scale_export.model.weights import CheckpointWeights
-
-from .storage import half_ulp, widen
-from .writer import pieces
 
 Exact = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Some rows of a stored tensor in float64 → what the scalars make of them (contract C1)."""

@@ -1,0 +1,1 @@
+"""The legs: each source of error measured apart."""
