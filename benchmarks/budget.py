@@ -37,7 +37,6 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 from torch import Tensor
 
-from scale_export.budget import narrowing_order
 from scale_export.core.intervals import paired_difference
 from scale_export.core.progress import WorkLog
 from scale_export.model.base import BaseModel, open_base
@@ -51,6 +50,7 @@ from scale_export.plan.targets import load_target
 from scale_export.quantize import QuantizedWeights, load_quantizer
 from scale_export.quantize.calibration import plan_statistics
 from scale_export.questions import load_questions
+from scale_export.search.budget import narrowing_order
 from scale_export.training.examples import encode_examples, whole_sequences
 
 TINY = Path(__file__).parents[1] / "examples/tiny_vlm"

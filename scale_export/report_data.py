@@ -13,10 +13,10 @@ from scale_export.core.records import Precision
 from scale_export.plan.make import Plan
 from scale_export.proof.measure import Measured
 from scale_export.proof.task import Answered
+from scale_export.search.budget import BitsChoice, Point
 
 from . import __version__
 from .backends.interface import backend_of
-from .budget import BitsChoice, Point
 from .report import DifferingQuestion, ReportData
 
 GALLERY = 12

@@ -31,9 +31,9 @@ from scale_export.model.weights import DecoderWeights
 from scale_export.plan.bits import fixed_bits
 from scale_export.plan.make import Plan, with_bits
 from scale_export.plan.quantizer_choice import trained_on_set
+from scale_export.quantize import CalibrationOptions, QuantizedWeights, load_quantizer
 from scale_export.quantize.calibration import calibration_examples, plan_statistics
 
-from .quantize import CalibrationOptions, QuantizedWeights, load_quantizer
 from .speed import SpeedChoice, choose_speed
 
 CHECKPOINTS = 16

@@ -13,7 +13,6 @@ from scale_export import UserError, api, mil
 from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.coreml import decoder as coreml_decoder
 from scale_export.backends.onnxruntime import backend
-from scale_export.budget import Budget, parse_budget, search_bits
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
@@ -28,6 +27,7 @@ from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
 from scale_export.proof import measure
 from scale_export.quantize import QuantizedWeights, read_bits_plan, write_bits_plan
+from scale_export.search.budget import Budget, parse_budget, search_bits
 from tests.backends.emission import TOKENS, generator, prompt, reference
 from tests.conftest import random_coefficients
 

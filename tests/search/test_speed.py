@@ -13,16 +13,16 @@ from scale_export import UserError
 from scale_export.backends.coreai import backend as coreai
 from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.onnxruntime import backend as onnx
-from scale_export.budget import BitsChoice, Point
 from scale_export.core.progress import WorkLog
 from scale_export.pipeline import FoldRequest, plan_fold, within_budget
 from scale_export.plan.make import Plan
 from scale_export.plan.options import ExportOptions
 from scale_export.quantize import read_bits_plan
 from scale_export.report_data import beside_uniform
-from scale_export.speed import TRIES, SpeedModel, choose_speed
-from scale_export.timing import seconds_per_token
-from tests.test_budget import plan_of
+from scale_export.search.budget import BitsChoice, Point
+from scale_export.search.speed import TRIES, SpeedModel, choose_speed
+from scale_export.search.timing import seconds_per_token
+from tests.search.test_budget import plan_of
 
 QUIET = WorkLog(quiet=True)
 SIZES = [1000 - 50 * narrow for narrow in range(11)]

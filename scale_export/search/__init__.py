@@ -1,0 +1,1 @@
+"""Bits for every matrix under a budget."""
