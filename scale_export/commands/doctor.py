@@ -23,7 +23,7 @@ def run_doctor(
     as_json: bool,
 ) -> int:
     """``scale-export doctor``."""
-    from scale_export.doctor import examine
+    from scale_export.doctor.examine import examine
 
     quiet_libraries()
     found = examine(package, model=model, target=target, calib=calib, cache=cache, log=WorkLog())

@@ -30,7 +30,7 @@ from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
 from scale_export.device.engine import Scalars
 from scale_export.device.onnxruntime.engine import OnnxEngine
-from scale_export.doctor import examine
+from scale_export.doctor.examine import examine
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import fold
 from scale_export.pipeline import copy_processor

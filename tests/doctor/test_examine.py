@@ -18,7 +18,7 @@ from scale_export.backends.onnxruntime import graphs as onnx_graphs
 from scale_export.cli import main
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
-from scale_export.doctor import Diagnosis, examine
+from scale_export.doctor.examine import Diagnosis, examine
 from scale_export.families._towers.tower import SelectedFeatures
 from scale_export.quantize import QuantizedWeights
 

@@ -16,9 +16,9 @@ from PIL import ImageOps
 from scale_export import pipeline
 from scale_export.api import fold
 from scale_export.backends.coreml import decoder as coreml_decoder
-from scale_export.code_evidence import CodeEvidence, Moved
 from scale_export.core.progress import WorkLog
-from scale_export.doctor import Stage, examine
+from scale_export.doctor.codes import CodeEvidence, Moved
+from scale_export.doctor.examine import Stage, examine
 from scale_export.model.blocks import BlockMatrix
 from scale_export.package.manifest import PackageFiles, open_package_files
 from scale_export.package.staging import StagedPackage

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from scale_export.backends.interface import load_backend
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
@@ -49,12 +50,11 @@ from scale_export.proof.products import (
     follow,
     largest_error,
 )
+from scale_export.quantize import CalibrationOptions, QuantizedWeights, StaticWeights
 from scale_export.quantize.calibration import plan_statistics
+from scale_export.verification import plan_again
 
-from .backends.interface import load_backend
-from .code_evidence import CodeEvidence, Moved
-from .quantize import CalibrationOptions, QuantizedWeights, StaticWeights
-from .verification import plan_again
+from .codes import CodeEvidence, Moved
 
 WORST = 5
 """How many matrices a table of roundings names."""

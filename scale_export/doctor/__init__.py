@@ -1,0 +1,1 @@
+"""Which stage, which layer, which head departs from the reference."""
