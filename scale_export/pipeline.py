@@ -30,6 +30,8 @@ from scale_export.proof.measure import Measured, measurement_of
 from scale_export.proof.task import evaluation_set
 from scale_export.quantize.calibration import plan_statistics
 from scale_export.questions.scoring import Scoring
+from scale_export.report.data import library_versions, report_data
+from scale_export.report.page import render_report
 from scale_export.search.budget import BitsChoice, Timer, parse_budget, search_bits
 from scale_export.search.timing import seconds_per_token
 
@@ -38,8 +40,6 @@ from .backends.checkpoint import backend as checkpoint
 from .backends.interface import backend_of, load_backend
 from .quantize import write_bits_plan
 from .questions import public_name
-from .report import render_report
-from .report_data import library_versions, report_data
 
 BITS_PLAN: Final = "bits.toml"
 """Bits of every matrix where some have their own, with what a search measured; ``--bits-plan`` reads it."""

@@ -18,7 +18,7 @@ from scale_export.pipeline import FoldRequest, plan_fold, within_budget
 from scale_export.plan.make import Plan
 from scale_export.plan.options import ExportOptions
 from scale_export.quantize import read_bits_plan
-from scale_export.report_data import beside_uniform
+from scale_export.report.data import beside_uniform
 from scale_export.search.budget import BitsChoice, Point
 from scale_export.search.speed import TRIES, SpeedModel, choose_speed
 from scale_export.search.timing import seconds_per_token

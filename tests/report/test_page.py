@@ -15,9 +15,9 @@ from PIL import Image
 
 from scale_export.charts.maps import FrontierPoint
 from scale_export.core.intervals import wilson
-from scale_export.report import DifferingQuestion, ReportData, render_report
-from scale_export.report_legs import LEG_MEANINGS, headline, leg_views
-from scale_export.report_numbers import human_bytes
+from scale_export.report.legs import LEG_MEANINGS, headline, leg_views
+from scale_export.report.numbers import human_bytes
+from scale_export.report.page import DifferingQuestion, ReportData, render_report
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 HOSTILE = "</h3><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7 * 7 }} \"'&lt;"

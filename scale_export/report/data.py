@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from scale_export import __version__
+from scale_export.backends.interface import backend_of
 from scale_export.charts.maps import FrontierPoint
 from scale_export.core.records import Precision
 from scale_export.plan.make import Plan
@@ -15,9 +17,7 @@ from scale_export.proof.measure import Measured
 from scale_export.proof.task import Answered
 from scale_export.search.budget import BitsChoice, Point
 
-from . import __version__
-from .backends.interface import backend_of
-from .report import DifferingQuestion, ReportData
+from .page import DifferingQuestion, ReportData
 
 GALLERY = 12
 LIBRARIES = ("numpy", "safetensors", "torch", "transformers")

@@ -9,7 +9,7 @@ from typing import Any
 
 from scale_export.charts.maps import LegError, short_number
 
-from .report_numbers import number, percent, yes
+from .numbers import number, percent, yes
 
 Json = Mapping[str, Any]
 

@@ -27,8 +27,8 @@ from scale_export.charts.maps import (
     to_svg,
 )
 
-from .report_legs import Json, LegView, headline, leg_views
-from .report_numbers import human_bytes, interval, number, percent, points, signed
+from .legs import Json, LegView, headline, leg_views
+from .numbers import human_bytes, interval, number, percent, points, signed
 
 MODEL_NAMES: Mapping[str, str] = {"base": "base model", "scale": "PyTorch ScAle", "export": "export"}
 
@@ -90,7 +90,7 @@ def render_report(data: ReportData) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("scale_export"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("scale_export.report", ""), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters.update(bytes=human_bytes, number=number, percent=percent, png=_data_uri)
