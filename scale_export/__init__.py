@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     from scale_export.device.package import open_package
     from scale_export.model.hooks import attach
     from scale_export.model.identity import load_coefficients, make_coefficients
-
-    from .api import fold, verify
+    from scale_export.pipeline.api import fold, verify
 
 
 def __getattr__(name: str) -> Any:

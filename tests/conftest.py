@@ -16,13 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from scale_export import pipeline
-from scale_export.api import fold
 from scale_export.backends.onnxruntime import trace
 from scale_export.core.records import Coefficients, Scope
 from scale_export.device.onnxruntime import engine
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.identity import make_coefficients
+from scale_export.pipeline import fold as pipeline
+from scale_export.pipeline.api import fold
 from tests.models import FAMILIES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -95,7 +95,7 @@ def test_a_device_needs_no_torch_and_no_exporting_library():
         "for name in ('torch', 'onnx', 'onnx_ir', 'onnxscript', 'scipy', 'matplotlib', 'optimum'):\n"
         "    sys.modules[name] = None\n"
         "import scale_export.device.package, scale_export.device.selftest, scale_export.device.bench\n"
-        "import scale_export.verification\n"
+        "import scale_export.pipeline.verify\n"
         "import scale_export.cli, scale_export.plan.targets, scale_export.device.onnxruntime.engine\n"
         "import scale_export.device.coreml.engine\n"
         "import importlib, pkgutil, scale_export.commands\n"

@@ -19,7 +19,7 @@ from scale_export.model.asking import answer_questions
 from scale_export.model.base import open_base
 from scale_export.model.hooks import attach
 from scale_export.model.identity import check_base, load_coefficients
-from scale_export.pipeline import Outcome
+from scale_export.pipeline.fold import Outcome
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target

@@ -35,8 +35,8 @@ def run_fold(
     as_json: bool,
 ) -> int:
     """``scale-export fold``."""
-    from scale_export.api import default_out
-    from scale_export.pipeline import FoldRequest, fold_package, plan_fold
+    from scale_export.pipeline.api import default_out
+    from scale_export.pipeline.fold import FoldRequest, fold_package, plan_fold
     from scale_export.plan.bits import bits_plan as named_bits
 
     quiet_libraries()

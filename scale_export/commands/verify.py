@@ -34,7 +34,7 @@ def run_verify(
     as_json: bool,
 ) -> int:
     """``scale-export verify``."""
-    from scale_export.verification import verify_package
+    from scale_export.pipeline.verify import verify_package
 
     quiet_libraries()
     found = verify_package(

@@ -34,6 +34,7 @@ from scale_export.model.folding import fold
 from scale_export.model.identity import load_coefficients
 from scale_export.model.weights import DecoderWeights
 from scale_export.package.manifest import PackageFiles, open_package_files
+from scale_export.pipeline.verify import plan_again
 from scale_export.plan.make import Plan
 from scale_export.plan.weights import quantized
 from scale_export.proof.cases import parity_prompts, parity_questions, reference_cases
@@ -52,7 +53,6 @@ from scale_export.proof.products import (
 )
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, StaticWeights
 from scale_export.quantize.calibration import plan_statistics
-from scale_export.verification import plan_again
 
 from .codes import CodeEvidence, Moved
 

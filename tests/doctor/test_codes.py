@@ -13,8 +13,6 @@ import onnx_ir as ir
 import pytest
 from PIL import ImageOps
 
-from scale_export import pipeline
-from scale_export.api import fold
 from scale_export.backends.coreml import decoder as coreml_decoder
 from scale_export.core.progress import WorkLog
 from scale_export.doctor.codes import CodeEvidence, Moved
@@ -22,11 +20,13 @@ from scale_export.doctor.examine import Stage, examine
 from scale_export.model.blocks import BlockMatrix
 from scale_export.package.manifest import PackageFiles, open_package_files
 from scale_export.package.staging import StagedPackage
+from scale_export.pipeline import fold as pipeline
+from scale_export.pipeline.api import fold
+from scale_export.pipeline.verify import plan_again
 from scale_export.plan.weights import quantized
 from scale_export.proof import measure
 from scale_export.quantize import QuantizedWeights, calibration
 from scale_export.quantize.calibration import plan_statistics
-from scale_export.verification import plan_again
 
 QUIET = WorkLog(quiet=True)
 OPTIONS = {"quantizer": "gptq", "calib": "gridworld", "calib_limit": 4, "evaluation": "none"}

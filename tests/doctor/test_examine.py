@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scale_export.api import fold
 from scale_export.backends.coreml import graphs as coreml_graphs
 from scale_export.backends.onnxruntime import decoder as onnx_decoder
 from scale_export.backends.onnxruntime import graphs as onnx_graphs
@@ -20,6 +19,7 @@ from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.doctor.examine import Diagnosis, examine
 from scale_export.families._towers.tower import SelectedFeatures
+from scale_export.pipeline.api import fold
 from scale_export.quantize import QuantizedWeights
 
 Export = Callable[..., Path]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import Gemma3Config, PaliGemmaConfig
 
-from scale_export import UserError, api
+from scale_export import UserError
 from scale_export.backends.coreai.bundle import refuse_unserved
 from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.coreml import decoder as coreml_decoder
@@ -34,6 +34,7 @@ from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import Factor, FoldedWeights, fold, fold_factors
 from scale_export.model.hooks import attach, attach_trainable
 from scale_export.model.identity import load_coefficients
+from scale_export.pipeline import api
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, MllamaConfig, Ovis2Config, Qwen2MoeConfig
 
-from scale_export import UserError, api
+from scale_export import UserError
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
@@ -22,6 +22,7 @@ from scale_export.families import GENERIC_ROUTE, family_names, load_family, reso
 from scale_export.families._generic import Generic, _without_weights
 from scale_export.families._text import text_spec
 from scale_export.model.base import BaseModel, open_base
+from scale_export.pipeline import api
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target

@@ -44,7 +44,7 @@ from scale_export.families.qwen3_vl import Qwen3VL
 from scale_export.model.asking import answer_questions
 from scale_export.model.base import BaseModel
 from scale_export.model.folding import fold as fold_scalars
-from scale_export.pipeline import copy_processor
+from scale_export.pipeline.fold import copy_processor
 from scale_export.plan.make import Plan, make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import Target, load_target

@@ -15,7 +15,7 @@ import pytest
 from scale_export import UserError, fold, verify
 from scale_export.core.intervals import equivalence
 from scale_export.core.resources import resource_dir
-from scale_export.pipeline import Outcome
+from scale_export.pipeline.fold import Outcome
 from scale_export.plan.targets import ParityLimits, load_target
 from scale_export.proof import measure as measuring
 from scale_export.proof.cases import Case, Prompt

@@ -31,7 +31,7 @@ from scale_export.quantize.calibration import _token_weights, calibrate
 from scale_export.questions import load_questions
 from scale_export.training.examples import encode_examples, whole_sequences
 from tests.conftest import random_coefficients, saved
-from tests.test_pipeline import tree
+from tests.pipeline.test_fold import tree
 
 OPTIONS = CalibrationOptions(questions="gridworld", limit=4)
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"

@@ -18,8 +18,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scale_export.api import fold as fold_package
-from scale_export.api import verify
 from scale_export.backends.onnxruntime import backend
 from scale_export.backends.onnxruntime.decoder import block_codes, signed_codes
 from scale_export.backends.onnxruntime.trace import forget_traces
@@ -33,7 +31,9 @@ from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.doctor.examine import examine
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import fold
-from scale_export.pipeline import copy_processor
+from scale_export.pipeline.api import fold as fold_package
+from scale_export.pipeline.api import verify
+from scale_export.pipeline.fold import copy_processor
 from scale_export.plan.make import Plan, make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target

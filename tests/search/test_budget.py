@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from scale_export import UserError, api, mil
+from scale_export import UserError, mil
 from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.coreml import decoder as coreml_decoder
 from scale_export.backends.onnxruntime import backend
@@ -19,7 +19,8 @@ from scale_export.core.progress import WorkLog
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.model.folding import fold
 from scale_export.package.manifest import open_package_files
-from scale_export.pipeline import bits_by_matrix, within_budget
+from scale_export.pipeline import api
+from scale_export.pipeline.fold import bits_by_matrix, within_budget
 from scale_export.plan.bits import bits_plan, k_quant_mixed
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions

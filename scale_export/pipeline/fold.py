@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from scale_export import __version__
+from scale_export.backends.checkpoint import backend as checkpoint
+from scale_export.backends.interface import backend_of, load_backend
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
@@ -28,18 +31,14 @@ from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
 from scale_export.proof.measure import Measured, measurement_of
 from scale_export.proof.task import evaluation_set
+from scale_export.quantize import write_bits_plan
 from scale_export.quantize.calibration import plan_statistics
+from scale_export.questions import public_name
 from scale_export.questions.scoring import Scoring
 from scale_export.report.data import library_versions, report_data
 from scale_export.report.page import render_report
 from scale_export.search.budget import BitsChoice, Timer, parse_budget, search_bits
 from scale_export.search.timing import seconds_per_token
-
-from . import __version__
-from .backends.checkpoint import backend as checkpoint
-from .backends.interface import backend_of, load_backend
-from .quantize import write_bits_plan
-from .questions import public_name
 
 BITS_PLAN: Final = "bits.toml"
 """Bits of every matrix where some have their own, with what a search measured; ``--bits-plan`` reads it."""

@@ -129,7 +129,7 @@ def test_a_killed_run_leaves_nothing_in_the_packages_place(
     out = tmp_path / "killed"
     base = base_of("llava", "llama")
     code = (
-        "from scale_export.api import fold\n"
+        "from scale_export.pipeline.api import fold\n"
         f"fold({str(coefficient_file)!r}, 'cpu', out={str(out)!r}, model={str(base.directory)!r}, evaluation='none')"
     )
     child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "HF_HUB_OFFLINE": "1"})

@@ -9,8 +9,8 @@ from scale_export.core.progress import WorkLog
 from scale_export.plan.options import ExportOptions
 from scale_export.questions.scoring import Scoring
 
-from .pipeline import FoldRequest, Outcome, fold_package
-from .verification import Verification, verify_package
+from .fold import FoldRequest, Outcome, fold_package
+from .verify import Verification, verify_package
 
 
 def default_out(coeffs: Path, target: str) -> Path:

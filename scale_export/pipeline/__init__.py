@@ -1,0 +1,1 @@
+"""The export and its verification, read aloud."""
