@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "UserError": "errors",
-    "Coefficients": "records",
-    "load_coefficients": "coefficients",
-    "make_coefficients": "coefficients",
-    "attach": "adapter",
-    "FoldRequest": "pipeline",
-    "fold": "api",
-    "verify": "api",
-    "open_package": "runtime",
+    "UserError": "core.errors",
+    "Coefficients": "core.records",
+    "load_coefficients": "model.identity",
+    "make_coefficients": "model.identity",
+    "attach": "model.hooks",
+    "FoldRequest": "pipeline.fold",
+    "fold": "pipeline.api",
+    "verify": "pipeline.api",
+    "open_package": "device.package",
 }
 
 __all__ = [  # noqa: RUF022

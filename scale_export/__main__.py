@@ -1,5 +1,5 @@
 """``python -m scale_export``."""
 
-from .cli import main
+from scale_export.cli.app import main
 
 main()

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from scale_export.cli import app
+from scale_export.cli.app import app
 from scale_export.package.requirements import read_requirements
 from scale_export.plan.targets import load_target
 from scale_export.questions import dataset_names

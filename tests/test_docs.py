@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from scale_export.cli import app
+from scale_export.cli.app import app
 from scale_export.plan.targets import target_names
 from scale_export.proof.legs import LEGS
 

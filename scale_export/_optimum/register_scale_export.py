@@ -28,7 +28,7 @@ class ScaleExportCommand(BaseOptimumCLICommand):
         self.parser.add_help = False
 
     def run(self) -> None:
-        from scale_export.cli import main
+        from scale_export.cli.app import main
 
         main(["fold", *self.args.arguments])
 

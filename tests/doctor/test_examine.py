@@ -14,7 +14,7 @@ import pytest
 from scale_export.backends.coreml import graphs as coreml_graphs
 from scale_export.backends.onnxruntime import decoder as onnx_decoder
 from scale_export.backends.onnxruntime import graphs as onnx_graphs
-from scale_export.cli import main
+from scale_export.cli.app import main
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.doctor.examine import Diagnosis, examine

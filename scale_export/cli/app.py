@@ -10,10 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from scale_export import __version__
 from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED, EXIT_USER_ERROR, UserError
 from scale_export.plan.options import ExportOptions
-
-from . import __version__
 
 app = typer.Typer(
     name="scale-export",
@@ -154,7 +153,7 @@ def fold(
 
     Example: scale-export fold --coeffs spatial.pt --target coreml --precision int4
     """
-    from .commands.fold import run_fold
+    from .fold import run_fold
 
     _need_export()
     raise typer.Exit(
@@ -228,7 +227,7 @@ def verify(
 
     Example: scale-export verify spatial-cpu --model path/to/base
     """
-    from .commands.verify import run_verify
+    from .verify import run_verify
 
     if not selftest:
         _need_export()
@@ -271,7 +270,7 @@ def doctor(
 
     Example: scale-export doctor spatial-cpu.failed
     """
-    from .commands.doctor import run_doctor
+    from .doctor import run_doctor
 
     _need_export()
     raise typer.Exit(
@@ -294,7 +293,7 @@ def sign(
 
     Example: scale-export sign spatial-cpu --key signer.pem
     """
-    from .commands.verify import run_sign
+    from .verify import run_sign
 
     raise typer.Exit(run_sign(package=package, key=key, out=out, force=force, as_json=as_json))
 
@@ -323,7 +322,7 @@ def run(
 
     Example: scale-export run spatial-cpu --image scene.png --prompt "what is left of the red circle ?"
     """
-    from .commands.run import run_prompt
+    from .run import run_prompt
 
     raise typer.Exit(
         run_prompt(
@@ -354,7 +353,7 @@ def inspect(
 
     Example: scale-export inspect spatial.pt --png spatial.png
     """
-    from .commands.inspection import run_inspect
+    from .inspection import run_inspect
 
     raise typer.Exit(run_inspect(path=path, png=png, as_json=as_json))
 
@@ -398,7 +397,7 @@ def train(
 
     Example: scale-export train path/to/base --out spatial.pt --data gridworld
     """
-    from .commands.train import run_train
+    from .train import run_train
 
     _need_export()
     raise typer.Exit(
@@ -439,7 +438,7 @@ def bench(
 
     Example: scale-export bench spatial-cpu
     """
-    from .commands.bench import run_bench
+    from .bench import run_bench
 
     raise typer.Exit(
         run_bench(
@@ -459,7 +458,7 @@ def targets(as_json: Json = False) -> None:
 
     Example: scale-export targets
     """
-    from .commands.lists import run_targets
+    from .lists import run_targets
 
     raise typer.Exit(run_targets(as_json=as_json))
 
@@ -470,7 +469,7 @@ def families(as_json: Json = False) -> None:
 
     Example: scale-export families
     """
-    from .commands.lists import run_families
+    from .lists import run_families
 
     raise typer.Exit(run_families(as_json=as_json))
 

@@ -9,7 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from scale_export.core.errors import EXIT_OK, UserError
-from scale_export.display import console, say
+
+from .display import console, say
 
 COEFFICIENT_SUFFIXES = (".pt", ".safetensors")
 

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED
 from scale_export.core.progress import WorkLog
-from scale_export.display import console, figure, quiet_libraries, say, verdict
+
+from .display import console, figure, quiet_libraries, say, verdict
 
 
 def run_doctor(

@@ -7,7 +7,8 @@ import json
 from rich.table import Table
 
 from scale_export.core.errors import EXIT_OK
-from scale_export.display import console, say
+
+from .display import console, say
 
 
 def run_targets(*, as_json: bool) -> int:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED
 from scale_export.core.progress import WorkLog
-from scale_export.display import quiet_libraries, say, show, show_parity
 from scale_export.plan.options import ExportOptions
+
+from .display import quiet_libraries, say, show, show_parity
 
 if TYPE_CHECKING:
     from scale_export.questions.scoring import Scoring

@@ -8,7 +8,8 @@ from typing import Any
 
 from scale_export.core.errors import EXIT_OK, UserError
 from scale_export.core.progress import WorkLog
-from scale_export.display import console, quiet_libraries, say
+
+from .display import console, quiet_libraries, say
 
 
 def run_train(

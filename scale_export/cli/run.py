@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from scale_export.core.errors import EXIT_OK, UserError
-from scale_export.display import quiet_libraries
+
+from .display import quiet_libraries
 
 
 def run_prompt(

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from scale_export.core.errors import EXIT_OK
 from scale_export.core.progress import WorkLog
-from scale_export.display import console, quiet_libraries
+
+from .display import console, quiet_libraries
 
 
 def run_bench(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED
 from scale_export.core.progress import WorkLog
-from scale_export.display import figure, quiet_libraries, say, show, show_parity, verdict
+
+from .display import figure, quiet_libraries, say, show, show_parity, verdict
 
 if TYPE_CHECKING:
     from scale_export.questions.scoring import Scoring

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from scale_export.cli import app, main
+from scale_export.cli.app import app, main
 from tests.conftest import picture
 
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
@@ -42,7 +42,7 @@ def test_every_command_explains_itself_with_an_example(command: str, capsys: pyt
 def test_help_loads_no_framework():
     code = (
         "import sys\n"
-        "from scale_export.cli import main\n"
+        "from scale_export.cli.app import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(len(heavy))"
