@@ -17,7 +17,7 @@ from scale_export.package.requirements import read_requirements
 from scale_export.plan.targets import load_target
 from scale_export.questions import dataset_names
 
-WORKFLOW = Path(__file__).parents[1] / "examples/ci/scale-export.yml"
+WORKFLOW = Path(__file__).parents[2] / "examples/ci/scale-export.yml"
 LOADED: dict[Any, Any] = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))
 STEPS: list[dict[str, Any]] = LOADED["jobs"]["export"]["steps"]
 VARIABLES: dict[str, str] = LOADED["env"]

@@ -15,7 +15,7 @@ from scale_export.model.hooks import attach
 from scale_export.model.identity import check_base, load_coefficients
 from scale_export.questions import load_questions
 
-EXAMPLE = Path(__file__).parents[1] / "examples/small_vlm"
+EXAMPLE = Path(__file__).parents[2] / "examples/small_vlm"
 GAIN, OTHER = 0.32, 0.76
 """Of its page: what ScAle adds to spatial accuracy, and what it leaves of the other."""
 

@@ -27,7 +27,7 @@ from scale_export.proof.measure import Measurement
 from scale_export.proof.task import ask_all, task_leg
 from scale_export.questions import load_questions
 
-EXAMPLE = Path(__file__).parents[1] / "examples/tiny_vlm"
+EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"
 
 pytestmark = pytest.mark.slow
 
