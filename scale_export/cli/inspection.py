@@ -93,7 +93,8 @@ def _coloured(value: float) -> str:
 
 def _draw(coefficients: Any, png: Path, title: str) -> None:
     try:
-        from scale_export.charts.maps import heat_map, save_png
+        from scale_export.charts.maps import heat_map
+        from scale_export.charts.style import save_png
 
         layers = max(coefficients.layer_indices) + 1
         attn, mlp = coefficients.dense(layers, coefficients.num_heads)

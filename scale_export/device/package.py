@@ -15,13 +15,13 @@ from PIL import Image
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Coefficients, Float32
-from scale_export.device.onnxruntime import genai
 from scale_export.families import Family, load_family
 from scale_export.model.identity import load_coefficients
 from scale_export.package.manifest import PackageFiles, open_package_files
 
 from .engine import Engine, Scalars, open_engine
 from .generation import Generator, Inputs
+from .onnxruntime import genai
 from .prompts import Message, encode_messages, end_token_ids, user_message
 
 PROCESSOR_FILES = (

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scale_export.charts.maps import LegError, short_number
+from scale_export.charts.errors import LegError
+from scale_export.charts.style import short_number
 
 from .numbers import number, percent, yes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scale_export.charts.maps import short_number
+from scale_export.charts.style import short_number
 
 
 def human_bytes(size: int) -> str:

@@ -16,16 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scale_export.charts.maps import (
-    AccuracyBar,
-    FrontierPoint,
-    Values,
-    accuracy_bars,
-    frontier_chart,
-    heat_map,
-    leg_chart,
-    to_svg,
-)
+from scale_export.charts.accuracy import AccuracyBar, FrontierPoint, accuracy_bars, frontier_chart
+from scale_export.charts.errors import leg_chart
+from scale_export.charts.maps import heat_map
+from scale_export.charts.style import Values, to_svg
 
 from .legs import Json, LegView, headline, leg_views
 from .numbers import human_bytes, interval, number, percent, points, signed

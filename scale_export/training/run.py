@@ -14,7 +14,8 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from scale_export.charts.maps import heat_map, save_png, sensitivity_map
+from scale_export.charts.maps import heat_map, sensitivity_map
+from scale_export.charts.style import save_png
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Bound, Coefficients, Float32

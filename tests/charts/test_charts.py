@@ -13,23 +13,10 @@ import pytest
 from matplotlib.collections import PathCollection
 from PIL import Image
 
-from scale_export.charts.maps import (
-    FAILED,
-    INK,
-    PASSED,
-    SERIES,
-    AccuracyBar,
-    FrontierPoint,
-    LegError,
-    accuracy_bars,
-    frontier_chart,
-    heat_map,
-    leg_chart,
-    save_png,
-    sensitivity_map,
-    short_number,
-    to_svg,
-)
+from scale_export.charts.accuracy import AccuracyBar, FrontierPoint, accuracy_bars, frontier_chart
+from scale_export.charts.errors import LegError, leg_chart
+from scale_export.charts.maps import heat_map, sensitivity_map
+from scale_export.charts.style import FAILED, INK, PASSED, SERIES, save_png, short_number, to_svg
 
 
 def scalars(layers: int, heads: int) -> tuple[np.ndarray, np.ndarray]:

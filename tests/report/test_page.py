@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scale_export.charts.maps import FrontierPoint
+from scale_export.charts.accuracy import FrontierPoint
 from scale_export.core.intervals import wilson
 from scale_export.report.legs import LEG_MEANINGS, headline, leg_views
 from scale_export.report.numbers import human_bytes
