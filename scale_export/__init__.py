@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from scale_export.core.version import __version__
 
 _HOMES = {
     "UserError": "core.errors",
@@ -23,6 +23,7 @@ _HOMES = {
 }
 
 __all__ = [  # noqa: RUF022
+    "__version__",
     "UserError",
     "Coefficients",
     "load_coefficients",

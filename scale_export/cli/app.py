@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from scale_export import __version__
 from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED, EXIT_USER_ERROR, UserError
+from scale_export.core.version import __version__
 from scale_export.plan.options import ExportOptions
 
 app = typer.Typer(

@@ -16,6 +16,8 @@ FoldMode = Literal["weights", "gate", "two-phase"]
 Precision = Literal["float32", "float16", "int8", "int4", "w8a8", "stored"]
 """What weights are written in: ``int8`` and ``int4`` in blocks, ``w8a8`` in int8 by output channel with products whose
 inputs are int8 too; ``stored`` keeps the dtypes of the base checkpoint."""
+FloatType = Literal["float32", "float16"]
+ComputeUnits = Literal["all", "cpu_and_gpu", "cpu_and_ne", "cpu_only"]
 Activation = Literal["silu", "gelu_tanh"]
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]

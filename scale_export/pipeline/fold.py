@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from scale_export import __version__
 from scale_export.backends.checkpoint import backend as checkpoint
 from scale_export.backends.interface import backend_of, load_backend
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
+from scale_export.core.version import __version__
 from scale_export.device.package import PROCESSOR_FILES
 from scale_export.device.selftest import write_selftest
 from scale_export.model.base import BaseModel, open_base

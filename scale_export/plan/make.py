@@ -14,6 +14,7 @@ from scale_export.core.records import (
     INTEGER,
     Coefficients,
     DecoderSpec,
+    FloatType,
     FoldMode,
     Precision,
     TowerInput,
@@ -29,7 +30,7 @@ from .fold_choice import choose_fold, unfoldable
 from .options import ExportOptions
 from .picture_choice import check_one_size, choose_prefill_tokens, fit_pictures, tower_inputs_of
 from .quantizer_choice import calibration_options, choose_quantizer
-from .targets import FloatType, Target
+from .targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,10 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.records import BLOCKWISE, INTEGER, FoldMode, Precision
+from scale_export.core.records import BLOCKWISE, INTEGER, ComputeUnits, FloatType, FoldMode, Precision
 from scale_export.core.resources import resource_dir
 
 Backend = Literal["onnxruntime", "coreml", "coreai", "checkpoint"]
-ComputeUnits = Literal["all", "cpu_and_gpu", "cpu_and_ne", "cpu_only"]
-FloatType = Literal["float32", "float16"]
 ExecutionProvider = Literal[
     "ACLExecutionProvider",
     "AzureExecutionProvider",

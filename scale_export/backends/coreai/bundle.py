@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scale_export import __version__
 from scale_export.core.errors import UserError
+from scale_export.core.version import __version__
 from scale_export.device.coreai.apple import PARITY
 from scale_export.families import Family
 from scale_export.plan.make import Plan

@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scale_export import __version__
 from scale_export.backends.collector import uncollected
 from scale_export.core.records import Array
+from scale_export.core.version import __version__
 
 TARGET = "iOS18"
 """The oldest system whose programs have states, several functions and block-wise int4 weights."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scale_export import mil
-from scale_export.core.records import Array, FoldMode, Precision, TowerInput
+from scale_export.core.records import Array, ComputeUnits, FoldMode, Precision, TowerInput
 from scale_export.device.coreml import host
 from scale_export.device.coreml.tables import CODES, EMBEDDING, SCALES, write_tables
 from scale_export.families._towers.tower import VisionTower
@@ -18,7 +18,6 @@ from scale_export.mil.program import Literal
 from scale_export.model.blocks import Bits, BlockMatrix
 from scale_export.model.folding import FoldedDecoder
 from scale_export.model.weights import DecoderWeights
-from scale_export.plan.targets import ComputeUnits
 from scale_export.quantize import QuantizedWeights
 
 from . import swift

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from scale_export import __version__
+from scale_export.core.version import __version__
 
 
 def save_model(model: ir.Model, path: Path) -> None:

@@ -11,8 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from scale_export import mil
-from scale_export.core.records import Array
-from scale_export.plan.targets import ComputeUnits
+from scale_export.core.records import Array, ComputeUnits
 
 Arithmetic = Literal["float32", "float16"]
 
