@@ -62,7 +62,7 @@ class Generic(Family):
         Raises:
             UserError: a module or a weight that has no place.
         """
-        from scale_export.model.weights import module_shapes
+        from ._layout import module_shapes
 
         outer = {name: module for name, module in model.named_children() if name not in ("model", "lm_head")}
         inner = dict(getattr(model, "model", model).named_children())

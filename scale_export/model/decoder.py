@@ -318,13 +318,6 @@ class TorchKernels(nn.Module):
         return z.transpose(1, 2).reshape(b, t, spec.num_heads * spec.head_dim), (keys, values)
 
 
-def fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The RMS norm of x as the layer norm of x beside −x, whose mean is zero: no square ever leaves the operator."""
-    width = weight.shape[0]
-    weights = torch.cat((weight, torch.zeros_like(weight)))
-    return F.layer_norm(torch.cat((x, -x), dim=-1), (2 * width,), weights, eps=eps)[..., :width]
-
-
 def _of_layer(name: str, layer: int | None, spec: DecoderSpec) -> bool:
     """Whether a weight is used by a decoder of that one layer; every weight is where it is None."""
     if layer is None or name.startswith(f"layers.{layer}."):

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scale_export.core.records import DecoderSpec
-from scale_export.model.decoder import Cache, fused_rms_norm, rotate
+from scale_export.families._towers.attention import fused_rms_norm
+from scale_export.model.decoder import Cache, rotate
 
 MARKER = "scale_export::linear"
 """The traced operator that stands for a matrix product."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from scale_export.core.errors import UserError
-from scale_export.model.decoder import fused_rms_norm
+
+from .attention import fused_rms_norm
 
 
 class PooledProjector(nn.Module):
