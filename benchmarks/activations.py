@@ -24,9 +24,9 @@ from scale_export.core.records import DecoderSpec, Float32
 from scale_export.device.engine import Scalars
 from scale_export.device.generation import Generator
 from scale_export.device.prompts import encode_messages, user_message
-from scale_export.model.asking import end_tokens
+from scale_export.model.arithmetic import TorchKernels
+from scale_export.model.asking import end_tokens, target_ids
 from scale_export.model.base import open_base
-from scale_export.model.decoder import TorchKernels
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.identity import load_coefficients
 from scale_export.quantize import (
@@ -40,7 +40,6 @@ from scale_export.quantize.calibration import calibrate
 from scale_export.quantize.equalize import EqualizedStatistics, EqualizedWeights
 from scale_export.quantize.methods.smoothquant import SmoothQuant
 from scale_export.questions import load_questions
-from scale_export.training.examples import target_ids
 
 EXAMPLE = Path(__file__).parents[1] / "examples/tiny_vlm"
 

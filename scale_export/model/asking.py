@@ -142,3 +142,22 @@ def _answer(tokens: list[int], logits: Tensor, ends: Iterable[int], tokenizer: A
         margins=(best[:, 0] - best[:, 1]).cpu().numpy().astype(np.float32),
         peaks=logits[:steps].abs().amax(-1).cpu().numpy().astype(np.float32),
     )
+
+
+def target_ids(processor: Any, question: Question, ends: Sequence[int]) -> tuple[int, ...]:
+    """The tokens that should follow the prompt: the answer as the chat template writes it, then an end token.
+
+    Raises:
+        UserError: the answer has no tokens.
+    """
+    tokenizer = processor.tokenizer
+    prompt = processor.apply_chat_template(conversation(question), add_generation_prompt=True)
+    whole = processor.apply_chat_template(conversation(question, question.answer)).rstrip()
+    before, after = (tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, whole))
+    ids = after[len(before) :]
+    if after[: len(before)] != before:
+        ids = tokenizer(question.answer, add_special_tokens=False).input_ids
+    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    if stop == 0:
+        raise UserError(f"the answer {question.answer!r} of question {question.id!r} has no tokens; mend it")
+    return (*ids[:stop], ids[stop] if stop < len(ids) else ends[0])

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from scale_export.core.records import Array, Float32, Scope
 from scale_export.device.engine import Phase, Scalars, Step, Tap, tower_feeds
 
-from .decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
+from .arithmetic import TorchKernels, empty_cache
+from .decoder import Cache, Gate, PortableDecoder
 from .weights import DecoderWeights
 
 

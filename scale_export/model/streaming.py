@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from scale_export.core.errors import UserError
 
+from .arithmetic import TorchKernels
 from .checkpoint import Checkpoint
-from .decoder import TorchKernels
 from .sites import text_decoder
 from .weights import DecoderWeights
 

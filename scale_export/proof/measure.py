@@ -16,7 +16,7 @@ from scale_export.device.engine import Engine, Scalars
 from scale_export.device.generation import Generator, Inputs, generator_of
 from scale_export.device.package import Responder
 from scale_export.device.prompts import encode_messages, end_token_ids, user_message
-from scale_export.model.decoder import TorchKernels
+from scale_export.model.arithmetic import TorchKernels
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.model.streaming import ParityMode, StreamedKernels, must_stream

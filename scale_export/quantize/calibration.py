@@ -31,13 +31,13 @@ from scale_export.core.records import Array, Coefficients, Float32
 from scale_export.device.engine import Engine, Step
 from scale_export.device.generation import Generator, Inputs
 from scale_export.device.prompts import encode_messages, user_message
-from scale_export.model.asking import end_tokens
+from scale_export.model.arithmetic import TorchKernels, empty_cache
+from scale_export.model.asking import end_tokens, target_ids
 from scale_export.model.base import BaseModel
-from scale_export.model.decoder import Cache, Gate, PortableDecoder, TorchKernels, empty_cache
+from scale_export.model.decoder import Cache, Gate, PortableDecoder
 from scale_export.model.engine import ReferenceInputs
 from scale_export.plan.make import Plan
 from scale_export.questions import Question, load_questions
-from scale_export.training.examples import target_ids
 
 from . import CalibrationOptions, Moments, Weighting
 

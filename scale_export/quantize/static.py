@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scale_export.core.records import Float32
+from scale_export.model.arithmetic import TorchKernels
 from scale_export.model.blocks import BlockMatrix
-from scale_export.model.decoder import TorchKernels
 from scale_export.model.folding import fold_blocks
 
 from .grid import symmetric

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from scale_export.core.errors import UserError
 from scale_export.families import prompt_sees_itself
-from scale_export.model.asking import conversation, encode_prompts, end_tokens, to_model
+from scale_export.model.asking import encode_prompts, end_tokens, target_ids, to_model
 from scale_export.questions import Question
 
 from .options import ProgressCallback
@@ -76,25 +75,6 @@ def encode_examples(
         examples.append(Example(question=question, prompt=prompt, target=target, answer_type=answer_type))
         progress(stage, done, len(questions))
     return examples
-
-
-def target_ids(processor: Any, question: Question, ends: Sequence[int]) -> tuple[int, ...]:
-    """The tokens that should follow the prompt: the answer as the chat template writes it, then an end token.
-
-    Raises:
-        UserError: the answer has no tokens.
-    """
-    tokenizer = processor.tokenizer
-    prompt = processor.apply_chat_template(conversation(question), add_generation_prompt=True)
-    whole = processor.apply_chat_template(conversation(question, question.answer)).rstrip()
-    before, after = (tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, whole))
-    ids = after[len(before) :]
-    if after[: len(before)] != before:
-        ids = tokenizer(question.answer, add_special_tokens=False).input_ids
-    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    if stop == 0:
-        raise UserError(f"the answer {question.answer!r} of question {question.id!r} has no tokens; mend it")
-    return (*ids[:stop], ids[stop] if stop < len(ids) else ends[0])
 
 
 def prefix_inputs(examples: Sequence[Example]) -> dict[str, Tensor]:

@@ -28,8 +28,9 @@ from scale_export.core.records import PRECISIONS, FoldMode, Precision, Rotary, S
 from scale_export.device.coreai import engine as engine_module
 from scale_export.device.coreai.engine import CoreAIEngine
 from scale_export.device.engine import Step
+from scale_export.model.arithmetic import TorchKernels, empty_cache
 from scale_export.model.base import BaseModel
-from scale_export.model.decoder import Gate, PortableDecoder, TorchKernels, empty_cache
+from scale_export.model.decoder import Gate, PortableDecoder
 from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.plan.make import Plan, make_plan
 from scale_export.plan.options import ExportOptions

@@ -12,8 +12,9 @@ from torch import Tensor
 from scale_export.core import limits
 from scale_export.core.records import Coefficients
 from scale_export.device.prompts import encode_messages, user_message
+from scale_export.model.arithmetic import TorchKernels, empty_cache
 from scale_export.model.base import BaseModel
-from scale_export.model.decoder import Gate, PortableDecoder, TorchKernels, empty_cache, last_index
+from scale_export.model.decoder import Gate, PortableDecoder, last_index
 from scale_export.model.hooks import attach
 from tests.conftest import VARIANTS, picture, random_coefficients
 from tests.models import FAMILIES

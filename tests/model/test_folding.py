@@ -11,8 +11,9 @@ import torch
 
 from scale_export.core import limits
 from scale_export.core.errors import UserError
+from scale_export.model.arithmetic import TorchKernels, empty_cache
 from scale_export.model.blocks import BlockMatrix
-from scale_export.model.decoder import PortableDecoder, TorchKernels, empty_cache
+from scale_export.model.decoder import PortableDecoder
 from scale_export.model.folding import Factor, FoldedWeights, fold, fold_blocks, fold_factors
 from scale_export.quantize import QuantizedWeights, load_quantizer, quantize
 from tests.conftest import random_coefficients

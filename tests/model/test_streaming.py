@@ -12,8 +12,8 @@ import torch
 
 from scale_export import UserError, fold, verify
 from scale_export.model import streaming
+from scale_export.model.arithmetic import TorchKernels
 from scale_export.model.base import BaseModel, open_base
-from scale_export.model.decoder import TorchKernels
 from scale_export.model.sites import text_decoder
 from scale_export.model.streaming import StreamedKernels, must_stream
 from scale_export.proof.cases import few_prompts, reference_cases

@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 from scale_export.core.errors import UserError
-from scale_export.model.asking import answer_questions
+from scale_export.model.asking import answer_questions, target_ids
 from scale_export.model.base import BaseModel
 from scale_export.model.hooks import attach_trainable
 from scale_export.questions import Question, load_questions
-from scale_export.training.examples import IGNORED, Example, encode_examples, target_ids, whole_sequences
+from scale_export.training.examples import IGNORED, Example, encode_examples, whole_sequences
 from scale_export.training.loop import FullScorer, PrefixScorer, batches, score
 from scale_export.training.options import TrainOptions, silent
 from scale_export.training.parameters import ScaleParameters

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from scale_export.core.records import DecoderSpec
-from scale_export.model.decoder import Gate, PortableDecoder, TorchKernels, TorchShared, rotary_tables
+from scale_export.model.arithmetic import TorchKernels, TorchShared, rotary_tables
+from scale_export.model.decoder import Gate, PortableDecoder
 from scale_export.model.folding import FoldedDecoder
 from scale_export.model.weights import DecoderWeights
 from scale_export.quantize import QuantizedWeights

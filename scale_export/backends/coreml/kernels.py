@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from scale_export.core.records import DecoderSpec
 from scale_export.families._towers.attention import fused_rms_norm
-from scale_export.model.decoder import Cache, rotate
+from scale_export.model.arithmetic import rotate
+from scale_export.model.decoder import Cache
 
 MARKER = "scale_export::linear"
 """The traced operator that stands for a matrix product."""

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from scale_export.core.records import DecoderSpec, Precision
-from scale_export.model.decoder import Cache, rotary_tables
+from scale_export.model.arithmetic import rotary_tables
+from scale_export.model.decoder import Cache
 from scale_export.quantize import group_of
 
 from .trace import OPSET
