@@ -15,7 +15,7 @@ from scale_export.families import Family
 from .engine import Engine, Scalars, Step
 
 if TYPE_CHECKING:
-    from scale_export.plan.make import Plan
+    pass
 
 Inputs = Mapping[str, Array]
 """A processor's NumPy output for one prompt: ``input_ids [1, T]``, its mask, pixels and what goes with them."""
@@ -158,15 +158,3 @@ class Generator:
             yield token
             if offset + 1 < max_new_tokens:
                 logits = self.decode(start.cache, token, start.next_position + offset)
-
-
-def generator_of(plan: Plan, engine: Engine) -> Generator:
-    """An engine with a plan's family rules and fold mode."""
-    base = plan.base
-    return Generator(
-        engine=engine,
-        family=base.family,
-        fold=plan.fold,
-        image_token_id=base.family.image_token_id(base.config),
-        runtime_config=base.family.runtime_config(base.config),
-    )

@@ -19,9 +19,10 @@ from scale_export.families import Family, load_family
 from scale_export.model.identity import load_coefficients
 from scale_export.package.manifest import PackageFiles, open_package_files
 
-from .engine import Engine, Scalars, open_engine
+from .engine import Engine, Scalars
 from .generation import Generator, Inputs
 from .onnxruntime import genai
+from .open import open_engine
 from .prompts import Message, encode_messages, end_token_ids, user_message
 
 PROCESSOR_FILES = (

@@ -26,7 +26,6 @@ from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
 from scale_export.device.engine import Engine
-from scale_export.device.generation import generator_of
 from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.blocks import integers_of
 from scale_export.model.engine import TappedKernels
@@ -36,11 +35,12 @@ from scale_export.model.weights import DecoderWeights
 from scale_export.package.manifest import PackageFiles, open_package_files
 from scale_export.pipeline.verify import plan_again
 from scale_export.plan.make import Plan
+from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.weights import quantized
 from scale_export.proof.cases import parity_prompts, parity_questions, reference_cases
 from scale_export.proof.legs import preprocessing_leg
 from scale_export.proof.lockstep import Lockstep
-from scale_export.proof.measure import levels_per_unit, reference_engine
+from scale_export.proof.measure import levels_per_unit
 from scale_export.proof.products import (
     Departure,
     Product,

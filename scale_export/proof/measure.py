@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,16 +12,15 @@ from typing import Any, Protocol
 from scale_export.backends.interface import backend_of, load_backend
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
-from scale_export.device.engine import Engine, Scalars
-from scale_export.device.generation import Generator, Inputs, generator_of
+from scale_export.device.engine import Engine
+from scale_export.device.generation import Generator, Inputs
 from scale_export.device.package import Responder
 from scale_export.device.prompts import encode_messages, end_token_ids, user_message
 from scale_export.model.arithmetic import TorchKernels
-from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.model.streaming import ParityMode, StreamedKernels, must_stream
-from scale_export.model.weights import DecoderWeights
 from scale_export.plan.make import Plan
+from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.weights import quantized, weights_kind
 from scale_export.quantize import load_quantizer
 from scale_export.quantize.calibration import plan_statistics
@@ -358,22 +357,6 @@ def _prepared(
         logits if same_inputs(case.inputs, inputs) else candidate.logits([replace(case, inputs=inputs)])[0]
         for case, inputs, logits in zip(cases, prepared, shipped, strict=True)
     ]
-
-
-def reference_engine(
-    plan: Plan, folded: FoldedDecoder, kernels: Callable[[DecoderWeights], TorchKernels] = TorchKernels
-) -> ReferenceEngine:
-    """The portable decoder in float32 on the weights of ``folded``."""
-    base = plan.base
-    attn, mlp = folded.dense()
-    return ReferenceEngine(
-        folded.weights,
-        scaled=folded.scaled,
-        vision=base.vision,
-        image_token_id=base.family.image_token_id(base.config),
-        gate=(folded.coefficients.scope, Scalars(attn=attn, mlp=mlp)) if folded.gate else None,
-        kernels=kernels,
-    )
 
 
 def measurement_of(plan: Plan) -> type[Measurement]:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from scale_export.backends.interface import load_backend
 from scale_export.core import limits
 from scale_export.core.records import Float32
-from scale_export.device.generation import generator_of
 from scale_export.model.folding import FoldedDecoder
+from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.weights import quantized
 
 from .cases import Case
 from .legs import ParityReport
 from .lockstep import Lockstep
-from .measure import Measurement, reference_engine
+from .measure import Measurement
 from .products import Recorder, first_departure, follow, largest_error
 
 NOT_RUN = (

@@ -24,12 +24,12 @@ from scale_export.core.intervals import mean_kl
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
 from scale_export.device.engine import Scalars
-from scale_export.device.generation import generator_of
 from scale_export.model.blocks import Bits
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.weights import DecoderWeights
 from scale_export.plan.bits import fixed_bits
 from scale_export.plan.make import Plan, with_bits
+from scale_export.plan.portable import generator_of
 from scale_export.plan.quantizer_choice import trained_on_set
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, load_quantizer
 from scale_export.quantize.calibration import calibration_examples, plan_statistics
