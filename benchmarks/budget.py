@@ -43,12 +43,13 @@ from scale_export.model.base import BaseModel, open_base
 from scale_export.model.hooks import attach
 from scale_export.model.identity import load_coefficients
 from scale_export.plan.bits import k_quant_mixed
-from scale_export.plan.make import Plan, make_plan
+from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.quantizer_choice import trained_on_set
+from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
+from scale_export.plan.weights import plan_statistics
 from scale_export.quantize import QuantizedWeights, load_quantizer
-from scale_export.quantize.calibration import plan_statistics
 from scale_export.questions import load_questions
 from scale_export.search.budget import narrowing_order
 from scale_export.training.examples import encode_examples, whole_sequences

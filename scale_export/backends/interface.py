@@ -14,7 +14,7 @@ from scale_export.core.records import Precision
 from scale_export.device.engine import Engine, Tap
 from scale_export.families._towers.tower import VisionTower
 from scale_export.model.folding import FoldedDecoder
-from scale_export.plan.make import Plan
+from scale_export.plan.record import Plan
 
 
 class Backend(Protocol):

@@ -33,10 +33,10 @@ from scale_export.model.folding import fold
 from scale_export.model.identity import load_coefficients
 from scale_export.model.weights import DecoderWeights
 from scale_export.package.manifest import PackageFiles, open_package_files
-from scale_export.pipeline.verify import plan_again
-from scale_export.plan.make import Plan
+from scale_export.plan.again import plan_again
 from scale_export.plan.portable import generator_of, reference_engine
-from scale_export.plan.weights import quantized
+from scale_export.plan.record import Plan
+from scale_export.plan.weights import plan_statistics, quantized
 from scale_export.proof.cases import parity_prompts, parity_questions, reference_cases
 from scale_export.proof.legs import preprocessing_leg
 from scale_export.proof.lockstep import Lockstep
@@ -52,7 +52,6 @@ from scale_export.proof.products import (
     largest_error,
 )
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, StaticWeights
-from scale_export.quantize.calibration import plan_statistics
 
 from .codes import CodeEvidence, Moved
 

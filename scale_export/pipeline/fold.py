@@ -21,18 +21,18 @@ from scale_export.model.base import BaseModel, open_base
 from scale_export.model.blocks import Bits
 from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.model.identity import load_coefficients, save_coefficients
-from scale_export.model.streaming import parity_mode
 from scale_export.package.manifest import CalibrationFacts, DecoderFacts, Manifest, Tool
 from scale_export.package.staging import StagedPackage, check_destination
 from scale_export.plan.bits import check_mixed, fixed_bits
-from scale_export.plan.make import Plan, make_plan, with_bits
+from scale_export.plan.evaluation_choice import evaluation_set
+from scale_export.plan.make import make_plan, with_bits
 from scale_export.plan.options import ExportOptions
+from scale_export.plan.record import Plan
+from scale_export.plan.reference_choice import parity_mode
 from scale_export.plan.targets import load_target
-from scale_export.plan.weights import quantized
+from scale_export.plan.weights import plan_statistics, quantized
 from scale_export.proof.measure import Measured, measurement_of
-from scale_export.proof.task import evaluation_set
 from scale_export.quantize import write_bits_plan
-from scale_export.quantize.calibration import plan_statistics
 from scale_export.questions import public_name
 from scale_export.questions.scoring import Scoring
 from scale_export.report.data import library_versions, report_data

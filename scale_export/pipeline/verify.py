@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
-from scale_export.core.records import Coefficients
 from scale_export.device.package import open_package
 from scale_export.device.selftest import run_selftest
-from scale_export.package.manifest import PackageFiles
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.signing import Signature, check_signature
+from scale_export.plan.again import plan_again
 from scale_export.questions.scoring import Scoring
 
 if TYPE_CHECKING:
-    from scale_export.plan.make import Plan
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +81,9 @@ def verify_package(
         return Verification(
             passed=passed, selftest=selftest, parity=None, requirements=checked, signature=signed
         )
-    from scale_export.model.streaming import parity_mode
+    from scale_export.plan.evaluation_choice import evaluation_set
+    from scale_export.plan.reference_choice import parity_mode
     from scale_export.proof.measure import measurement_of
-    from scale_export.proof.task import evaluation_set
 
     plan = plan_again(package.files, package.coefficients, model, target, calib, cache)
     graphs = {str(role): package.files.path(name) for role, name in package.files.manifest.graphs.items()}
@@ -105,48 +104,3 @@ def verify_package(
     return Verification(
         passed=passed, selftest=selftest, parity=measured, requirements=checked, signature=signed
     )
-
-
-def plan_again(
-    files: PackageFiles,
-    coefficients: Coefficients,
-    model: str | None,
-    target: str | None,
-    calib: str | None = None,
-    cache: Path | None = None,
-) -> Plan:
-    """The plan that a package was made by, from what its manifest records.
-
-    ``calib`` names the question set of calibration with its place, where that is one on a disk.
-    """
-    from scale_export.model.base import open_base
-    from scale_export.plan.make import make_plan
-    from scale_export.plan.options import ExportOptions
-    from scale_export.plan.targets import load_target
-
-    recorded = files.manifest
-    try:
-        base = open_base(model or recorded.base_model, relative_to=files.directory)
-    except UserError as error:
-        raise UserError(f"{error}; or check the package alone with --selftest") from error
-    calibration = recorded.calibration
-    options = ExportOptions(
-        precision=recorded.precision,
-        fold=recorded.fold,
-        block_size=recorded.block_size,
-        # A package of an earlier version names no quantizer: there was one.
-        quantizer=recorded.quantizer or ("auto" if recorded.block_size is None else "rtn"),
-        bits=recorded.bits,
-        cache=cache,
-    )
-    if calibration is not None:
-        options = replace(
-            options,
-            calib=calib or calibration.questions,
-            calib_limit=calibration.limit,
-            calib_weighting=calibration.weighting,
-            calib_pictures=calibration.pictures,
-        )
-    else:
-        options = replace(options, calib="none")
-    return make_plan(coefficients, base, load_target(target or recorded.target), options)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
 from PIL import Image
 
@@ -14,78 +13,19 @@ from scale_export.core.records import (
     INTEGER,
     Coefficients,
     DecoderSpec,
-    FloatType,
-    FoldMode,
     Precision,
-    TowerInput,
 )
 from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.base import BaseModel
-from scale_export.model.blocks import Bits
 from scale_export.model.identity import check_base
-from scale_export.quantize import CalibrationOptions
 
 from .bits import bits_reason, other_bits
 from .fold_choice import choose_fold, unfoldable
 from .options import ExportOptions
 from .picture_choice import check_one_size, choose_prefill_tokens, fit_pictures, tower_inputs_of
 from .quantizer_choice import calibration_options, choose_quantizer
+from .record import Plan
 from .targets import Target
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A decided export.
-
-    ``decisions`` says, sentence by sentence, what was chosen and why; the report and ``--dry-run`` show it.
-    ``tower_inputs`` are those of one tile as the model's own processor makes it, or of the largest picture;
-    ``prefill_tokens`` is how many tokens Core ML's function ``prefill`` takes at once. ``block_size`` is 0 on a target
-    that quantizes nothing, and of w8a8, which has a scale for each output channel. ``quantizer`` is None for float
-    weights; ``calibration`` is what it is calibrated on, if it is, and ``questions`` what it would be, which a search
-    under a budget measures on; ``other_bits`` names the matrices whose bits are not the precision's.
-    """
-
-    base: BaseModel
-    coefficients: Coefficients
-    target: Target
-    precision: Precision
-    vision_precision: Precision
-    block_size: int
-    context_length: int
-    tower_inputs: Mapping[str, TowerInput]
-    prefill_tokens: int | None
-    fold: FoldMode
-    decisions: tuple[str, ...]
-    quantizer: str | None = None
-    calibration: CalibrationOptions | None = None
-    calibration_cache: Path | None = None
-    questions: CalibrationOptions | None = None
-    other_bits: Mapping[str, Bits] = field(default_factory=dict)
-
-    @property
-    def bits(self) -> Bits:
-        """Of every quantized matrix but ``other_bits``."""
-        return 4 if self.precision == "int4" else 8
-
-    @property
-    def quantized(self) -> bool:
-        """Whether weights are integers."""
-        return self.precision in INTEGER
-
-    @property
-    def static(self) -> bool:
-        """Whether the inputs of products are integers too, by scales that calibration fixed."""
-        return self.precision == "w8a8"
-
-    @property
-    def float_types(self) -> tuple[FloatType, FloatType]:
-        """What the decoder computes in, and keeps in its cache; float weights decide for themselves."""
-        match self.precision:
-            case "float32" | "float16" as own:
-                return own, own
-            case _:
-                assert self.target.activations and self.target.kv_cache, "targets with graphs state them"
-                return self.target.activations, self.target.kv_cache
 
 
 def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, options: ExportOptions) -> Plan:

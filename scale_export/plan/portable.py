@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from scale_export.device.engine import Engine, Scalars
 
 if TYPE_CHECKING:
-    from .make import Plan
+    from .record import Plan
 from collections.abc import Callable
 
 from scale_export.device.engine import Engine, Scalars
@@ -17,7 +17,7 @@ from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import FoldedDecoder
 from scale_export.model.weights import DecoderWeights
 
-from .make import Plan
+from .record import Plan
 
 
 def generator_of(plan: Plan, engine: Engine) -> Generator:

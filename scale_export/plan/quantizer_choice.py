@@ -5,11 +5,11 @@ from __future__ import annotations
 from scale_export.core.errors import UserError, did_you_mean
 from scale_export.core.records import Coefficients, Precision
 from scale_export.model.base import BaseModel
-from scale_export.model.streaming import must_stream
 from scale_export.quantize import WEIGHTINGS, CalibrationOptions, Method, load_quantizer, quantizer_names
 from scale_export.questions import dataset_names, load_questions
 
 from .options import ExportOptions
+from .reference_choice import must_stream
 
 DEFAULT_QUANTIZERS: dict[Precision, tuple[str, str]] = {
     "int8": ("rtn", "rtn"),

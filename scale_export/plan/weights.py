@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from scale_export.core.progress import WorkLog
 from scale_export.model.folding import FoldedDecoder
-from scale_export.quantize import QuantizedWeights, StaticWeights, load_quantizer, quantize
-from scale_export.quantize.calibration import plan_statistics
+from scale_export.quantize import (
+    QuantizedWeights,
+    StaticWeights,
+    load_quantizer,
+    quantize,
+)
+from scale_export.quantize.calibration import StoredStatistics, calibrate
 
-from .make import Plan
+from .record import Plan
 
 
 def quantized(folded: FoldedDecoder, plan: Plan, log: WorkLog | None = None) -> FoldedDecoder:
@@ -28,3 +33,12 @@ def quantized(folded: FoldedDecoder, plan: Plan, log: WorkLog | None = None) -> 
 def weights_kind(plan: Plan) -> type[QuantizedWeights]:
     """What the plan's integer weights are seen through."""
     return StaticWeights if plan.static else QuantizedWeights
+
+
+def plan_statistics(plan: Plan, log: WorkLog | None = None) -> StoredStatistics | None:
+    """The statistics that a plan's quantizer uses; None where it uses none."""
+    if plan.calibration is None:
+        return None
+    return calibrate(
+        plan.base, plan.coefficients, plan.calibration, log or WorkLog(quiet=True), plan.calibration_cache
+    )

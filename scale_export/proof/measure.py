@@ -18,12 +18,12 @@ from scale_export.device.package import Responder
 from scale_export.device.prompts import encode_messages, end_token_ids, user_message
 from scale_export.model.arithmetic import TorchKernels
 from scale_export.model.folding import FoldedDecoder, fold
-from scale_export.model.streaming import ParityMode, StreamedKernels, must_stream
-from scale_export.plan.make import Plan
+from scale_export.model.streaming import StreamedKernels
 from scale_export.plan.portable import generator_of, reference_engine
-from scale_export.plan.weights import quantized, weights_kind
+from scale_export.plan.record import Plan
+from scale_export.plan.reference_choice import ParityMode, must_stream
+from scale_export.plan.weights import plan_statistics, quantized, weights_kind
 from scale_export.quantize import load_quantizer
-from scale_export.quantize.calibration import plan_statistics
 from scale_export.questions import Question, digest, load_questions, public_name
 from scale_export.questions.scoring import Scoring
 

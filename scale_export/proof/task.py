@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from scale_export.core.compare import Leg
-from scale_export.core.errors import UserError
 from scale_export.core.intervals import (
     Bools,
     equivalence,
@@ -23,7 +22,7 @@ from scale_export.core.records import Coefficients
 from scale_export.model.asking import Answer, answer_questions
 from scale_export.model.hooks import attach
 from scale_export.plan.targets import ParityLimits
-from scale_export.questions import Question, dataset_names, load_questions
+from scale_export.questions import Question
 from scale_export.questions.scoring import Scoring, is_right, normalise
 
 MAX_NEW_TOKENS = 16
@@ -201,28 +200,3 @@ def _accuracy(right: Bools) -> Leg | None:
 
 def _share(values: Sequence[bool]) -> float | None:
     return float(np.mean(values)) if values else None
-
-
-def evaluation_set(asked: str, coefficients: Coefficients) -> str | None:
-    """The question set of the task leg, or None.
-
-    ``auto`` is the set that the coefficients were trained on, if it is one of ours and lies here; ``none`` is no set.
-
-    Raises:
-        UserError: a set that can't be loaded.
-    """
-    if asked == "none":
-        return None
-    if asked == "auto":
-        trained_on = str(coefficients.training.get("data", ""))
-        known = trained_on.partition(":")[0] in dataset_names()
-        return trained_on if known and _is_here(trained_on) else None
-    load_questions(asked, "test", limit=1)
-    return asked
-
-
-def _is_here(spec: str) -> bool:
-    try:
-        return bool(load_questions(spec, "test", limit=1))
-    except UserError:
-        return False

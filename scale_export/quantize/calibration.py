@@ -36,7 +36,6 @@ from scale_export.model.asking import end_tokens, target_ids
 from scale_export.model.base import BaseModel
 from scale_export.model.decoder import Cache, Gate, PortableDecoder
 from scale_export.model.engine import ReferenceInputs
-from scale_export.plan.make import Plan
 from scale_export.questions import Question, load_questions
 
 from . import CalibrationOptions, Moments, Weighting
@@ -96,15 +95,6 @@ def default_cache() -> Path:
     """``SCALE_EXPORT_CACHE``, else ``scale-export`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
     own, home = os.environ.get("SCALE_EXPORT_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return Path(own) if own else (Path(home) if home else Path.home() / ".cache") / "scale-export"
-
-
-def plan_statistics(plan: Plan, log: WorkLog | None = None) -> StoredStatistics | None:
-    """The statistics that a plan's quantizer uses; None where it uses none."""
-    if plan.calibration is None:
-        return None
-    return calibrate(
-        plan.base, plan.coefficients, plan.calibration, log or WorkLog(quiet=True), plan.calibration_cache
-    )
 
 
 def calibrate(

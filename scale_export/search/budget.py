@@ -28,11 +28,13 @@ from scale_export.model.blocks import Bits
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.weights import DecoderWeights
 from scale_export.plan.bits import fixed_bits
-from scale_export.plan.make import Plan, with_bits
+from scale_export.plan.make import with_bits
 from scale_export.plan.portable import generator_of
 from scale_export.plan.quantizer_choice import trained_on_set
+from scale_export.plan.record import Plan
+from scale_export.plan.weights import plan_statistics
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, load_quantizer
-from scale_export.quantize.calibration import calibration_examples, plan_statistics
+from scale_export.quantize.calibration import calibration_examples
 
 from .speed import SpeedChoice, choose_speed
 

@@ -9,8 +9,8 @@ from scale_export.backends.interface import load_backend
 from scale_export.core.progress import WorkLog
 from scale_export.device.bench import decode_seconds
 from scale_export.model.folding import fold
-from scale_export.plan.make import Plan
 from scale_export.plan.portable import generator_of
+from scale_export.plan.record import Plan
 from scale_export.plan.weights import quantized
 
 PROMPT_TOKENS, NEW_TOKENS, REPEATS = 128, 32, 5

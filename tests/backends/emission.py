@@ -16,8 +16,9 @@ from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.base import BaseModel
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import FoldedDecoder, fold
-from scale_export.plan.make import Plan, make_plan
+from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
+from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
 from tests.conftest import picture, random_coefficients

@@ -32,8 +32,9 @@ from scale_export.model.arithmetic import TorchKernels, empty_cache
 from scale_export.model.base import BaseModel
 from scale_export.model.decoder import Gate, PortableDecoder
 from scale_export.model.folding import FoldedDecoder, fold
-from scale_export.plan.make import Plan, make_plan
+from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
+from scale_export.plan.record import Plan
 from scale_export.plan.targets import Target, load_target
 from scale_export.plan.weights import quantized
 from scale_export.proof.cases import parity_prompts, reference_cases

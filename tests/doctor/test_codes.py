@@ -22,11 +22,10 @@ from scale_export.package.manifest import PackageFiles, open_package_files
 from scale_export.package.staging import StagedPackage
 from scale_export.pipeline import fold as pipeline
 from scale_export.pipeline.api import fold
-from scale_export.pipeline.verify import plan_again
-from scale_export.plan.weights import quantized
+from scale_export.plan.again import plan_again
+from scale_export.plan.weights import plan_statistics, quantized
 from scale_export.proof import measure
 from scale_export.quantize import QuantizedWeights, calibration
-from scale_export.quantize.calibration import plan_statistics
 
 QUIET = WorkLog(quiet=True)
 OPTIONS = {"quantizer": "gptq", "calib": "gridworld", "calib_limit": 4, "evaluation": "none"}

@@ -33,8 +33,9 @@ from scale_export.model.base import BaseModel, open_base
 from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.model.hooks import attach
 from scale_export.model.sites import text_decoder
-from scale_export.plan.make import Plan, make_plan
+from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
+from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
 from scale_export.proof.cases import forget_positions

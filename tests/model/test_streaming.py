@@ -15,7 +15,8 @@ from scale_export.model import streaming
 from scale_export.model.arithmetic import TorchKernels
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.sites import text_decoder
-from scale_export.model.streaming import StreamedKernels, must_stream
+from scale_export.model.streaming import StreamedKernels
+from scale_export.plan.reference_choice import must_stream
 from scale_export.proof.cases import few_prompts, reference_cases
 from tests.conftest import random_coefficients, saved
 from tests.models import FAMILIES

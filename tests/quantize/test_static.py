@@ -34,8 +34,9 @@ from scale_export.model.folding import fold
 from scale_export.pipeline.api import fold as fold_package
 from scale_export.pipeline.api import verify
 from scale_export.pipeline.fold import copy_processor
-from scale_export.plan.make import Plan, make_plan
+from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
+from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
 from scale_export.proof.measure import Measurement, measurement_of

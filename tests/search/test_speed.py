@@ -15,8 +15,8 @@ from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.onnxruntime import backend as onnx
 from scale_export.core.progress import WorkLog
 from scale_export.pipeline.fold import FoldRequest, plan_fold, within_budget
-from scale_export.plan.make import Plan
 from scale_export.plan.options import ExportOptions
+from scale_export.plan.record import Plan
 from scale_export.quantize import read_bits_plan
 from scale_export.report.data import beside_uniform
 from scale_export.search.budget import BitsChoice, Point

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scale_export.model.folding import FoldedDecoder, fold
-from scale_export.plan.make import Plan
+from scale_export.plan.record import Plan
 
 from .writer import copy_other_files, edits_of, refuse_unfoldable, weight_bytes, write_weights
 

@@ -17,7 +17,7 @@ from scale_export.device.engine import Engine, Tap
 from scale_export.families._towers.tower import VisionTower
 from scale_export.model.blocks import hash_codes
 from scale_export.model.folding import FoldedDecoder
-from scale_export.plan.make import Plan
+from scale_export.plan.record import Plan
 
 from .bundle import DECODER, EMBEDDING, VISION, pixel_shape, refuse_unserved, write_bundle
 from .codes import decoder_codes

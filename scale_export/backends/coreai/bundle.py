@@ -13,7 +13,7 @@ from scale_export.core.errors import UserError
 from scale_export.core.version import __version__
 from scale_export.device.coreai.apple import PARITY
 from scale_export.families import Family
-from scale_export.plan.make import Plan
+from scale_export.plan.record import Plan
 
 DECODER, EMBEDDING, VISION = ASSETS = ("decoder.aimodel", "embed.aimodel", "vision.aimodel")
 METADATA = "metadata.json"

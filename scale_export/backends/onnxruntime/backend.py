@@ -18,7 +18,7 @@ from scale_export.device.prompts import end_token_ids
 from scale_export.families._towers.tower import VisionTower
 from scale_export.model.blocks import hash_codes
 from scale_export.model.folding import FoldedDecoder
-from scale_export.plan.make import Plan
+from scale_export.plan.record import Plan
 
 from .genai_graphs import fit_graphs
 from .graphs import GraphPlan, decoder_codes, emit_graphs, write_adapter

@@ -1,0 +1,38 @@
+"""Whether the float32 reference is loaded, streamed from disk, or not run."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import psutil
+
+from scale_export.core.errors import UserError
+from scale_export.model.checkpoint import Checkpoint
+
+ParityMode = Literal["auto", "full", "streamed", "files"]
+PARITY_MODES: tuple[ParityMode, ...] = ("auto", "full", "streamed", "files")
+"""Load the float32 reference, stream it from disk, or run no model and check a checkpoint's files alone."""
+LOADED_COPIES = 3
+"""Float32 copies of a model that a full measurement holds: Hugging Face's, the portable decoder's, a graph's."""
+
+
+def must_stream(checkpoint: Checkpoint, mode: ParityMode) -> str | None:
+    """Why the float32 model is not loaded, as a sentence; None where it is.
+
+    ``auto`` streams where ``LOADED_COPIES`` float32 copies are more than this machine's memory.
+    """
+    needed = LOADED_COPIES * 4 * sum(math.prod(checkpoint.shape(name)) for name in checkpoint.stored_names())
+    total = psutil.virtual_memory().total
+    if mode == "full" or (mode == "auto" and needed <= total):
+        return None
+    asked = "" if mode == "auto" else f"as asked with --parity {mode}; "
+    return f"{asked}float32 copies take {needed / 1e9:.1f} GB and this machine has {total / 1e9:.1f} GB"
+
+
+def parity_mode(word: str) -> ParityMode:
+    """The mode of that name; raises UserError for another word."""
+    for mode in PARITY_MODES:
+        if mode == word:
+            return mode
+    raise UserError(f"--parity {word!r} is refused; known: {', '.join(PARITY_MODES)}")
