@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from scale_export.cli.app import app
 from scale_export.plan.targets import target_names
-from scale_export.proof.legs import LEGS
+from scale_export.proof.report import LEGS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])

@@ -16,7 +16,6 @@ from scale_export.core.progress import WorkLog
 from scale_export.core.records import Coefficients
 from scale_export.core.version import __version__
 from scale_export.device.package import PROCESSOR_FILES
-from scale_export.device.selftest import write_selftest
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.blocks import Bits
 from scale_export.model.folding import FoldedDecoder, fold
@@ -31,7 +30,9 @@ from scale_export.plan.record import Plan
 from scale_export.plan.reference_choice import parity_mode
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import plan_statistics, quantized
-from scale_export.proof.measure import Measured, measurement_of
+from scale_export.proof.choose import measurement_of
+from scale_export.proof.golden import write_selftest
+from scale_export.proof.measure import Measured
 from scale_export.quantize import write_bits_plan
 from scale_export.questions import public_name
 from scale_export.questions.scoring import Scoring

@@ -83,7 +83,7 @@ def verify_package(
         )
     from scale_export.plan.evaluation_choice import evaluation_set
     from scale_export.plan.reference_choice import parity_mode
-    from scale_export.proof.measure import measurement_of
+    from scale_export.proof.choose import measurement_of
 
     plan = plan_again(package.files, package.coefficients, model, target, calib, cache)
     graphs = {str(role): package.files.path(name) for role, name in package.files.manifest.graphs.items()}

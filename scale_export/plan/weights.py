@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from scale_export.core.progress import WorkLog
 from scale_export.model.folding import FoldedDecoder
-from scale_export.quantize import (
-    QuantizedWeights,
-    StaticWeights,
-    load_quantizer,
-    quantize,
-)
+from scale_export.quantize import QuantizedWeights, StaticWeights, load_quantizer, quantize
 from scale_export.quantize.calibration import StoredStatistics, calibrate
 
 from .record import Plan

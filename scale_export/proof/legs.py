@@ -12,7 +12,6 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,55 +19,12 @@ from numpy.typing import NDArray
 
 from scale_export.core.compare import Leg, relative_error
 from scale_export.core.intervals import mean_kl, top1_agreement
-from scale_export.core.limits import FOLD_RELATIVE, LOWERING_RELATIVE, PIXEL_LEVELS, ROUNDING
+from scale_export.core.limits import FOLD_RELATIVE, LOWERING_RELATIVE, PIXEL_LEVELS
 from scale_export.core.records import Float32, Precision
 from scale_export.device.generation import Generator, Inputs
 from scale_export.plan.targets import ParityLimits
 
 from .cases import Case
-
-LEGS = ("fold", "lowering", "quantization", "runtime", "preprocessing", "task")
-CHECKPOINT_LEGS = ("tensors", "storage")
-"""What a folded checkpoint has beside them."""
-SCHEMA = 1
-
-
-@dataclass(kw_only=True)
-class ParityReport:
-    """What was measured so far, and by what; ``to_json`` is ``parity.json``."""
-
-    executed_by: str
-    legs: dict[str, Leg | None] = field(default_factory=lambda: dict.fromkeys(LEGS))
-    not_checked: list[str] = field(default_factory=list)
-    answer_agreement: Leg | None = None
-    attribution: Leg | None = None
-
-    def skip(self, leg: str, reason: str) -> None:
-        """Say that a leg did not run, and why."""
-        self.not_checked.append(f"{leg}: {reason}")
-
-    @property
-    def failed(self) -> list[str]:
-        """The legs beyond their limits."""
-        return [name for name, leg in self.legs.items() if leg and leg["passed"] is False]
-
-    @property
-    def passed(self) -> bool:
-        """Whether something was measured and nothing failed."""
-        adds_up = self.attribution is None or self.attribution["passed"] is not False
-        return not self.failed and adds_up and any(self.legs.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """The object of contract C7."""
-        return {
-            "schema": SCHEMA,
-            "passed": self.passed,
-            "executed_by": self.executed_by,
-            "legs": self.legs,
-            "answer_agreement": self.answer_agreement,
-            "attribution": self.attribution,
-            "not_checked": self.not_checked,
-        }
 
 
 def path_logits(generator: Generator, cases: Sequence[Case]) -> list[Float32]:
@@ -151,54 +107,6 @@ def runtime_leg(
 ) -> Leg:
     """The package's kernels on this machine against the strictest ones."""
     return distribution_leg(cases, strict, shipped, limits.runtime_max_kl, limits.runtime_min_top1_agreement)
-
-
-def attribution(cases: Sequence[Case], stages: Sequence[tuple[str, Sequence[Float32]]]) -> Leg:
-    """How much of the whole loss each step brought: the divergence from PyTorch ScAle after it, minus before it.
-
-    Args:
-        cases: with PyTorch ScAle's logits along every path, of which the answers' positions count.
-        stages: step → the logits after it, in the order of the chain; the last one is the package as it runs.
-
-    A part may be negative, where a step happens to undo what an earlier one did. The parts add up to the whole, which
-    is measured on its own, between the two ends. Parts are None where a divergence isn't finite.
-    """
-    first = answer_logits(cases, [case.logits for case in cases])
-    last = answer_logits(cases, stages[-1][1])
-    reached = [_loss(first, first), *(_loss(first, answer_logits(cases, logits)) for _, logits in stages)]
-    parts = {
-        step: {name: _minus(after[name], before[name]) for name in after}
-        for (step, _), before, after in zip(stages, reached, reached[1:], strict=False)
-    }
-    found: Leg = {
-        "metric": "mean KL in nats from PyTorch ScAle, and share of answer positions with another best token",
-        "whole": _loss(first, last),
-        "parts": parts,
-        "cases": len(cases),
-        "steps": len(first),
-    }
-    return {**found, "passed": adds_up(found)}
-
-
-def adds_up(found: Leg) -> bool | None:
-    """Whether an attribution's parts add up to its whole, rounding aside; None where some of them is None."""
-    for name, whole in found["whole"].items():
-        parts = [part[name] for part in found["parts"].values()]
-        if whole is None or None in parts:
-            return None
-        if abs(sum(parts) - whole) > ROUNDING * max(1.0, *map(abs, parts)):
-            return False
-    return True
-
-
-def _loss(reference: Float32, other: Float32) -> dict[str, float | None]:
-    kl, top1 = mean_kl(reference, other), top1_agreement(reference, other)
-    assert kl is not None and top1 is not None, "there is at least one case"
-    return {"kl": kl if np.isfinite(kl) else None, "top1_changed": 1 - top1}
-
-
-def _minus(after: float | None, before: float | None) -> float | None:
-    return None if after is None or before is None else after - before
 
 
 def preprocessing_leg(reference: Sequence[Inputs], packaged: Sequence[Inputs], levels_per_unit: float) -> Leg:

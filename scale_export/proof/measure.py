@@ -27,10 +27,9 @@ from scale_export.quantize import load_quantizer
 from scale_export.questions import Question, digest, load_questions, public_name
 from scale_export.questions.scoring import Scoring
 
+from .attribution import attribution
 from .cases import Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
 from .legs import (
-    ParityReport,
-    attribution,
     fold_leg,
     lowering_leg,
     path_logits,
@@ -39,6 +38,7 @@ from .legs import (
     runtime_leg,
     same_inputs,
 )
+from .report import ParityReport
 from .task import MAX_NEW_TOKENS, Answered, agreement, ask_all, task_leg
 
 
@@ -357,19 +357,6 @@ def _prepared(
         logits if same_inputs(case.inputs, inputs) else candidate.logits([replace(case, inputs=inputs)])[0]
         for case, inputs, logits in zip(cases, prepared, shipped, strict=True)
     ]
-
-
-def measurement_of(plan: Plan) -> type[Measurement]:
-    """What measures that plan's files."""
-    if plan.precision == "stored":
-        from .measure_checkpoint import CheckpointMeasurement
-
-        return CheckpointMeasurement
-    if plan.static:
-        from .measure_static import StaticMeasurement
-
-        return StaticMeasurement
-    return Measurement
 
 
 def levels_per_unit(processor: Any) -> float:

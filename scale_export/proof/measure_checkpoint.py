@@ -18,8 +18,9 @@ from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.questions import Question
 
 from .cases import Case, model_logits, parity_prompts, parity_questions
-from .legs import ParityReport, error_leg
+from .legs import error_leg
 from .measure import Candidate, Measured, Measurement, Steps
+from .report import ParityReport
 from .stored_tensors import exact_folds, tensors_leg
 from .task import MAX_NEW_TOKENS
 

@@ -13,10 +13,10 @@ from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.weights import quantized
 
 from .cases import Case
-from .legs import ParityReport
 from .lockstep import Lockstep
 from .measure import Measurement
 from .products import Recorder, first_departure, follow, largest_error
+from .report import ParityReport
 
 NOT_RUN = (
     "TensorRT and QNN: the QuantizeLinear and DequantizeLinear of this package ran on ONNX Runtime's CPU kernels only",

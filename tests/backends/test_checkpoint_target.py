@@ -25,7 +25,7 @@ from scale_export.model.checkpoint import INDEX_FILE, Checkpoint
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
-from scale_export.proof.measure import measurement_of
+from scale_export.proof.choose import measurement_of
 from tests.conftest import random_coefficients, saved
 from tests.models import FAMILIES
 

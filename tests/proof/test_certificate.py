@@ -19,8 +19,9 @@ from scale_export.pipeline.fold import Outcome
 from scale_export.plan.evaluation_choice import evaluation_set
 from scale_export.plan.targets import ParityLimits, load_target
 from scale_export.proof import measure as measuring
+from scale_export.proof.attribution import adds_up, attribution
 from scale_export.proof.cases import Case, Prompt
-from scale_export.proof.legs import ParityReport, adds_up, attribution
+from scale_export.proof.report import ParityReport
 from scale_export.proof.task import MAX_LISTED, Answered, task_leg
 from scale_export.questions import Question
 from tests.conftest import random_coefficients

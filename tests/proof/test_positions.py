@@ -16,10 +16,10 @@ from scale_export.model.base import open_base
 from scale_export.model.identity import load_coefficients
 from scale_export.plan.make import ExportOptions, make_plan
 from scale_export.plan.targets import ParityLimits, load_target
+from scale_export.proof.attribution import attribution
 from scale_export.proof.cases import ANSWER_POSITIONS, Case, Prompt
 from scale_export.proof.legs import (
     answer_logits,
-    attribution,
     error_leg,
     fold_leg,
     lowering_leg,

@@ -24,8 +24,8 @@ from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
 from scale_export.proof import measure
-from scale_export.proof.legs import ParityReport
 from scale_export.proof.measure import Measurement
+from scale_export.proof.report import ParityReport
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, calibration, load_quantizer
 from scale_export.quantize.calibration import _token_weights, calibrate
 from scale_export.questions import load_questions

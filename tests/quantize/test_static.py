@@ -39,7 +39,8 @@ from scale_export.plan.options import ExportOptions
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
-from scale_export.proof.measure import Measurement, measurement_of
+from scale_export.proof.choose import measurement_of
+from scale_export.proof.measure import Measurement
 from scale_export.quantize import StaticKernels, StaticWeights, calibration, load_quantizer
 from scale_export.quantize.equalize import EqualizedWeights
 from scale_export.quantize.grid import symmetric

@@ -1,0 +1,54 @@
+"""Golden cases: what a package's self-test compares with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from scale_export.core import limits
+from scale_export.core.records import Float32, Precision
+
+if TYPE_CHECKING:
+    from .cases import Case
+from scale_export.device.selftest import CASES, COUNT, EXPECTED, FOLDER
+
+
+def write_selftest(
+    directory: Path,
+    cases: Sequence[Case],
+    logits: Sequence[Float32],
+    answers: Sequence[str] | None,
+    precision: Precision,
+) -> None:
+    """Write the first ``COUNT`` cases: prompts, pictures, the reference's tokens and answers, the export's logits.
+
+    ``answers`` is None where the reference was not asked for any.
+    """
+    folder = directory / FOLDER
+    folder.mkdir()
+    entries: list[dict[str, Any]] = []
+    for index, case in enumerate(cases[:COUNT]):
+        images = []
+        for number, image in enumerate(case.prompt.images):
+            name = f"{index}-{number}.png"
+            image.save(folder / name)
+            images.append(name)
+        entries.append(
+            {
+                "name": case.prompt.name,
+                "images": images,
+                "prompt": case.prompt.text,
+                "input_ids": case.inputs["input_ids"][0].tolist(),
+                "tokens": list(case.tokens),
+                "answer": None if answers is None else answers[index],
+            }
+        )
+    table = {"schema": 1, "tolerance": limits.SELFTEST_RELATIVE[precision], "cases": entries}
+    text = json.dumps(table, indent=2, sort_keys=True, ensure_ascii=False)
+    (directory / CASES).write_text(text + "\n", encoding="utf-8")
+    save_file({str(i): np.ascontiguousarray(logits[i]) for i in range(len(entries))}, directory / EXPECTED)
