@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from scale_export.questions import Question
+from scale_export.questions.question import Question
 
 BATCH = 256
 

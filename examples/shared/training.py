@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
-from scale_export.questions import Question, load_questions
+from scale_export.questions import load_questions
+from scale_export.questions.question import Question
 from scale_export.questions.sets._generated import World
 
 from . import chat

@@ -17,7 +17,7 @@ from torch import Tensor
 from scale_export.core.errors import UserError
 from scale_export.core.records import Float32
 from scale_export.device.prompts import LABELS, Message, assistant_message, user_message
-from scale_export.questions import Question
+from scale_export.questions.question import Question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

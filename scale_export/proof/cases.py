@@ -14,7 +14,8 @@ from scale_export.core.records import Coefficients, Float32
 from scale_export.device.generation import Inputs
 from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.hooks import attach
-from scale_export.questions import Question, is_generated, load_questions
+from scale_export.questions import is_generated, load_questions
+from scale_export.questions.question import Question
 
 FORCED_STEPS = 4
 """Decode steps of a case. They go on past an end token, since exactness holds on any path of logits; what an answer

@@ -24,7 +24,8 @@ from scale_export.plan.record import Plan
 from scale_export.plan.reference_choice import ParityMode, must_stream
 from scale_export.plan.weights import plan_statistics, quantized, weights_kind
 from scale_export.quantize import load_quantizer
-from scale_export.questions import Question, digest, load_questions, public_name
+from scale_export.questions import load_questions, public_name
+from scale_export.questions.question import Question, digest
 from scale_export.questions.scoring import Scoring
 
 from .attribution import attribution

@@ -15,7 +15,7 @@ from scale_export.core.records import Float32
 from scale_export.model.asking import answer_questions
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.folding import FoldedDecoder, fold
-from scale_export.questions import Question
+from scale_export.questions.question import Question
 
 from .cases import Case, model_logits, parity_prompts, parity_questions
 from .legs import error_leg

@@ -22,7 +22,7 @@ from scale_export.core.records import Coefficients
 from scale_export.model.asking import Answer, answer_questions
 from scale_export.model.hooks import attach
 from scale_export.plan.targets import ParityLimits
-from scale_export.questions import Question
+from scale_export.questions.question import Question
 from scale_export.questions.scoring import Scoring, is_right, normalise
 
 MAX_NEW_TOKENS = 16

@@ -36,7 +36,8 @@ from scale_export.model.asking import end_tokens, target_ids
 from scale_export.model.base import BaseModel
 from scale_export.model.decoder import Cache, Gate, PortableDecoder
 from scale_export.model.engine import ReferenceInputs
-from scale_export.questions import Question, load_questions
+from scale_export.questions import load_questions
+from scale_export.questions.question import Question
 
 from . import CalibrationOptions, Moments, Weighting
 

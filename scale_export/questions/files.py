@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from scale_export.core.errors import UserError
 
-from . import Split, StoredImage
+from .question import Split, StoredImage
 
 SHARES: Mapping[Split, range] = {
     "train": range(0, 50),

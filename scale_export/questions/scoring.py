@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from . import Question
+from .question import Question
 
 Scoring = Literal["strict", "official"]
 SCORINGS: tuple[Scoring, ...] = ("strict", "official")

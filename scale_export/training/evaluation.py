@@ -8,7 +8,7 @@ from typing import Any
 
 from scale_export.core.intervals import wilson
 from scale_export.model.asking import answer_questions
-from scale_export.questions import Kind, Question
+from scale_export.questions.question import Kind, Question
 from scale_export.questions.scoring import is_right
 
 from .loop import KINDS

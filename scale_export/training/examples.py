@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from scale_export.families import prompt_sees_itself
 from scale_export.model.asking import encode_prompts, end_tokens, target_ids, to_model
-from scale_export.questions import Question
+from scale_export.questions.question import Question
 
 from .options import ProgressCallback
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from scale_export.core.errors import UserError
 from scale_export.model.hooks import ScaleHandle
-from scale_export.questions import Kind
+from scale_export.questions.question import Kind
 
 from .examples import IGNORED, Batch, Example, whole_sequences
 from .options import ProgressCallback, TrainOptions

@@ -22,7 +22,8 @@ from scale_export.core.records import Bound, Coefficients, Float32
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.hooks import attach
 from scale_export.model.identity import make_coefficients, save_coefficients
-from scale_export.questions import Kind, Question, load_questions
+from scale_export.questions import load_questions
+from scale_export.questions.question import Kind, Question
 
 from .baselines import BASELINES, import_peft, trained_baseline
 from .evaluation import Accuracy, Row, measure_accuracy

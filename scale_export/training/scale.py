@@ -10,7 +10,7 @@ from typing import Any
 
 from scale_export.core.records import Float32, Scope
 from scale_export.model.hooks import ScaleHandle, attach_trainable
-from scale_export.questions import Question
+from scale_export.questions.question import Question
 
 from .examples import Example, encode_examples
 from .loop import Fit, FullScorer, PrefixScorer, Scorer, fit

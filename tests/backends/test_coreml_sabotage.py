@@ -20,7 +20,7 @@ from scale_export.device.engine import Step
 from scale_export.model.base import open_base
 from scale_export.model.folding import fold as fold_decoder
 from scale_export.model.identity import load_coefficients
-from scale_export.pipeline.fold import copy_processor
+from scale_export.pipeline.contents import copy_processor
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target

@@ -44,13 +44,14 @@ from scale_export.families.qwen3_vl import Qwen3VL
 from scale_export.model.asking import answer_questions
 from scale_export.model.base import BaseModel
 from scale_export.model.folding import fold as fold_scalars
-from scale_export.pipeline.fold import copy_processor
+from scale_export.pipeline.contents import copy_processor
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import Target, load_target
 from scale_export.proof.cases import forget_positions
-from scale_export.questions import Question, load_questions
+from scale_export.questions import load_questions
+from scale_export.questions.question import Question
 from scale_export.training.run import TrainOptions, run_training
 from tests.backends.emission import generator, prompt, reference
 from tests.conftest import picture, random_coefficients, saved

@@ -14,7 +14,8 @@ from transformers import AutoProcessor
 
 from scale_export.core.errors import UserError
 from scale_export.model.asking import answer_questions, encode_prompts, end_tokens
-from scale_export.questions import Question, load_questions
+from scale_export.questions import load_questions
+from scale_export.questions.question import Question
 from scale_export.questions.scoring import is_right
 from tests.models import FAMILIES
 

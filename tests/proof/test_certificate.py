@@ -23,7 +23,7 @@ from scale_export.proof.attribution import adds_up, attribution
 from scale_export.proof.cases import Case, Prompt
 from scale_export.proof.report import ParityReport
 from scale_export.proof.task import MAX_LISTED, Answered, task_leg
-from scale_export.questions import Question
+from scale_export.questions.question import Question
 from tests.conftest import random_coefficients
 from tests.questions import made
 

@@ -18,7 +18,7 @@ from scale_export.device import generation
 from scale_export.families.llava import Llava
 from scale_export.model import decoder, folding
 from scale_export.model.folding import fold
-from scale_export.pipeline.fold import copy_processor
+from scale_export.pipeline.contents import copy_processor
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target

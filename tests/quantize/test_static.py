@@ -33,7 +33,7 @@ from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import fold
 from scale_export.pipeline.api import fold as fold_package
 from scale_export.pipeline.api import verify
-from scale_export.pipeline.fold import copy_processor
+from scale_export.pipeline.contents import copy_processor
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.record import Plan

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from scale_export.core.errors import UserError
-from scale_export.questions import Question, Split, digest, load_questions
+from scale_export.questions import load_questions
+from scale_export.questions.question import Question, Split, digest
 from scale_export.questions.sets import _generated, atlas, gridworld
 from scale_export.questions.sets._generated import World
 

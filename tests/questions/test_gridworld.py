@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from scale_export.questions import Question, Split, load_questions
+from scale_export.questions import load_questions
+from scale_export.questions.question import Question, Split
 from scale_export.questions.sets import gridworld
 
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scale_export.questions import Question
+from scale_export.questions.question import Question
 from scale_export.questions.scoring import OFFICIAL, is_right
 from tests.questions.made import COUNT, MAP, OBJECT, PATH, PHOTO
 

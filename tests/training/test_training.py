@@ -20,7 +20,8 @@ from scale_export.core.errors import UserError
 from scale_export.model.asking import answer_questions, target_ids
 from scale_export.model.base import BaseModel
 from scale_export.model.hooks import attach_trainable
-from scale_export.questions import Question, load_questions
+from scale_export.questions import load_questions
+from scale_export.questions.question import Question
 from scale_export.training.examples import IGNORED, Example, encode_examples, whole_sequences
 from scale_export.training.loop import FullScorer, PrefixScorer, batches, score
 from scale_export.training.options import TrainOptions, silent

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from scale_export.core.records import Precision
 from scale_export.device.engine import Engine, Tap
 from scale_export.device.onnxruntime.engine import OnnxEngine
-from scale_export.device.onnxruntime.genai import CONFIG, MODEL_TYPES, genai_config
+from scale_export.device.onnxruntime.genai import CONFIG, MODEL_TYPES
 from scale_export.device.prompts import end_token_ids
 from scale_export.families._towers.tower import VisionTower
 from scale_export.model.blocks import hash_codes
 from scale_export.model.folding import FoldedDecoder
 from scale_export.plan.record import Plan
 
+from .genai import genai_config
 from .genai_graphs import fit_graphs
 from .graphs import GraphPlan, decoder_codes, emit_graphs, write_adapter
 from .kernels import GraphOptions

@@ -6,13 +6,13 @@ counts positions on its own, by the configuration's model type. Nothing here imp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_export.core.records import Array, DecoderSpec
+from scale_export.core.records import Array
 from scale_export.device.engine import tower_feeds
 from scale_export.families import Family
 
@@ -25,70 +25,6 @@ PLACES: Final = "image_places"
 COUNT: Final = "num_image_tokens"
 GRID: Final = "image_grid_thw"
 """Names that the runtime itself looks for."""
-NO_TOKEN: Final = -1
-"""In place of a padding token: the runtime hides every prompt token of that id, and some models end turns with it."""
-
-
-def genai_config(
-    spec: DecoderSpec,
-    config: Any,
-    graphs: Mapping[str, str],
-    *,
-    image_token_id: int,
-    end_token_ids: Iterable[int],
-    context_length: int,
-) -> dict[str, Any]:
-    """``genai_config.json`` of a Hugging Face ``config`` whose ``model_type`` is one of ``MODEL_TYPES``.
-
-    Args:
-        graphs: ``decoder``, ``embedding``, ``vision`` → file name.
-    """
-    model: dict[str, Any] = {
-        "type": config.model_type,
-        "vocab_size": spec.vocab_size,
-        "context_length": context_length,
-        "eos_token_id": sorted(end_token_ids),
-        "pad_token_id": NO_TOKEN,
-        "image_token_id": image_token_id,
-        "decoder": {
-            "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-            "filename": graphs["decoder"],
-            "hidden_size": spec.hidden_size * (1 + spec.deepstack_layers),
-            "num_attention_heads": spec.num_heads,
-            "num_key_value_heads": spec.num_kv_heads,
-            "num_hidden_layers": spec.num_layers,
-            "head_size": spec.head_dim,
-            "inputs": {
-                "inputs_embeds": "inputs_embeds",
-                "attention_mask": "attention_mask",
-                "position_ids": "position_ids",
-                "past_key_names": "past_key_values.%d.key",
-                "past_value_names": "past_key_values.%d.value",
-            },
-            "outputs": {
-                "logits": "logits",
-                "present_key_names": "present.%d.key",
-                "present_value_names": "present.%d.value",
-            },
-        },
-        "embedding": {
-            "filename": graphs["embedding"],
-            "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
-            "outputs": {"inputs_embeds": "inputs_embeds"},
-        },
-        "vision": {"filename": graphs["vision"], "outputs": {"image_features": "image_features"}},
-    }
-    if spec.position_axes > 1:
-        model["vision_start_token_id"] = config.vision_start_token_id
-        model["video_token_id"] = config.video_token_id
-        model["vision"]["spatial_merge_size"] = config.vision_config.spatial_merge_size
-    search = {
-        "do_sample": False,
-        "num_beams": 1,
-        "max_length": context_length,
-        "past_present_share_buffer": True,
-    }
-    return {"model": model, "search": search}
 
 
 def genai_inputs(

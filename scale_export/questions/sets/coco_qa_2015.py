@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scale_export.core.errors import UserError
-from scale_export.questions import Question, Split, StoredImage
 from scale_export.questions.files import place_of, read_lines, stored
+from scale_export.questions.question import Question, Split, StoredImage
 
 ON_DISK = True
 FILES = ("img_ids.txt", "questions.txt", "answers.txt", "types.txt")
