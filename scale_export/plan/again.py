@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import Coefficients
+from scale_export.model.base import open_base
 from scale_export.package.manifest import PackageFiles
 
-if TYPE_CHECKING:
-    from .record import Plan
+from .make import make_plan
+from .options import ExportOptions
+from .record import Plan
+from .targets import load_target
 
 
 def plan_again(
@@ -26,12 +28,6 @@ def plan_again(
 
     ``calib`` names the question set of calibration with its place, where that is one on a disk.
     """
-    from scale_export.model.base import open_base
-
-    from .make import make_plan
-    from .options import ExportOptions
-    from .targets import load_target
-
     recorded = files.manifest
     try:
         base = open_base(model or recorded.base_model, relative_to=files.directory)

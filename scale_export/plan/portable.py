@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from scale_export.device.engine import Engine, Scalars
-
-if TYPE_CHECKING:
-    from .record import Plan
 from collections.abc import Callable
 
 from scale_export.device.engine import Engine, Scalars

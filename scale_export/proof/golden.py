@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from scale_export.core import limits
 from scale_export.core.records import Float32, Precision
-
-if TYPE_CHECKING:
-    from .cases import Case
 from scale_export.device.selftest import CASES, COUNT, EXPECTED, FOLDER
+
+from .cases import Case
 
 
 def write_selftest(

@@ -6,17 +6,9 @@ on a user's own disk take their directory as the argument (``spatialeval:DIR``).
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import io
 import pkgutil
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
-from typing import Literal
-
-from PIL import Image, UnidentifiedImageError
 
 from scale_export.core.errors import UserError, did_you_mean
 
