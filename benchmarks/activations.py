@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from scale_export.coefficients.file import load_coefficients
 from scale_export.core.intervals import gain_retention, mean_kl, proportion, top1_agreement
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import DecoderSpec, Float32
@@ -28,7 +29,6 @@ from scale_export.model.arithmetic import TorchKernels
 from scale_export.model.asking import end_tokens, target_ids
 from scale_export.model.base import open_base
 from scale_export.model.engine import ReferenceEngine
-from scale_export.model.identity import load_coefficients
 from scale_export.quantize import (
     CalibrationOptions,
     QuantizedWeights,

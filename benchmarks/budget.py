@@ -37,11 +37,11 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 from torch import Tensor
 
+from scale_export.coefficients.file import load_coefficients
 from scale_export.core.intervals import paired_difference
 from scale_export.core.progress import WorkLog
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.hooks import attach
-from scale_export.model.identity import load_coefficients
 from scale_export.plan.bits import k_quant_mixed
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions

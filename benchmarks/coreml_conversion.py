@@ -25,8 +25,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from scale_export.backends.coreml import convert
 from scale_export.backends.coreml.decoder import Function, Storage, TracedDecoder, emit_part, matrix_source
+from scale_export.coefficients.file import Coefficients
+from scale_export.coefficients.rules import BaseIdentity, Bound
 from scale_export.core.progress import peak_memory
-from scale_export.core.records import BaseIdentity, Bound, Coefficients
 from scale_export.families._text import text_spec
 from scale_export.model.checkpoint import Checkpoint
 from scale_export.model.folding import FoldedDecoder

@@ -30,14 +30,13 @@ import torch
 from answering import Measured, PlainRounding, answers, joined, materialized, replaced, untie
 from numpy.typing import NDArray
 
+from scale_export.coefficients.file import Coefficients, load_coefficients
 from scale_export.core.intervals import gain_retention, mean_kl, proportion, top1_agreement
 from scale_export.core.progress import WorkLog, peak_memory
-from scale_export.core.records import Coefficients
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.blocks import BlockMatrix
 from scale_export.model.folding import fold
 from scale_export.model.hooks import attach
-from scale_export.model.identity import load_coefficients
 from scale_export.model.weights import DecoderWeights
 from scale_export.quantize import Method, NoStatistics, QuantizedWeights, Statistics, load_quantizer
 from scale_export.quantize.calibration import CalibrationOptions, Weighting, calibrate

@@ -12,8 +12,8 @@ from scale_export.core.version import __version__
 
 _HOMES = {
     "UserError": "core.errors",
-    "Coefficients": "core.records",
-    "load_coefficients": "model.identity",
+    "Coefficients": "coefficients.file",
+    "load_coefficients": "coefficients.file",
     "make_coefficients": "model.identity",
     "attach": "model.hooks",
     "FoldRequest": "pipeline.fold",
@@ -35,11 +35,11 @@ __all__ = [  # noqa: RUF022
 ]
 
 if TYPE_CHECKING:
+    from scale_export.coefficients.file import Coefficients, load_coefficients
     from scale_export.core.errors import UserError
-    from scale_export.core.records import Coefficients
     from scale_export.device.package import open_package
     from scale_export.model.hooks import attach
-    from scale_export.model.identity import load_coefficients, make_coefficients
+    from scale_export.model.identity import make_coefficients
     from scale_export.pipeline.api import fold, verify
 
 

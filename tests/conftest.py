@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from scale_export.backends.onnxruntime import trace
-from scale_export.core.records import Coefficients, Scope
+from scale_export.coefficients.file import Coefficients
+from scale_export.core.records import Scope
 from scale_export.device.onnxruntime import engine
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.identity import make_coefficients

@@ -17,7 +17,7 @@ COEFFICIENT_SUFFIXES = (".pt", ".safetensors")
 
 def run_inspect(*, path: Path, png: Path | None, as_json: bool) -> int:
     """``scale-export inspect``."""
-    from scale_export.model.identity import load_coefficients
+    from scale_export.coefficients.file import load_coefficients
     from scale_export.package.manifest import open_package_files
 
     if path.is_dir():

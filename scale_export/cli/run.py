@@ -25,9 +25,9 @@ def run_prompt(
     as_json: bool,
 ) -> int:
     """``scale-export run``."""
+    from scale_export.coefficients.file import load_coefficients
     from scale_export.device.package import open_package
     from scale_export.device.prompts import Message, assistant_message, open_image, user_message
-    from scale_export.model.identity import load_coefficients
 
     quiet_libraries()
     if prompt is None and not chat:

@@ -13,13 +13,13 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.records import BaseIdentity, Bound, Coefficients, Float32, MlpSite, Scope
+from scale_export.core.records import Float32, MlpSite, Scope
 
 FORMAT = "scale-coefficients"
 VERSION = 1
@@ -36,34 +36,48 @@ _PLAIN_LIMIT = 100_000  # values in ``training``: nested references can spell ex
 _PLAIN_DEPTH = 32
 
 
-def coefficient_fields(coefficients: Coefficients) -> dict[str, Any]:
-    """The flat fields of C2; ``head_scale`` as one array where every layer has ``num_heads``."""
-    rows, base = coefficients.head_scale, coefficients.base
-    uniform = len(rows) > 0 and all(row.shape == (coefficients.num_heads,) for row in rows)
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "scope": coefficients.scope,
-        "layer_indices": list(coefficients.layer_indices),
-        "head_scale": np.stack(rows) if uniform else list(rows),
-        "mlp_scale": coefficients.mlp_scale,
-        "mlp_site": coefficients.mlp_site,
-        "bound": asdict(coefficients.bound),
-        "num_heads": coefficients.num_heads,
-        "head_dim": coefficients.head_dim,
-        "base_model": base.base_model,
-        "base_revision": base.base_revision,
-        "model_type": base.model_type,
-        "config_sha256": base.config_sha256,
-        "tensor_sha256": dict(sorted(base.tensor_sha256.items())),
-        "prompt_template_sha256": base.prompt_template_sha256,
-        "transformers_version": base.transformers_version,
-        "training": dict(coefficients.training),
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """How the trained scalars were bounded: ``tanh`` means s = 1 + r·tanh(a); ``none`` means free."""
+
+    kind: Literal["tanh", "none"] = "tanh"
+    r: float | None = 1.0
 
 
-def validated(values: Any, source: str) -> Coefficients:
-    """Fields as a record; ``source`` begins every message.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseIdentity:
+    """Which base model the scalars belong to, precisely enough to refuse another one.
+
+    ``tensor_sha256`` maps the module name of every touched weight (``model.language_model.layers.3.
+    self_attn.o_proj.weight``) to the SHA-256 of its stored bytes, prefixed by dtype and shape.
+    """
+
+    base_model: str
+    base_revision: str | None
+    model_type: str
+    config_sha256: str
+    tensor_sha256: Mapping[str, str]
+    prompt_template_sha256: str | None
+    transformers_version: str
+
+
+class CheckedFields(TypedDict):
+    """What ``checked_fields`` gives: the arguments of ``Coefficients``."""
+
+    scope: Scope
+    layer_indices: tuple[int, ...]
+    head_scale: tuple[Float32, ...]
+    mlp_scale: Float32
+    mlp_site: MlpSite
+    bound: Bound
+    num_heads: int
+    head_dim: int
+    base: BaseIdentity
+    training: Mapping[str, Any]
+
+
+def checked_fields(values: Any, source: str) -> CheckedFields:
+    """Fields of a file, or of a record, each held to its rule; ``source`` begins every message.
 
     Raises:
         UserError: a field breaks a rule of this module.
@@ -76,7 +90,7 @@ def validated(values: Any, source: str) -> Coefficients:
     fields = _Fields(source=source, values={**OPTIONAL, **values})
     fields.check_names()
     layers, heads = fields.layers(), fields.integer("num_heads", 1)
-    return Coefficients(
+    return CheckedFields(
         scope=fields.choice("scope", get_args(Scope)),
         layer_indices=layers,
         head_scale=fields.head_scale(len(layers), heads),

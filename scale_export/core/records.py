@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -28,74 +26,6 @@ BLOCKWISE: tuple[Precision, ...] = ("int8", "int4")
 """Those whose weights alone are integers, with a scale for each block of columns."""
 INTEGER: tuple[Precision, ...] = (*BLOCKWISE, "w8a8")
 FOLD_MODES: tuple[FoldMode, ...] = ("weights", "gate", "two-phase")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bound:
-    """How the trained scalars were bounded: ``tanh`` means s = 1 + r·tanh(a); ``none`` means free."""
-
-    kind: Literal["tanh", "none"] = "tanh"
-    r: float | None = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseIdentity:
-    """Which base model the scalars belong to, precisely enough to refuse another one.
-
-    ``tensor_sha256`` maps the module name of every touched weight (``model.language_model.layers.3.
-    self_attn.o_proj.weight``) to the SHA-256 of its stored bytes, prefixed by dtype and shape.
-    """
-
-    base_model: str
-    base_revision: str | None
-    model_type: str
-    config_sha256: str
-    tensor_sha256: Mapping[str, str]
-    prompt_template_sha256: str | None
-    transformers_version: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Coefficients:
-    """The trained scalars of one ScAle adapter (contract C2).
-
-    Attributes:
-        layer_indices: the decoder layers that are scaled, strictly increasing.
-        head_scale: one float32 vector ``[H]`` per listed layer, the effective s of each query head.
-        mlp_scale: float32 ``[nL]``, the effective s of each listed layer's MLP output.
-        training: what the trainer recorded; plain JSON values.
-    """
-
-    scope: Scope
-    layer_indices: tuple[int, ...]
-    head_scale: tuple[Float32, ...]
-    mlp_scale: Float32
-    mlp_site: MlpSite
-    bound: Bound
-    num_heads: int
-    head_dim: int
-    base: BaseIdentity
-    training: Mapping[str, Any] = field(default_factory=dict)
-
-    def dense(self, num_layers: int, num_heads: int) -> tuple[Float32, Float32]:
-        """The scalars of every layer, ones where a layer is not listed: ``[L, H]`` and ``[L]`` float32."""
-        attn = np.ones((num_layers, num_heads), np.float32)
-        mlp = np.ones(num_layers, np.float32)
-        for row, layer in enumerate(self.layer_indices):
-            attn[layer] = self.head_scale[row]
-            mlp[layer] = self.mlp_scale[row]
-        return attn, mlp
-
-    @property
-    def count(self) -> int:
-        """How many scalars there are."""
-        return sum(v.size for v in self.head_scale) + self.mlp_scale.size
-
-    def save(self, path: Path | str) -> None:
-        """Write these to a ``.safetensors`` or ``.pt`` file; see ``coefficients.save_coefficients``."""
-        from scale_export.model.identity import save_coefficients
-
-        save_coefficients(self, path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

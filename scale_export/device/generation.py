@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scale_export.core.records import Array, Float32, FoldMode
-from scale_export.families import Family
+from scale_export.families._family import Family
 
 from .engine import Engine, Scalars, Step
-
-if TYPE_CHECKING:
-    pass
 
 Inputs = Mapping[str, Array]
 """A processor's NumPy output for one prompt: ``input_ids [1, T]``, its mask, pixels and what goes with them."""

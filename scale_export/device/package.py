@@ -13,10 +13,11 @@ from typing import Any
 
 from PIL import Image
 
+from scale_export.coefficients.file import Coefficients, load_coefficients
 from scale_export.core.errors import UserError
-from scale_export.core.records import Array, Coefficients, Float32
-from scale_export.families import Family, load_family
-from scale_export.model.identity import load_coefficients
+from scale_export.core.records import Array, Float32
+from scale_export.families import load_family
+from scale_export.families._family import Family
 from scale_export.package.manifest import PackageFiles, open_package_files
 
 from .engine import Engine, Scalars

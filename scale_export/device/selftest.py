@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -12,9 +11,6 @@ from safetensors.numpy import load_file
 from scale_export.core.compare import Leg, relative_error
 
 from .package import Package
-
-if TYPE_CHECKING:
-    pass
 
 FOLDER = "selftest"
 CASES = f"{FOLDER}/cases.json"

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from scale_export.backends.interface import load_backend
+from scale_export.coefficients.file import load_coefficients
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
@@ -30,7 +31,6 @@ from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.blocks import integers_of
 from scale_export.model.engine import TappedKernels
 from scale_export.model.folding import fold
-from scale_export.model.identity import load_coefficients
 from scale_export.model.weights import DecoderWeights
 from scale_export.package.manifest import PackageFiles, open_package_files
 from scale_export.plan.again import plan_again

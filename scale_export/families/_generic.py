@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, DecoderSpec
 
-from . import Family
+from ._family import Family
 from ._text import TEXT_MODELS, text_spec
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, DecoderSpec
 
-from . import Family
+from ._family import Family
 from ._patches import Grid, axial_turns, stacked
 from ._processor import leave_out_videos, model_class
 from ._text import text_spec

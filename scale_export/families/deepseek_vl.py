@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from scale_export.core.records import DecoderSpec
 
-from . import Family
+from ._family import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:

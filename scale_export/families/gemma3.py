@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scale_export.core.records import Array, DecoderSpec
 
-from . import Family
+from ._family import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, DecoderSpec
 
-from . import Family
+from ._family import Family
 from ._processor import leave_out_videos
 from ._text import text_spec
 

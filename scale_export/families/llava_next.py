@@ -9,7 +9,7 @@ import numpy as np
 
 from scale_export.core.records import Array, DecoderSpec
 
-from . import Family
+from ._family import Family
 from ._text import text_spec
 
 if TYPE_CHECKING:

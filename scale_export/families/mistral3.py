@@ -14,7 +14,7 @@ import numpy as np
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, DecoderSpec
 
-from . import Family
+from ._family import Family
 from ._patches import Grid, axial_turns, merged, stacked
 from ._processor import model_class
 from ._text import text_spec

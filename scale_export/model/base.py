@@ -10,7 +10,8 @@ from typing import Any
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import DecoderSpec
-from scale_export.families import Family, resolve_family
+from scale_export.families import resolve_family
+from scale_export.families._family import Family
 from scale_export.families._towers.tower import VisionTower
 
 from .checkpoint import Checkpoint

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
-from scale_export.core.records import Coefficients, DecoderSpec, Float32, FoldMode
+from scale_export.core.records import DecoderSpec, Float32, FoldMode
 
 from .blocks import BlockMatrix
 from .weights import DecoderWeights

@@ -1,4 +1,4 @@
-"""Coefficients (contract C2): files in and out, made for a model, checked against a base model."""
+"""Which base model coefficients belong to: made for a model, checked against a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,28 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from scale_export.coefficients.file import (
-    MAX_BYTES,
-    load_coefficients,
-    read_capped,
-    save_coefficients,
-    tensors_of_pickle,
-)
-from scale_export.coefficients.rules import coefficient_fields, validated
+from scale_export.coefficients.file import Coefficients, coefficient_fields, validated
+from scale_export.coefficients.formats import MAX_BYTES, read_capped, tensors_of_pickle
+from scale_export.coefficients.rules import BaseIdentity, Bound
 from scale_export.core.errors import UserError
-from scale_export.core.records import BaseIdentity, Bound, Coefficients, Float32, Scope
+from scale_export.core.records import Float32, Scope
 
 from .checkpoint import Checkpoint
-
-__all__ = [
-    "base_directory",
-    "check_base",
-    "import_state_dict",
-    "load_coefficients",
-    "make_coefficients",
-    "prompt_template_sha256",
-    "save_coefficients",
-]
 
 TOUCHED_WEIGHTS = ("self_attn.o_proj", "mlp.down_proj")
 """The parts of a decoder layer that scalars fold into; norms after the MLP come beside them."""

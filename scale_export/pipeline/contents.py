@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from scale_export.backends.checkpoint import backend as checkpoint
+from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
-from scale_export.core.records import Coefficients
 from scale_export.core.version import __version__
 from scale_export.device.package import PROCESSOR_FILES
 from scale_export.model.base import BaseModel

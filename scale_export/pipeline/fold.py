@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from scale_export.backends.checkpoint import backend as checkpoint
 from scale_export.backends.interface import backend_of, load_backend
+from scale_export.coefficients.file import load_coefficients, save_coefficients
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.model.base import open_base
 from scale_export.model.blocks import Bits
 from scale_export.model.folding import FoldedDecoder, fold
-from scale_export.model.identity import load_coefficients, save_coefficients
 from scale_export.package.staging import StagedPackage, check_destination
 from scale_export.plan.bits import check_mixed, fixed_bits
 from scale_export.plan.evaluation_choice import evaluation_set

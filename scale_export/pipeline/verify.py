@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
@@ -13,11 +13,7 @@ from scale_export.device.package import open_package
 from scale_export.device.selftest import run_selftest
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.signing import Signature, check_signature
-from scale_export.plan.again import plan_again
 from scale_export.questions.scoring import Scoring
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +77,7 @@ def verify_package(
         return Verification(
             passed=passed, selftest=selftest, parity=None, requirements=checked, signature=signed
         )
+    from scale_export.plan.again import plan_again
     from scale_export.plan.evaluation_choice import evaluation_set
     from scale_export.plan.reference_choice import parity_mode
     from scale_export.proof.choose import measurement_of

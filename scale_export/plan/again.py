@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
-from scale_export.core.records import Coefficients
 from scale_export.model.base import open_base
 from scale_export.package.manifest import PackageFiles
 

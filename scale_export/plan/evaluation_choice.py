@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
-from scale_export.core.records import Coefficients
 from scale_export.questions import dataset_names, load_questions
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.records import FOLD_MODES, Coefficients, DecoderSpec, FoldMode
+from scale_export.core.records import FOLD_MODES, DecoderSpec, FoldMode
 from scale_export.model.base import BaseModel
 
 from .targets import Target

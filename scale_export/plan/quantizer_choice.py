@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.records import Coefficients, Precision
+from scale_export.core.records import Precision
 from scale_export.model.base import BaseModel
 from scale_export.quantize import WEIGHTINGS, CalibrationOptions, Method, load_quantizer, quantizer_names
 from scale_export.questions import dataset_names, load_questions

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from scale_export.core.records import Coefficients, Float32
+from scale_export.coefficients.file import Coefficients
+from scale_export.core.records import Float32
 from scale_export.device.generation import Inputs
 from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.hooks import attach

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from scale_export.coefficients.file import Coefficients
 from scale_export.core.compare import Leg
 from scale_export.core.intervals import (
     Bools,
@@ -18,7 +19,6 @@ from scale_export.core.intervals import (
     wilson,
 )
 from scale_export.core.limits import NEAR_TIE_MARGIN
-from scale_export.core.records import Coefficients
 from scale_export.model.asking import Answer, answer_questions
 from scale_export.model.hooks import attach
 from scale_export.plan.targets import ParityLimits

@@ -26,8 +26,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from scale_export.coefficients.file import Coefficients
 from scale_export.core.progress import WorkLog, peak_memory
-from scale_export.core.records import Array, Coefficients, Float32
+from scale_export.core.records import Array, Float32
 from scale_export.device.engine import Engine, Step
 from scale_export.device.generation import Generator, Inputs
 from scale_export.device.prompts import encode_messages, user_message

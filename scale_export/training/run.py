@@ -16,12 +16,14 @@ from rich.table import Table
 
 from scale_export.charts.maps import heat_map, sensitivity_map
 from scale_export.charts.style import save_png
+from scale_export.coefficients.file import Coefficients, save_coefficients
+from scale_export.coefficients.rules import Bound
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
-from scale_export.core.records import Bound, Coefficients, Float32
+from scale_export.core.records import Float32
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.hooks import attach
-from scale_export.model.identity import make_coefficients, save_coefficients
+from scale_export.model.identity import make_coefficients
 from scale_export.questions import load_questions
 from scale_export.questions.question import Kind, Question
 

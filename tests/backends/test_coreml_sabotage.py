@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from scale_export.backends.coreml import backend
+from scale_export.coefficients.file import load_coefficients
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
@@ -19,7 +20,6 @@ from scale_export.device.coreml.engine import CoreMLEngine
 from scale_export.device.engine import Step
 from scale_export.model.base import open_base
 from scale_export.model.folding import fold as fold_decoder
-from scale_export.model.identity import load_coefficients
 from scale_export.pipeline.contents import copy_processor
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions

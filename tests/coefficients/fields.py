@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from scale_export.core.records import Coefficients
+from scale_export.coefficients.file import Coefficients
 
 SUFFIXES = (".pt", ".safetensors")
 HASH = "0123456789abcdef" * 4

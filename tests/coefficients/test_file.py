@@ -21,10 +21,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from torch.torch_version import TorchVersion
 
+from scale_export.coefficients.file import Coefficients, load_coefficients
 from scale_export.coefficients.rules import OPTIONAL, REQUIRED
 from scale_export.core.errors import UserError
-from scale_export.core.records import Coefficients
-from scale_export.model.identity import load_coefficients
 from tests.coefficients.fields import HASH, SUFFIXES, as_torch, record, same, write
 
 FUZZ = settings(

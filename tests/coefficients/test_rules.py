@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from scale_export.coefficients.file import load_coefficients, save_coefficients
 from scale_export.coefficients.rules import REQUIRED
 from scale_export.core.errors import UserError
-from scale_export.model.identity import load_coefficients, save_coefficients
 from tests.coefficients.fields import HASH, SUFFIXES, record, write
 
 NAN, INF = np.float32("nan"), np.float32("inf")

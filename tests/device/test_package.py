@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from scale_export import UserError, attach, open_package
+from scale_export.coefficients.file import load_coefficients
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
-from scale_export.model.identity import load_coefficients
 from tests.conftest import picture, random_coefficients
 
 QUESTION = "where is the red circle ?"

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from scale_export import fold
+from scale_export.coefficients.file import load_coefficients
 from scale_export.core.limits import LOWERING_RELATIVE
 from scale_export.model.asking import answer_questions
 from scale_export.model.base import open_base
 from scale_export.model.hooks import attach
-from scale_export.model.identity import check_base, load_coefficients
+from scale_export.model.identity import check_base
 from scale_export.questions import load_questions
 
 EXAMPLE = Path(__file__).parents[2] / "examples/small_vlm"

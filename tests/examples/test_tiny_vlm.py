@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from scale_export import fold, open_package
+from scale_export.coefficients.file import load_coefficients
 from scale_export.core.limits import LOWERING_RELATIVE
 from scale_export.core.progress import WorkLog
 from scale_export.device.prompts import open_image
 from scale_export.model.asking import answer_questions
 from scale_export.model.base import open_base
 from scale_export.model.hooks import attach
-from scale_export.model.identity import check_base, load_coefficients
+from scale_export.model.identity import check_base
 from scale_export.pipeline.fold import Outcome
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions

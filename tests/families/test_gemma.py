@@ -19,6 +19,7 @@ from scale_export import UserError
 from scale_export.backends.coreai.bundle import refuse_unserved
 from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.coreml import decoder as coreml_decoder
+from scale_export.coefficients.file import load_coefficients
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array, DecoderSpec, Float32
@@ -33,7 +34,6 @@ from scale_export.model.base import BaseModel, open_base
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import Factor, FoldedWeights, fold, fold_factors
 from scale_export.model.hooks import attach, attach_trainable
-from scale_export.model.identity import load_coefficients
 from scale_export.pipeline import api
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions

@@ -26,7 +26,8 @@ from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
 from scale_export.core.resources import resource_dir
 from scale_export.device.prompts import encode_messages, user_message
-from scale_export.families import Family, _patches, _qwen, mistral3, qwen2_5_vl, qwen3_vl
+from scale_export.families import _patches, _qwen, mistral3, qwen2_5_vl, qwen3_vl
+from scale_export.families._family import Family
 from scale_export.families._qwen import QwenVL
 from scale_export.families._towers import (
     attention as _attention,

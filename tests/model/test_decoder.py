@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from scale_export.coefficients.file import Coefficients
 from scale_export.core import limits
-from scale_export.core.records import Coefficients
 from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.arithmetic import TorchKernels, empty_cache
 from scale_export.model.base import BaseModel

@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from scale_export.coefficients.file import Coefficients, load_coefficients
+from scale_export.coefficients.rules import Bound
 from scale_export.core.errors import UserError
-from scale_export.core.records import Bound, Coefficients
 from scale_export.model.checkpoint import SINGLE_FILE, Checkpoint
 from scale_export.model.identity import (
     base_directory,
     check_base,
     import_state_dict,
-    load_coefficients,
     make_coefficients,
     prompt_template_sha256,
 )

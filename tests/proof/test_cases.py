@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scale_export.model.identity import load_coefficients
+from scale_export.coefficients.file import load_coefficients
 from scale_export.proof.cases import few_prompts, parity_prompts, parity_questions
 
 TRAINED = load_coefficients(Path(__file__).parents[2] / "examples/small_vlm/spatial.safetensors")

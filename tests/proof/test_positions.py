@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scale_export.coefficients.file import load_coefficients
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
 from scale_export.model.base import open_base
-from scale_export.model.identity import load_coefficients
 from scale_export.plan.make import ExportOptions, make_plan
 from scale_export.plan.targets import ParityLimits, load_target
 from scale_export.proof.attribution import attribution

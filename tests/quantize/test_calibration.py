@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from scale_export import UserError, fold, verify
+from scale_export.coefficients.file import Coefficients, load_coefficients
 from scale_export.core.progress import WorkLog
-from scale_export.core.records import Coefficients
 from scale_export.model import folding
 from scale_export.model.base import open_base
 from scale_export.model.hooks import attach
-from scale_export.model.identity import load_coefficients
 from scale_export.package.manifest import open_package_files
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions

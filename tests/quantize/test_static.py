@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from scale_export.backends.onnxruntime import backend
 from scale_export.backends.onnxruntime.decoder import block_codes, signed_codes
 from scale_export.backends.onnxruntime.trace import forget_traces
+from scale_export.coefficients.file import Coefficients
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
-from scale_export.core.records import Coefficients
 from scale_export.device.engine import Scalars
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.doctor.examine import examine

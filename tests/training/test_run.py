@@ -15,10 +15,10 @@ from PIL import Image
 from rich.console import Console
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from scale_export.coefficients.file import load_coefficients
 from scale_export.core.errors import UserError
 from scale_export.model.asking import answer_questions
 from scale_export.model.hooks import attach
-from scale_export.model.identity import load_coefficients
 from scale_export.questions import load_questions
 from scale_export.questions.scoring import is_right
 from scale_export.training.run import TrainOptions, TrainReport, run_training, training_table

@@ -12,7 +12,7 @@ from typing import Any
 from scale_export.core.errors import UserError
 from scale_export.core.version import __version__
 from scale_export.device.coreai.apple import PARITY
-from scale_export.families import Family
+from scale_export.families._family import Family
 from scale_export.plan.record import Plan
 
 DECODER, EMBEDDING, VISION = ASSETS = ("decoder.aimodel", "embed.aimodel", "vision.aimodel")

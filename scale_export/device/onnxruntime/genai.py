@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from scale_export.core.records import Array
 from scale_export.device.engine import tower_feeds
-from scale_export.families import Family
+from scale_export.families._family import Family
 
 CONFIG: Final = "genai_config.json"
 MODEL_TYPES: Final = frozenset({"gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl"})

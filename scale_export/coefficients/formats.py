@@ -1,0 +1,238 @@
+"""The two formats of coefficient files, ``.safetensors`` and ``.pt``: bytes become fields without trust, and back.
+
+A ``.safetensors`` file stores the scalars as tensors (``head_scale.0``, ``head_scale.1``, … where head counts
+differ) and all else as one JSON object in its metadata, under ``scale_coefficients``. ``sha256`` in that
+object is over everything, so that no damaged scalar is taken for a trained one; a file made by other tools
+may leave it out. A ``.pt`` file is the same record as a flat dict; it holds nothing but tensors and plain
+values, or is not opened. Nothing in a file may claim to be larger than the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scale_export.core.errors import UserError
+
+from .rules import SAVE_AGAIN
+
+MAX_BYTES = 64 * 2**20
+
+_METADATA_KEY = "scale_coefficients"
+_DTYPES: Mapping[str, Any] = {"F32": np.float32, "I64": np.int64}
+_SAFE_TORCH = (2, 10)  # older ones let a pickle past weights_only (CVE-2025-32434, CVE-2026-24747)
+
+
+def read_capped(path: Path, max_bytes: int) -> bytes:
+    """The file's bytes.
+
+    Raises:
+        UserError: it can't be read, or holds more than ``max_bytes``.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise UserError(
+            f"cannot read coefficient file {path}: {error.strerror}; give an existing file"
+        ) from error
+    if len(content) > max_bytes:
+        raise UserError(
+            f"{path} is larger than the {max_bytes} bytes that coefficients may take: "
+            "give a coefficient file, not a model"
+        )
+    return content
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in one step: whole or not at all; raises UserError where the place can't be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name another place") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _read_safetensors(path: Path, content: bytes) -> dict[str, Any]:
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        tensors = dict(sorted(deserialize(content)))  # type: ignore[no-untyped-call]
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = header.get("__metadata__", {})
+        fields = json.loads(metadata.get(_METADATA_KEY, "{}"), object_pairs_hook=_unique)
+        if not isinstance(fields, dict):
+            raise ValueError(f"{_METADATA_KEY} in its metadata is not a record")
+        arrays = {name: _from_safetensors(name, stored) for name, stored in tensors.items()}
+        digest = fields.pop("sha256", None)
+        if digest is not None and digest != _digest(fields, arrays):
+            raise ValueError("its sha256 differs")
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy it again, or {SAVE_AGAIN}") from error
+    return _unite(path, fields, arrays)
+
+
+def _unite(path: Path, fields: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
+    rows = sorted(name for name in arrays if re.fullmatch(r"head_scale\.\d+", name))
+    if rows and set(rows) == {f"head_scale.{i}" for i in range(len(rows))}:
+        arrays = {name: array for name, array in arrays.items() if name not in rows} | {
+            "head_scale": [arrays[f"head_scale.{i}"] for i in range(len(rows))]
+        }
+    if twice := sorted(arrays.keys() & fields.keys()):
+        raise UserError(f"{path} holds {twice[0]} both as a tensor and in its metadata; {SAVE_AGAIN}")
+    return {**fields, **arrays}
+
+
+def _digest(fields: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(_canonical(fields).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _canonical(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True, ensure_ascii=False)
+
+
+def _from_safetensors(name: str, stored: Mapping[str, Any]) -> Any:
+    if stored["dtype"] not in _DTYPES:
+        raise ValueError(f"{name} is {stored['dtype']}, not float32")
+    return np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a field of its metadata stands there twice")
+    return fields
+
+
+def _safetensors_bytes(fields: Mapping[str, Any]) -> bytes:
+    from safetensors.numpy import save
+
+    arrays = {"mlp_scale": fields["mlp_scale"]}
+    if isinstance(fields["head_scale"], list):
+        arrays |= {f"head_scale.{i}": row for i, row in enumerate(fields["head_scale"])}
+    else:
+        arrays["head_scale"] = fields["head_scale"]
+    rest = {name: value for name, value in fields.items() if name not in ("mlp_scale", "head_scale")}
+    record = _canonical({**rest, "sha256": _digest(rest, arrays)})
+    content: bytes = save(arrays, metadata={_METADATA_KEY: record})
+    return content
+
+
+def tensors_of_pickle(path: Path, content: bytes) -> Any:
+    """What ``torch.save`` wrote, read with ``weights_only=True`` after its archive was checked.
+
+    Raises:
+        UserError: torch is missing or older than 2.10, or the file is not safe or not whole.
+    """
+    torch = _safe_torch(path)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError("its archive is compressed, which torch.save never does")
+            if sum(entry.file_size for entry in entries) > len(content):
+                raise ValueError("its archive claims to be larger than the file")
+            if broken := archive.testzip():
+                raise ValueError(f"the checksum of {broken} differs")
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler may raise anything on bytes that somebody made up
+        raise UserError(
+            f"{path} is damaged or holds more than tensors and plain values, so it was not opened "
+            f"({_reason(error)}); get it as .safetensors from where it was made"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice to open the file unsafely."""
+    if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it would run {asked[1][:80]}"
+    plain = isinstance(error, ValueError | zipfile.BadZipFile) and str(error).isprintable()
+    return str(error)[:80] if plain else type(error).__name__
+
+
+def _safe_torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"reading {path} needs torch, which is not installed: install scale-export[export], or give the "
+            f"twin {path.with_suffix('.safetensors').name}"
+        ) from error
+    version: Any = torch.__version__
+    if version < _SAFE_TORCH:
+        raise UserError(
+            f"torch {version} is too old to open {path} safely: install torch 2.10 or newer, or give the "
+            f"twin {path.with_suffix('.safetensors').name}"
+        )
+    return torch
+
+
+def _read_pt(path: Path, content: bytes) -> Any:
+    raw = tensors_of_pickle(path, content)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds a {type(raw).__name__}, not a record of fields; {SAVE_AGAIN}")
+
+    def arrays(name: Any, value: Any) -> Any:
+        if isinstance(value, list | tuple) and name == "head_scale":
+            return [_from_torch(path, f"head_scale[{i}]", row, len(content)) for i, row in enumerate(value)]
+        return _from_torch(path, name, value, len(content))
+
+    return {name: arrays(name, value) for name, value in raw.items()}
+
+
+def _from_torch(path: Path, name: Any, value: Any, limit: int) -> Any:
+    """A tensor as an array, anything else as it is; strides may make a tensor look larger than the file."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return value
+    dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_nested
+    if not dense or value.dtype not in (torch.float32, torch.int64):
+        raise UserError(
+            f"{path}: {name} is {value.dtype}; convert it to a dense float32 tensor and save again"
+        )
+    if value.numel() * value.itemsize > limit:
+        raise UserError(f"{path}: {name} claims to be larger than the file; {SAVE_AGAIN}")
+    return value.detach().resolve_neg().numpy()
+
+
+def _pt_bytes(fields: Mapping[str, Any]) -> bytes:
+    import torch
+
+    def tensors(value: Any) -> Any:
+        if isinstance(value, list):
+            return [tensors(item) for item in value]
+        return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+
+    buffer = io.BytesIO()
+    torch.save({name: tensors(value) for name, value in fields.items()}, buffer)
+    return buffer.getvalue()
+
+
+READERS: Mapping[str, Callable[[Path, bytes], Any]] = {".pt": _read_pt, ".safetensors": _read_safetensors}
+"""Suffix → fields of a file's bytes, which no rule of C2 was held to yet."""
+WRITERS: Mapping[str, Callable[[Mapping[str, Any]], bytes]] = {
+    ".pt": _pt_bytes,
+    ".safetensors": _safetensors_bytes,
+}
