@@ -33,7 +33,7 @@ from transformers import AutoModelForImageTextToText
 from scale_export.model.base import open_base
 from scale_export.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from scale_export.model.identity import make_coefficients
-from tests.models import FAMILIES, Recipe, special_ids
+from tests.helpers.models import FAMILIES, Recipe, special_ids
 
 SHARD_BYTES = 5_000_000_000
 CHUNK = 1 << 22

@@ -11,20 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from scale_export.backends.onnxruntime import trace
-from scale_export.coefficients.file import Coefficients
-from scale_export.core.records import Scope
 from scale_export.device.onnxruntime import engine
 from scale_export.model.base import BaseModel, open_base
-from scale_export.model.identity import make_coefficients
 from scale_export.pipeline import fold as pipeline
 from scale_export.pipeline.api import fold
-from tests.models import FAMILIES
+from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.models import FAMILIES
+from tests.helpers.variants import VARIANTS
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "SCALE_EXPORT_CACHE" not in os.environ:
@@ -32,36 +29,6 @@ if "SCALE_EXPORT_CACHE" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["SCALE_EXPORT_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)
 engine.DEFAULT_THREADS = 1  # test processes run side by side; spinning threads would only be in their way
-
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "own": ("own", {}),
-    "llama": ("llama", {}),
-    "llama-biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama3-rope": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 10000.0,
-                "factor": 4.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            }
-        },
-    ),
-    "mistral-window": ("mistral", {"sliding_window": 6}),
-    "ministral-mixed": (
-        "ministral",
-        {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    ),
-    "qwen2": ("qwen2", {}),
-    "qwen3": ("qwen3", {"attention_bias": True}),
-}
-"""Text model variants that families are tested on: name → (text model type, config overrides).
-
-``own`` is for families that are tied to one text model.
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -105,36 +72,6 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Ba
         return open_base(str(directory))
 
     return build
-
-
-def random_coefficients(
-    base: BaseModel, scope: Scope = "last", layers: tuple[int, ...] | None = None
-) -> Coefficients:
-    """Scalars over (0.1, 1.9), no two alike, on the given layers or on all."""
-    spec = base.spec
-    chosen = tuple(range(spec.num_layers)) if layers is None else layers
-    rng = np.random.default_rng(7)
-    return make_coefficients(
-        base.model,
-        base.directory,
-        scope=scope,
-        head_scale=rng.uniform(0.1, 1.9, (len(chosen), spec.num_heads)).astype(np.float32),
-        mlp_scale=rng.uniform(0.1, 1.9, len(chosen)).astype(np.float32),
-        layer_indices=chosen,
-    )
-
-
-def picture(seed: int = 0, size: tuple[int, int] = (64, 48)) -> Image.Image:
-    """A noisy picture without any symmetry; ``size`` is (width, height)."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def saved(coefficients: Coefficients, directory: Path) -> Path:
-    """The coefficients as a file."""
-    path = directory / "spatial.safetensors"
-    coefficients.save(path)
-    return path
 
 
 @pytest.fixture(scope="session")

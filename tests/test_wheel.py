@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from scale_export import fold
-from tests.conftest import picture
+from tests.helpers.pictures import picture
 
 ROOT = Path(__file__).parents[1]
 

@@ -26,8 +26,8 @@ from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from scale_export.proof.choose import measurement_of
-from tests.conftest import random_coefficients, saved
-from tests.models import FAMILIES
+from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.models import FAMILIES
 
 TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BIASED = {"attention_bias": True, "mlp_bias": True}

@@ -39,8 +39,8 @@ from scale_export.plan.targets import Target, load_target
 from scale_export.plan.weights import quantized
 from scale_export.proof.cases import parity_prompts, reference_cases
 from scale_export.proof.legs import path_logits
-from tests.backends.emission import TOKENS, generator, prompt, reference
-from tests.conftest import random_coefficients
+from tests.helpers.coefficients import random_coefficients
+from tests.helpers.emission import TOKENS, generator, prompt, reference
 
 GRAPH_RELATIVE = 1e-5  # float32 arithmetic, whatever the weights' storage
 WRONG_RELATIVE = 1e-2

@@ -26,8 +26,8 @@ from scale_export.device.prompts import encode_messages, user_message
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
-from tests.backends.emission import TOKENS, Emit, emitting, generator, prompt, reference
-from tests.conftest import random_coefficients
+from tests.helpers.coefficients import random_coefficients
+from tests.helpers.emission import TOKENS, Emit, emitting, generator, prompt, reference
 
 STRICT = limits.LOWERING_RELATIVE["float32"]
 HALF = limits.LOWERING_RELATIVE["float16"]

@@ -25,7 +25,7 @@ from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from scale_export.proof.measure import Measurement
-from tests.backends.emission import Emit, emitting, reference
+from tests.helpers.emission import Emit, emitting, reference
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"
 STRICT = limits.LOWERING_RELATIVE["float32"]

@@ -27,8 +27,9 @@ from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.device.onnxruntime.genai import CONFIG, MODEL_TYPES, PLACES, genai_inputs
 from scale_export.device.prompts import encode_messages, end_token_ids, user_message
 from scale_export.package.manifest import open_package_files
-from tests.backends.emission import Emit, emitting, generator
-from tests.conftest import picture, random_coefficients, saved
+from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.emission import Emit, emitting, generator
+from tests.helpers.pictures import picture
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from scale_export.core.records import FoldMode, Precision
 from scale_export.device.engine import Scalars, Step
 from scale_export.device.onnxruntime.engine import DecoderSession, OnnxEngine, open_session
 from scale_export.device.prompts import encode_messages, user_message
-from tests.backends.emission import TOKENS, Emit, emitting, generator, prompt, reference
+from tests.helpers.emission import TOKENS, Emit, emitting, generator, prompt, reference
 
 CPU = ["CPUExecutionProvider"]
 

@@ -12,20 +12,11 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from scale_export.cli.app import app, main
-from tests.conftest import picture
+from scale_export.cli.app import app
+from tests.helpers.cli import last_json, run
+from tests.helpers.pictures import picture
 
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as end:
-        main(list(arguments))
-    return int(end.value.code or 0)
-
-
-def last_json(capsys: pytest.CaptureFixture[str]) -> Any:
-    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
 def test_the_commands_are_the_contracts():

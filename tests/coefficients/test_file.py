@@ -24,7 +24,7 @@ from torch.torch_version import TorchVersion
 from scale_export.coefficients.file import Coefficients, load_coefficients
 from scale_export.coefficients.rules import OPTIONAL, REQUIRED
 from scale_export.core.errors import UserError
-from tests.coefficients.fields import HASH, SUFFIXES, as_torch, record, same, write
+from tests.helpers.coefficient_files import HASH, SUFFIXES, as_torch, record, same, write
 
 FUZZ = settings(
     max_examples=120,

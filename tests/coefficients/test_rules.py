@@ -13,7 +13,7 @@ import torch
 from scale_export.coefficients.file import load_coefficients, save_coefficients
 from scale_export.coefficients.rules import REQUIRED
 from scale_export.core.errors import UserError
-from tests.coefficients.fields import HASH, SUFFIXES, record, write
+from tests.helpers.coefficient_files import HASH, SUFFIXES, record, write
 
 NAN, INF = np.float32("nan"), np.float32("inf")
 SHA = r"is not a SHA-256"

@@ -14,7 +14,8 @@ from scale_export import UserError, attach, open_package
 from scale_export.coefficients.file import load_coefficients
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
-from tests.conftest import picture, random_coefficients
+from tests.helpers.coefficients import random_coefficients
+from tests.helpers.pictures import picture
 
 QUESTION = "where is the red circle ?"
 

@@ -39,9 +39,10 @@ from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
 from scale_export.proof.cases import forget_positions
-from tests.backends.emission import generator, reference
-from tests.conftest import picture, random_coefficients
-from tests.models import FAMILIES
+from tests.helpers.coefficients import random_coefficients
+from tests.helpers.emission import generator, reference
+from tests.helpers.models import FAMILIES
+from tests.helpers.pictures import picture
 
 TOKENS = (3, 9, 4, 7, 11, 5, 8, 6)
 """Eight decode steps."""

@@ -44,11 +44,12 @@ from scale_export.training.examples import encode_examples
 from scale_export.training.loop import FullScorer, PrefixScorer
 from scale_export.training.options import silent
 from scale_export.training.prefix import PrefixStore, can_cache_prefix
-from tests.backends.emission import TOKENS, generator, prompt, reference
-from tests.conftest import picture, random_coefficients, saved
-from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, portable
-from tests.models import FAMILIES, GEMMA_WINDOW, SIZE
-from tests.training.test_training import EXACT, PAD, loss_and_gradient, scalars
+from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.emission import TOKENS, generator, prompt, reference
+from tests.helpers.image_path import PICTURES, hugging_face, inputs_of, portable
+from tests.helpers.models import FAMILIES, GEMMA_WINDOW, SIZE
+from tests.helpers.pictures import picture
+from tests.helpers.training import EXACT, PAD, loss_and_gradient, scalars
 
 LIMIT = limits.FOLD_RELATIVE
 GEMMAS = ("gemma3", "paligemma")

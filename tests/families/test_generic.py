@@ -26,10 +26,10 @@ from scale_export.pipeline import api
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
-from tests.conftest import random_coefficients, saved
 from tests.families import proof
-from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, portable
-from tests.models import VIPLLAVA
+from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.image_path import PICTURES, hugging_face, inputs_of, portable
+from tests.helpers.models import VIPLLAVA
 
 LIMIT = limits.FOLD_RELATIVE
 

@@ -21,9 +21,9 @@ from scale_export.model.base import BaseModel
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
-from tests.conftest import random_coefficients
-from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, logits_error, portable
-from tests.models import FAMILIES
+from tests.helpers.coefficients import random_coefficients
+from tests.helpers.image_path import PICTURES, hugging_face, inputs_of, logits_error, portable
+from tests.helpers.models import FAMILIES
 
 LIMIT = limits.FOLD_RELATIVE
 

@@ -54,10 +54,11 @@ from scale_export.proof.cases import forget_positions
 from scale_export.questions import load_questions
 from scale_export.questions.question import Question
 from scale_export.training.run import TrainOptions, run_training
-from tests.backends.emission import generator, prompt, reference
-from tests.conftest import picture, random_coefficients, saved
-from tests.families.test_llava_onevision import PICTURES, hugging_face, inputs_of, logits_error, portable
-from tests.models import FAMILIES
+from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.emission import generator, prompt, reference
+from tests.helpers.image_path import PICTURES, hugging_face, inputs_of, logits_error, portable
+from tests.helpers.models import FAMILIES
+from tests.helpers.pictures import picture
 
 LIMIT = limits.FOLD_RELATIVE
 QWEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]

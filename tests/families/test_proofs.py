@@ -15,7 +15,6 @@ from scale_export.core.limits import FOLD_RELATIVE
 from scale_export.device.engine import Scalars
 from scale_export.families import family_names
 from scale_export.model.folding import fold
-from tests.backends.emission import reference
 from tests.families.proof import (
     COLUMNS,
     PAGE,
@@ -28,8 +27,9 @@ from tests.families.proof import (
     proof,
     subject,
 )
-from tests.models import FAMILIES
-from tests.proof.test_sabotage import drop_layer, swap_heads
+from tests.helpers.emission import reference
+from tests.helpers.models import FAMILIES
+from tests.helpers.sabotage import drop_layer, swap_heads
 
 RECORDED = json.loads(TABLE.read_text(encoding="utf-8"))
 

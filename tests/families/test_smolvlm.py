@@ -20,10 +20,10 @@ from scale_export.device.prompts import user_message
 from scale_export.families._towers.idefics import FullTiles
 from scale_export.families.smolvlm import FAMILY, SmolVLM
 from scale_export.model.base import BaseModel
-from tests.conftest import picture
-from tests.families.test_llava_onevision import PICTURES, inputs_of, portable
-from tests.model.test_decoder import embeddings_of
-from tests.models import SMOLVLM_TILE, TOWER
+from tests.helpers.decoding import embeddings_of
+from tests.helpers.image_path import PICTURES, inputs_of, portable
+from tests.helpers.models import SMOLVLM_TILE, TOWER
+from tests.helpers.pictures import picture
 
 LIMIT = limits.FOLD_RELATIVE
 

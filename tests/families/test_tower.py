@@ -14,7 +14,7 @@ from scale_export.model.base import BaseModel
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
-from tests.conftest import random_coefficients
+from tests.helpers.coefficients import random_coefficients
 
 
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "qwen3_vl", "mistral3"])

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from . import packages
-
-PREFILL = 6
+from tests.helpers import mil_packages as packages
+from tests.helpers.mil_packages import PREFILL
 
 
 @pytest.fixture(scope="session")

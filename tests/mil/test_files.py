@@ -23,9 +23,8 @@ from scale_export.core.errors import UserError
 from scale_export.mil.blob import BlobFile
 from scale_export.mil.cli import app, describe
 from scale_export.mil.dtypes import BY_NAME
-
-from . import packages
-from .conftest import PREFILL
+from tests.helpers import mil_packages as packages
+from tests.helpers.mil_packages import PREFILL
 
 WRITERS = {"float32": "float", "float16": "fp16"}
 """Element type → what coremltools' writer calls it, where that differs."""

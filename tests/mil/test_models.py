@@ -16,9 +16,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from scale_export import mil
 from scale_export.core import limits
-
-from . import packages
-from .conftest import PREFILL
+from tests.helpers import mil_packages as packages
+from tests.helpers.mil_packages import PREFILL
 
 FLOAT32, FLOAT16 = (limits.INTERPRETER_RELATIVE[kind] for kind in ("float32", "float16"))
 

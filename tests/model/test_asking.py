@@ -17,7 +17,7 @@ from scale_export.model.asking import answer_questions, encode_prompts, end_toke
 from scale_export.questions import load_questions
 from scale_export.questions.question import Question
 from scale_export.questions.scoring import is_right
-from tests.models import FAMILIES
+from tests.helpers.models import FAMILIES
 
 STEPS = 6
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from scale_export.core.errors import UserError
 from scale_export.model.base import open_base
 from scale_export.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
-from tests.models import FAMILIES, TEXT_MODELS
+from tests.helpers.models import FAMILIES, TEXT_MODELS
 
 O_PROJ = "model.language_model.layers.0.self_attn.o_proj.weight"
 STORED_O_PROJ = "language_model.model.layers.0.self_attn.o_proj.weight"

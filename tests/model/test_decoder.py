@@ -16,8 +16,11 @@ from scale_export.model.arithmetic import TorchKernels, empty_cache
 from scale_export.model.base import BaseModel
 from scale_export.model.decoder import Gate, PortableDecoder, last_index
 from scale_export.model.hooks import attach
-from tests.conftest import VARIANTS, picture, random_coefficients
-from tests.models import FAMILIES
+from tests.helpers.coefficients import random_coefficients
+from tests.helpers.decoding import embeddings_of, gate_of, relative
+from tests.helpers.models import FAMILIES
+from tests.helpers.pictures import picture
+from tests.helpers.variants import VARIANTS
 
 CASES = [("llava", variant) for variant in VARIANTS if variant != "own"] + [
     ("llava_next", v) for v in ("llama", "mistral-window", "qwen2")
@@ -26,22 +29,6 @@ CASES += [(family, variant) for family in ("llava_onevision", "internvl") for va
 CASES += [("smolvlm", "llama"), ("smolvlm", "qwen2"), ("idefics3", "llama3-rope"), ("internvl", "qwen3")]
 CAUSAL = list(CASES)
 CASES += [("gemma3", "own"), ("paligemma", "own")]
-
-
-def relative(reference: Tensor, other: Tensor) -> float:
-    return float((reference - other).abs().max() / reference.abs().max())
-
-
-def embeddings_of(base: BaseModel, inputs: dict[str, Any]) -> Tensor:
-    """``inputs_embeds`` as Hugging Face computes them, pictures merged in."""
-    caught: list[Tensor] = []
-    handle = base.model.get_submodule(base.family.text_prefix).register_forward_pre_hook(
-        lambda module, args, kwargs: caught.append(kwargs["inputs_embeds"]), with_kwargs=True
-    )
-    with torch.no_grad():
-        base.model(**inputs)
-    handle.remove()
-    return caught[0]
 
 
 def prompt_inputs(base: BaseModel) -> dict[str, Tensor]:
@@ -54,11 +41,6 @@ def groups_of(base: BaseModel, inputs: dict[str, Tensor]) -> Tensor | None:
     arrays = {name: value.numpy() for name, value in inputs.items()}
     groups = base.family.attention_groups(arrays, base.family.runtime_config(base.config))
     return None if groups is None else torch.from_numpy(groups)
-
-
-def gate_of(base: BaseModel, coefficients: Coefficients) -> Gate:
-    attn, mlp = coefficients.dense(base.spec.num_layers, base.spec.num_heads)
-    return Gate(scope=coefficients.scope, attn_scale=torch.from_numpy(attn), mlp_scale=torch.from_numpy(mlp))
 
 
 @pytest.mark.parametrize("scope", ["last", "all"])

@@ -11,21 +11,11 @@ import torch
 
 from scale_export.core import limits
 from scale_export.core.errors import UserError
-from scale_export.model.arithmetic import TorchKernels, empty_cache
 from scale_export.model.blocks import BlockMatrix
-from scale_export.model.decoder import PortableDecoder
 from scale_export.model.folding import Factor, FoldedWeights, fold, fold_blocks, fold_factors
 from scale_export.quantize import QuantizedWeights, load_quantizer, quantize
-from tests.conftest import random_coefficients
-from tests.model.test_decoder import gate_of, relative
-
-
-def last_logits(base: Any, weights: Any, gate: Any = None) -> torch.Tensor:
-    embeds = torch.randn(1, 11, base.spec.hidden_size, generator=torch.Generator().manual_seed(3))
-    decoder = PortableDecoder(base.spec, TorchKernels(weights))
-    ones = torch.ones(1, 11, dtype=torch.int64)
-    cache = empty_cache(base.spec, 1)
-    return decoder(embeds, ones, torch.arange(11)[None], cache, gate, torch.tensor([-1]))[0][:, -1]
+from tests.helpers.coefficients import random_coefficients
+from tests.helpers.decoding import gate_of, last_logits, relative
 
 
 @pytest.mark.parametrize("variant", ["llama", "llama-biased", "qwen2"])

@@ -19,7 +19,7 @@ from scale_export.core.records import Scope
 from scale_export.model.base import BaseModel
 from scale_export.model.hooks import attach, attach_trainable
 from scale_export.model.sites import decoder_layers
-from tests.conftest import random_coefficients
+from tests.helpers.coefficients import random_coefficients
 
 MakeCoefficients = Callable[..., Coefficients]
 

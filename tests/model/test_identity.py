@@ -25,8 +25,8 @@ from scale_export.model.identity import (
     make_coefficients,
     prompt_template_sha256,
 )
-from tests.coefficients.fields import SUFFIXES, record
-from tests.models import CHAT_TEMPLATE, FAMILIES
+from tests.helpers.coefficient_files import SUFFIXES, record
+from tests.helpers.models import CHAT_TEMPLATE, FAMILIES
 
 Trained = tuple[Any, Path, Coefficients]
 

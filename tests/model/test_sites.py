@@ -14,7 +14,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LM
 from scale_export.core.errors import UserError
 from scale_export.model.hooks import attach
 from scale_export.model.sites import attention_site, decoder_layers, head_count, mlp_site, mlp_site_of
-from tests.conftest import random_coefficients
+from tests.helpers.coefficients import random_coefficients
 
 HEADS, HEAD_DIM = 2, 8
 

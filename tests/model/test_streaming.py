@@ -18,8 +18,8 @@ from scale_export.model.sites import text_decoder
 from scale_export.model.streaming import StreamedKernels
 from scale_export.plan.reference_choice import must_stream
 from scale_export.proof.cases import few_prompts, reference_cases
-from tests.conftest import random_coefficients, saved
-from tests.models import FAMILIES
+from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.models import FAMILIES
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -9,8 +9,8 @@ import pytest
 
 from scale_export.core.errors import UserError
 from scale_export.package.requirements import NAMES, check_requirements, read_requirements
-from tests.cli.test_app import last_json, run
-from tests.report.test_page import parity
+from tests.helpers.cli import last_json, run
+from tests.helpers.parity import parity
 
 SELFTEST = {"value": 2e-6, "passed": True}
 

@@ -20,7 +20,7 @@ from model_signing import signing as library
 from scale_export import UserError, verify
 from scale_export.package.manifest import open_package_files
 from scale_export.package.signing import PASSWORD_VARIABLE, check_signature, default_signature, sign_package
-from tests.cli.test_app import last_json, run
+from tests.helpers.cli import last_json, run
 
 PEM = serialization.Encoding.PEM
 

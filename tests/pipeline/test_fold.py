@@ -18,15 +18,8 @@ from scale_export.backends.onnxruntime.trace import forget_traces
 from scale_export.core.resources import resource_dir
 from scale_export.package.manifest import open_package_files
 from scale_export.proof import measure as measuring
-from tests.conftest import random_coefficients, saved
-
-
-def tree(directory: Path) -> dict[str, bytes]:
-    return {
-        p.relative_to(directory).as_posix(): p.read_bytes()
-        for p in sorted(directory.rglob("*"))
-        if p.is_file()
-    }
+from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.trees import tree
 
 
 def test_the_package_holds_what_the_contract_names(package: Path):

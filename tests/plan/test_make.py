@@ -14,7 +14,7 @@ from scale_export.plan.fold_choice import scaled_layers
 from scale_export.plan.make import _placement, make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
-from tests.conftest import random_coefficients
+from tests.helpers.coefficients import random_coefficients
 
 CPU = load_target("cpu")
 

@@ -24,8 +24,8 @@ from scale_export.proof.cases import Case, Prompt
 from scale_export.proof.report import ParityReport
 from scale_export.proof.task import MAX_LISTED, Answered, task_leg
 from scale_export.questions.question import Question
-from tests.conftest import random_coefficients
-from tests.questions import made
+from tests.helpers import questions as made
+from tests.helpers.coefficients import random_coefficients
 
 STEPS = ("fold", "lowering", "quantization", "runtime", "preprocessing")
 

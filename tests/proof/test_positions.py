@@ -27,7 +27,7 @@ from scale_export.proof.legs import (
     runtime_leg,
 )
 from scale_export.proof.measure import Measurement
-from tests.conftest import random_coefficients
+from tests.helpers.coefficients import random_coefficients
 
 END, VOCABULARY = 3, 9
 LIMITS = ParityLimits(

@@ -25,7 +25,8 @@ from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
 from scale_export.proof import measure
 from scale_export.proof.measure import GraphCandidate, Measurement
-from tests.conftest import random_coefficients
+from tests.helpers.coefficients import random_coefficients
+from tests.helpers.sabotage import drop_layer, swap_heads
 
 Emit = Callable[..., Measurement]
 
@@ -101,16 +102,6 @@ def test_naive_folding_of_last_token_scalars(measurement: Emit):
 def copy_decoder(healthy: Measurement, directory: Path) -> None:
     for name in ("decoder.onnx", "decoder.onnx.data"):
         shutil.copy(healthy.directory / name, directory / name)
-
-
-def swap_heads(attn: Any, mlp: Any) -> tuple[Any, Any]:
-    return np.ascontiguousarray(attn[:, [1, 0, *range(2, attn.shape[1])]]), mlp
-
-
-def drop_layer(attn: Any, mlp: Any) -> tuple[Any, Any]:
-    attn, mlp = attn.copy(), mlp.copy()
-    attn[1], mlp[1] = 1, 1
-    return attn, mlp
 
 
 @pytest.mark.parametrize("broken", [swap_heads, drop_layer])

@@ -29,8 +29,8 @@ from scale_export.quantize import CalibrationOptions, QuantizedWeights, calibrat
 from scale_export.quantize.calibration import _token_weights, calibrate
 from scale_export.questions import load_questions
 from scale_export.training.examples import encode_examples, whole_sequences
-from tests.conftest import random_coefficients, saved
-from tests.pipeline.test_fold import tree
+from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.trees import tree
 
 OPTIONS = CalibrationOptions(questions="gridworld", limit=4)
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 
 from scale_export.core import limits
 from scale_export.core.errors import UserError
-from scale_export.core.records import DecoderSpec
 from scale_export.model.folding import fold
 from scale_export.quantize import (
     Moments,
@@ -21,42 +19,15 @@ from scale_export.quantize import (
     quantize,
     quantizer_names,
 )
-from scale_export.quantize.equalize import EqualizedWeights, group_of
+from scale_export.quantize.equalize import EqualizedWeights
 from scale_export.quantize.methods import gptq
-from tests.conftest import random_coefficients
-from tests.model.test_decoder import gate_of, relative
-from tests.model.test_folding import last_logits
+from tests.helpers.coefficients import random_coefficients
+from tests.helpers.decoding import gate_of, last_logits, relative
+from tests.helpers.moments import Correlated, correlated
 
 METHODS = quantizer_names()
 BLOCKWISE = [name for name in METHODS if "int4" in load_quantizer(name).precisions]
 CALIBRATED = [name for name in METHODS if load_quantizer(name).calibration != "unused"]
-
-
-@functools.cache
-def correlated(width: int, seed: int = 0, tokens: int = 400) -> Moments:
-    """Moments of inputs with a few loud channels, all mixed with one another."""
-    rng = np.random.default_rng(seed)
-    loudness = np.exp(rng.normal(0, 1.5, width))
-    x = (rng.standard_normal((tokens, width // 4)) @ rng.standard_normal((width // 4, width))) * loudness
-    x += 0.1 * rng.standard_normal((tokens, width)) * loudness
-    return Moments((x.T @ x / tokens).astype(np.float32))
-
-
-class Correlated:
-    """Statistics for every matrix, the same for those that share their inputs."""
-
-    def __init__(self, spec: DecoderSpec) -> None:
-        self.spec = spec
-
-    def moments(self, name: str) -> Moments | None:
-        if name == "embedding":
-            return None
-        first = group_of(name)[0]
-        return correlated(self.spec.linears()[first][1], seed=len(first) + ord(first[-6]))
-
-    def peaks(self, name: str) -> Any:
-        moments = self.moments(name)
-        return None if moments is None else 4 * np.sqrt(moments.diagonal)
 
 
 def output_error(weight: Any, block: Any, moments: Moments) -> float:

@@ -46,9 +46,9 @@ from scale_export.quantize.equalize import EqualizedWeights
 from scale_export.quantize.grid import symmetric
 from scale_export.quantize.methods.smoothquant import SmoothQuant
 from scale_export.quantize.static import input_step, rounded_inputs
-from tests.backends.emission import TOKENS, generator, prompt
-from tests.conftest import random_coefficients, saved
-from tests.quantize.test_methods import Correlated, correlated
+from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.emission import TOKENS, generator, prompt
+from tests.helpers.moments import Correlated, correlated
 
 CPU = ("CPUExecutionProvider",)
 QUESTIONS = {"calib": "gridworld", "calib_limit": 4}

@@ -18,7 +18,7 @@ from scale_export.questions.question import Split, StoredImage, digest
 from scale_export.questions.scoring import OFFICIAL
 from scale_export.questions.sets._whatsup import bare, offered
 from scale_export.questions.sets.spatialeval import options_in
-from tests.questions import made
+from tests.helpers import questions as made
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 MAKERS: dict[str, Callable[[Path], Path]] = {

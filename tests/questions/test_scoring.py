@@ -8,7 +8,7 @@ import pytest
 
 from scale_export.questions.question import Question
 from scale_export.questions.scoring import OFFICIAL, is_right
-from tests.questions.made import COUNT, MAP, OBJECT, PATH, PHOTO
+from tests.helpers.questions import COUNT, MAP, OBJECT, PATH, PHOTO
 
 
 def question(answer: str, rule: str, options: tuple[str, ...] = (), prompt: str = "?") -> Question:

@@ -22,23 +22,15 @@ from scale_export.package.manifest import open_package_files
 from scale_export.pipeline import api
 from scale_export.pipeline.fold import bits_by_matrix, within_budget
 from scale_export.plan.bits import bits_plan, k_quant_mixed
-from scale_export.plan.make import make_plan
-from scale_export.plan.options import ExportOptions
-from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
 from scale_export.proof import measure
 from scale_export.quantize import QuantizedWeights, read_bits_plan, write_bits_plan
 from scale_export.search.budget import Budget, parse_budget, search_bits
-from tests.backends.emission import TOKENS, generator, prompt, reference
-from tests.conftest import random_coefficients
+from tests.helpers.emission import TOKENS, generator, prompt, reference
+from tests.helpers.plans import plan_of
 
 QUIET = WorkLog(quiet=True)
 CPU = ["CPUExecutionProvider"]
-
-
-def plan_of(base: Any, target: str = "cpu", **options: Any) -> Any:
-    options = {"precision": "int4", "calib": "gridworld", "calib_limit": 3, "quantizer": "mse", **options}
-    return make_plan(random_coefficients(base), base, load_target(target), ExportOptions(**options))
 
 
 def test_a_graph_of_two_widths_equals_its_dequantized_weights(base_of: Any, tmp_path: Path):

@@ -22,7 +22,7 @@ from scale_export.report.data import beside_uniform
 from scale_export.search.budget import BitsChoice, Point
 from scale_export.search.speed import TRIES, SpeedModel, choose_speed
 from scale_export.search.timing import seconds_per_token
-from tests.search.test_budget import plan_of
+from tests.helpers.plans import plan_of
 
 QUIET = WorkLog(quiet=True)
 SIZES = [1000 - 50 * narrow for narrow in range(11)]

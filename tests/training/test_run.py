@@ -22,7 +22,7 @@ from scale_export.model.hooks import attach
 from scale_export.questions import load_questions
 from scale_export.questions.scoring import is_right
 from scale_export.training.run import TrainOptions, TrainReport, run_training, training_table
-from tests.models import FAMILIES
+from tests.helpers.models import FAMILIES
 
 QUICK = TrainOptions(steps=4, batch_size=8, evaluate_every=2, limit=24)
 

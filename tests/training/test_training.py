@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from transformers import AutoProcessor
 
 from scale_export.core.errors import UserError
@@ -25,14 +24,12 @@ from scale_export.questions.question import Question
 from scale_export.training.examples import IGNORED, Example, encode_examples, whole_sequences
 from scale_export.training.loop import FullScorer, PrefixScorer, batches, score
 from scale_export.training.options import TrainOptions, silent
-from scale_export.training.parameters import ScaleParameters
 from scale_export.training.prefix import PrefixStore, can_cache_prefix
 from scale_export.training.scale import train_on_examples, train_scale
-from tests.models import FAMILIES
+from tests.helpers.models import FAMILIES
+from tests.helpers.training import EXACT, PAD, loss_and_gradient, scalars
 
-EXACT = 1e-5
 QUICK = TrainOptions(steps=5, batch_size=8, evaluate_every=5)
-PAD = 0
 
 
 @pytest.fixture(scope="module")
@@ -54,24 +51,6 @@ def questions() -> list[Question]:
 @pytest.fixture(scope="module")
 def examples(opened: tuple[Any, Any], questions: list[Question]) -> list[Example]:
     return encode_examples(*opened, questions, silent, "read")
-
-
-def scalars(model: Any, **changes: Any) -> ScaleParameters:
-    """Scalars well away from 1."""
-    made = ScaleParameters(model, (0, 1, 2), **({"scope": "last"} | changes))
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in (made.heads, made.mlp):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return made
-
-
-def loss_and_gradient(
-    scorer: Any, source: ScaleParameters, examples: Sequence[Example]
-) -> tuple[float, Tensor]:
-    scored = scorer(examples)
-    gradients = torch.autograd.grad(scored.loss / scored.tokens, source.trained())
-    return float(scored.loss.detach()) / scored.tokens, torch.cat([g.flatten() for g in gradients])
 
 
 def test_targets_are_the_templates_answer_and_an_end_token(opened: Any, questions: list[Question]) -> None:

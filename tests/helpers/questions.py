@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.conftest import picture
+from tests.helpers.pictures import picture
 
 MAP = """Consider a map with multiple objects:
 Blue Barn is in the map. Cat Café is to the Northeast of Blue Barn.

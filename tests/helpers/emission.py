@@ -21,7 +21,8 @@ from scale_export.plan.options import ExportOptions
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
-from tests.conftest import picture, random_coefficients
+from tests.helpers.coefficients import random_coefficients
+from tests.helpers.pictures import picture
 
 TOKENS = (3, 9, 4, 7)
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+PREFILL = 6
+"""Tokens that the function ``prefill`` takes."""
 HIDDEN, HEADS, WIDTH, CONTEXT, LAYERS, VOCABULARY = 64, 2, 32, 32, 2, 50
 STATES = ("k_cache", "v_cache")
 
