@@ -33,13 +33,14 @@ from numpy.typing import NDArray
 from scale_export.coefficients.file import Coefficients, load_coefficients
 from scale_export.core.intervals import gain_retention, mean_kl, proportion, top1_agreement
 from scale_export.core.progress import WorkLog, peak_memory
+from scale_export.core.words import Weighting
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.blocks import BlockMatrix
 from scale_export.model.folding import fold
 from scale_export.model.hooks import attach
 from scale_export.model.weights import DecoderWeights
 from scale_export.quantize import Method, NoStatistics, QuantizedWeights, Statistics, load_quantizer
-from scale_export.quantize.calibration import CalibrationOptions, Weighting, calibrate
+from scale_export.quantize.calibration import CalibrationOptions, calibrate
 from scale_export.questions import load_questions
 from scale_export.training.examples import encode_examples, whole_sequences
 

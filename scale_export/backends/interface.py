@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_export.core.records import Precision
+from scale_export.core.words import Precision
 from scale_export.device.engine import Engine, Tap
 from scale_export.families._towers.tower import VisionTower
 from scale_export.model.folding import FoldedDecoder

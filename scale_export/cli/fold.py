@@ -15,7 +15,7 @@ from scale_export.plan.options import ExportOptions
 from .display import quiet_libraries, say, show, show_parity
 
 if TYPE_CHECKING:
-    from scale_export.questions.scoring import Scoring
+    from scale_export.core.words import Scoring
 
 
 def run_fold(

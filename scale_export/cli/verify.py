@@ -14,7 +14,7 @@ from scale_export.core.progress import WorkLog
 from .display import figure, quiet_libraries, say, show, show_parity, verdict
 
 if TYPE_CHECKING:
-    from scale_export.questions.scoring import Scoring
+    from scale_export.core.words import Scoring
 
 
 def run_verify(

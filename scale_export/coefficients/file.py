@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from scale_export.core.errors import UserError
-from scale_export.core.records import Float32, MlpSite, Scope
+from scale_export.core.records import Float32
+from scale_export.core.words import MlpSite, Scope
 
 from .formats import MAX_BYTES, READERS, WRITERS, read_capped, write_whole
 from .rules import FORMAT, VERSION, BaseIdentity, Bound, checked_fields

@@ -19,7 +19,8 @@ from typing import Any, Literal, TypedDict, get_args
 import numpy as np
 
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.records import Float32, MlpSite, Scope
+from scale_export.core.records import Float32
+from scale_export.core.words import MlpSite, Scope
 
 FORMAT = "scale-coefficients"
 VERSION = 1

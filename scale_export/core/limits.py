@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .records import Precision
+from .words import Precision
 
 FOLD_RELATIVE = 1e-5
 """max |Δlogit| / max |logit| between the hooked Hugging Face model and the portable decoder, float32."""

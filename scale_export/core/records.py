@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Scope = Literal["last", "all"]
-MlpSite = Literal["output", "post_norm"]
-FoldMode = Literal["weights", "gate", "two-phase"]
-Precision = Literal["float32", "float16", "int8", "int4", "w8a8", "stored"]
-"""What weights are written in: ``int8`` and ``int4`` in blocks, ``w8a8`` in int8 by output channel with products whose
-inputs are int8 too; ``stored`` keeps the dtypes of the base checkpoint."""
-FloatType = Literal["float32", "float16"]
-ComputeUnits = Literal["all", "cpu_and_gpu", "cpu_and_ne", "cpu_only"]
-Activation = Literal["silu", "gelu_tanh"]
+from .words import Activation, MlpSite
+
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
-
-PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4", "w8a8")
-"""The precisions of graphs."""
-BLOCKWISE: tuple[Precision, ...] = ("int8", "int4")
-"""Those whose weights alone are integers, with a scale for each block of columns."""
-INTEGER: tuple[Precision, ...] = (*BLOCKWISE, "w8a8")
-FOLD_MODES: tuple[FoldMode, ...] = ("weights", "gate", "two-phase")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_export.core.records import Array, Float32, FoldMode
+from scale_export.core.records import Array, Float32
+from scale_export.core.words import FoldMode
 from scale_export.families._family import Family
 
 from .engine import Engine, Scalars, Step

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from scale_export.core.errors import UserError
-from scale_export.core.records import Activation, DecoderSpec, Rotary
+from scale_export.core.records import DecoderSpec, Rotary
+from scale_export.core.words import Activation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

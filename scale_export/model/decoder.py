@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scale_export.core.records import Activation, DecoderSpec, Scope
+from scale_export.core.records import DecoderSpec
+from scale_export.core.words import Activation, Scope
 
 Cache = tuple[Tensor, Tensor]
 """Keys and values of one layer, each ``[B, K, P, hd]``."""

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scale_export.core.records import Array, Float32, Scope
+from scale_export.core.records import Array, Float32
+from scale_export.core.words import Scope
 from scale_export.device.engine import Phase, Scalars, Step, Tap, tower_feeds
 
 from .arithmetic import TorchKernels, empty_cache

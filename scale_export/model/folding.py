@@ -20,7 +20,8 @@ from torch import Tensor
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
-from scale_export.core.records import DecoderSpec, Float32, FoldMode
+from scale_export.core.records import DecoderSpec, Float32
+from scale_export.core.words import FoldMode
 
 from .blocks import BlockMatrix
 from .weights import DecoderWeights

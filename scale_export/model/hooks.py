@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
-from scale_export.core.records import Scope
+from scale_export.core.words import Scope
 
 from .sites import Site, attention_site, decoder_layers, head_count, mlp_site, mlp_site_of, text_decoder
 

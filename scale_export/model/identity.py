@@ -15,7 +15,8 @@ from scale_export.coefficients.file import Coefficients, coefficient_fields, val
 from scale_export.coefficients.formats import MAX_BYTES, read_capped, tensors_of_pickle
 from scale_export.coefficients.rules import BaseIdentity, Bound
 from scale_export.core.errors import UserError
-from scale_export.core.records import Float32, Scope
+from scale_export.core.records import Float32
+from scale_export.core.words import Scope
 
 from .checkpoint import Checkpoint
 

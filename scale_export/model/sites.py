@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from scale_export.core.errors import UserError
-from scale_export.core.records import MlpSite
+from scale_export.core.words import MlpSite
 
 DECODER_PATHS = ("model.language_model", "language_model", "model.text_model", "text_model", "model", "")
 """Where a text decoder (the module with ``layers``) may lie in a Hugging Face model, most specific first."""

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError, field_validator
 
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.records import FloatType, FoldMode, Precision, Scope
+from scale_export.core.words import FloatType, FoldMode, Precision, Scope
 
 MANIFEST_NAME: Final = "manifest.json"
 FAILED_MANIFEST_NAME: Final = "manifest.failed.json"

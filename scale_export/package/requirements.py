@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.records import PRECISIONS, Precision
+from scale_export.core.words import PRECISIONS, Precision
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "fold": ("legs", "fold", "value"),

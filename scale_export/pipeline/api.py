@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scale_export.core.progress import WorkLog
+from scale_export.core.words import Scoring
 from scale_export.plan.options import ExportOptions
-from scale_export.questions.scoring import Scoring
 
 from .fold import FoldRequest, Outcome, fold_package
 from .verify import Verification, verify_package

@@ -12,6 +12,7 @@ from scale_export.backends.interface import backend_of, load_backend
 from scale_export.coefficients.file import load_coefficients, save_coefficients
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
+from scale_export.core.words import Scoring
 from scale_export.model.base import open_base
 from scale_export.model.blocks import Bits
 from scale_export.model.folding import FoldedDecoder, fold
@@ -26,7 +27,6 @@ from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
 from scale_export.proof.choose import measurement_of
 from scale_export.quantize import write_bits_plan
-from scale_export.questions.scoring import Scoring
 from scale_export.search.budget import BitsChoice, Timer, parse_budget, search_bits
 from scale_export.search.timing import seconds_per_token
 

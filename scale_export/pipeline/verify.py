@@ -9,11 +9,11 @@ from typing import Any
 
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
+from scale_export.core.words import Scoring
 from scale_export.device.package import open_package
 from scale_export.device.selftest import run_selftest
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.signing import Signature, check_signature
-from scale_export.questions.scoring import Scoring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

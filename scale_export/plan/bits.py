@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.records import BLOCKWISE, DecoderSpec, Precision
+from scale_export.core.records import DecoderSpec
+from scale_export.core.words import BLOCKWISE, Precision
 from scale_export.model.blocks import Bits
 from scale_export.quantize import check_bits, read_bits_plan
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.records import FOLD_MODES, DecoderSpec, FoldMode
+from scale_export.core.records import DecoderSpec
+from scale_export.core.words import FOLD_MODES, FoldMode
 from scale_export.model.base import BaseModel
 
 from .targets import Target

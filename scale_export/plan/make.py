@@ -9,7 +9,8 @@ from PIL import Image
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.records import BLOCKWISE, INTEGER, DecoderSpec, Precision
+from scale_export.core.records import DecoderSpec
+from scale_export.core.words import BLOCKWISE, INTEGER, Precision
 from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.base import BaseModel
 from scale_export.model.identity import check_base

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scale_export.coefficients.file import Coefficients
-from scale_export.core.records import INTEGER, FloatType, FoldMode, Precision, TowerInput
+from scale_export.core.records import TowerInput
+from scale_export.core.words import INTEGER, FloatType, FoldMode, Precision
 from scale_export.model.base import BaseModel
 from scale_export.model.blocks import Bits
 from scale_export.quantize import CalibrationOptions

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Final, get_args
 
 import psutil
 
 from scale_export.core.errors import UserError
+from scale_export.core.words import ParityMode
 from scale_export.model.checkpoint import Checkpoint
 
-ParityMode = Literal["auto", "full", "streamed", "files"]
-PARITY_MODES: tuple[ParityMode, ...] = ("auto", "full", "streamed", "files")
-"""Load the float32 reference, stream it from disk, or run no model and check a checkpoint's files alone."""
+PARITY_MODES: Final[tuple[ParityMode, ...]] = get_args(ParityMode)
 LOADED_COPIES = 3
 """Float32 copies of a model that a full measurement holds: Hugging Face's, the portable decoder's, a graph's."""
 

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.records import BLOCKWISE, INTEGER, ComputeUnits, FloatType, FoldMode, Precision
 from scale_export.core.resources import resource_dir
+from scale_export.core.words import BLOCKWISE, INTEGER, ComputeUnits, FloatType, FoldMode, Precision
 
 Backend = Literal["onnxruntime", "coreml", "coreai", "checkpoint"]
 ExecutionProvider = Literal[

@@ -11,7 +11,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from scale_export.core import limits
-from scale_export.core.records import Float32, Precision
+from scale_export.core.records import Float32
+from scale_export.core.words import Precision
 from scale_export.device.selftest import CASES, COUNT, EXPECTED, FOLDER
 
 from .cases import Case

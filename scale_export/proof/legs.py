@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from scale_export.core.compare import Leg, relative_error
 from scale_export.core.intervals import mean_kl, top1_agreement
 from scale_export.core.limits import FOLD_RELATIVE, LOWERING_RELATIVE, PIXEL_LEVELS
-from scale_export.core.records import Float32, Precision
+from scale_export.core.records import Float32
+from scale_export.core.words import Precision
 from scale_export.device.generation import Generator, Inputs
 from scale_export.plan.targets import ParityLimits
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from scale_export.backends.interface import backend_of, load_backend
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
+from scale_export.core.words import ParityMode, Scoring
 from scale_export.device.engine import Engine
 from scale_export.device.generation import Generator, Inputs
 from scale_export.device.package import Responder
@@ -21,12 +22,11 @@ from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.model.streaming import StreamedKernels
 from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.record import Plan
-from scale_export.plan.reference_choice import ParityMode, must_stream
+from scale_export.plan.reference_choice import must_stream
 from scale_export.plan.weights import plan_statistics, quantized, weights_kind
 from scale_export.quantize import load_quantizer
 from scale_export.questions import load_questions, public_name
 from scale_export.questions.question import Question, digest
-from scale_export.questions.scoring import Scoring
 
 from .attribution import attribution
 from .cases import Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases

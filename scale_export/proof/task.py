@@ -19,11 +19,12 @@ from scale_export.core.intervals import (
     wilson,
 )
 from scale_export.core.limits import NEAR_TIE_MARGIN
+from scale_export.core.words import Scoring
 from scale_export.model.asking import Answer, answer_questions
 from scale_export.model.hooks import attach
 from scale_export.plan.targets import ParityLimits
 from scale_export.questions.question import Question
-from scale_export.questions.scoring import Scoring, is_right, normalise
+from scale_export.questions.scoring import is_right, normalise
 
 MAX_NEW_TOKENS = 16
 MAX_LISTED = 100

@@ -15,12 +15,11 @@ from scale_export.model.weights import DecoderWeights
 from . import methods
 from .bits import check_bits, read_bits_plan, write_bits_plan
 from .equalize import group_of
-from .method import WEIGHTINGS, CalibrationOptions, Method, Moments, NoStatistics, Statistics, Weighting
+from .method import CalibrationOptions, Method, Moments, NoStatistics, Statistics
 from .static import StaticKernels, StaticWeights
 from .views import QuantizedWeights
 
 __all__ = [
-    "WEIGHTINGS",
     "CalibrationOptions",
     "Method",
     "Moments",
@@ -29,7 +28,6 @@ __all__ = [
     "StaticKernels",
     "StaticWeights",
     "Statistics",
-    "Weighting",
     "check_bits",
     "group_of",
     "load_quantizer",

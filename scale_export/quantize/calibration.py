@@ -29,6 +29,7 @@ from torch import Tensor
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.progress import WorkLog, peak_memory
 from scale_export.core.records import Array, Float32
+from scale_export.core.words import Weighting
 from scale_export.device.engine import Engine, Step
 from scale_export.device.generation import Generator, Inputs
 from scale_export.device.prompts import encode_messages, user_message
@@ -40,7 +41,7 @@ from scale_export.model.engine import ReferenceInputs
 from scale_export.questions import load_questions
 from scale_export.questions.question import Question
 
-from . import CalibrationOptions, Moments, Weighting
+from . import CalibrationOptions, Moments
 
 SCHEMA = 2
 """Part of every cache entry's name; to be raised where the same inputs would give other statistics."""

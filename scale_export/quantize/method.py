@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import numpy as np
 
-from scale_export.core.records import BLOCKWISE, Float32, Precision
+from scale_export.core.records import Float32
+from scale_export.core.words import BLOCKWISE, Precision, Weighting
 from scale_export.model.blocks import Bits, BlockMatrix
 from scale_export.model.weights import DecoderWeights
 from scale_export.questions import public_name
@@ -54,10 +55,6 @@ class NoStatistics:
 
     def peaks(self, name: str) -> Float32 | None:
         return None
-
-
-Weighting = Literal["uniform", "last", "image"]
-WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,10 @@ import pkgutil
 from types import ModuleType
 
 from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.words import Split
 
 from . import sets
-from .question import Question, Split
+from .question import Question
 
 
 def dataset_names() -> list[str]:

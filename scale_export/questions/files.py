@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from scale_export.core.errors import UserError
+from scale_export.core.words import Split
 
-from .question import Split, StoredImage
+from .question import StoredImage
 
 SHARES: Mapping[Split, range] = {
     "train": range(0, 50),

@@ -13,7 +13,6 @@ from PIL import Image, UnidentifiedImageError
 
 from scale_export.core.errors import UserError
 
-Split = Literal["train", "calibration", "validation", "test"]
 Kind = Literal["spatial", "other"]
 
 

@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Literal
+
+from scale_export.core.words import Scoring
 
 from .question import Question
-
-Scoring = Literal["strict", "official"]
-SCORINGS: tuple[Scoring, ...] = ("strict", "official")
 
 Judge = Callable[[str, str], bool]
 """(what was answered, the true answer) → whether it is right."""

@@ -10,8 +10,8 @@ from PIL import Image
 
 from scale_export.backends.interface import backend_of
 from scale_export.charts.accuracy import FrontierPoint
-from scale_export.core.records import Precision
 from scale_export.core.version import __version__
+from scale_export.core.words import Precision
 from scale_export.plan.record import Plan
 from scale_export.proof.measure import Measured
 from scale_export.proof.task import Answered

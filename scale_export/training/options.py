@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.records import Scope
-from scale_export.questions.question import Split
+from scale_export.core.words import Scope, Split
 
 TrainedSites = Literal["heads", "mlp", "both"]
 SITES: tuple[str, ...] = get_args(TrainedSites)

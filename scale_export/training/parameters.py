@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from scale_export.core.errors import UserError
-from scale_export.core.records import Float32, Scope
+from scale_export.core.records import Float32
+from scale_export.core.words import Scope
 from scale_export.model.sites import decoder_layers, head_count
 
 from .options import TrainedSites

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from scale_export.core.records import Float32, Scope
+from scale_export.core.records import Float32
+from scale_export.core.words import Scope
 from scale_export.model.hooks import ScaleHandle, attach_trainable
 from scale_export.questions.question import Question
 

@@ -24,7 +24,8 @@ from scale_export.backends.coreai import backend, bundle, program
 from scale_export.backends.coreai.decoder import emit_decoder
 from scale_export.core.compare import relative_error
 from scale_export.core.errors import UserError
-from scale_export.core.records import PRECISIONS, FoldMode, Precision, Rotary, Scope, TowerInput
+from scale_export.core.records import Rotary, TowerInput
+from scale_export.core.words import PRECISIONS, FoldMode, Precision, Scope
 from scale_export.device.coreai import engine as engine_module
 from scale_export.device.coreai.engine import CoreAIEngine
 from scale_export.device.engine import Step

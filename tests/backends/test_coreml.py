@@ -17,7 +17,7 @@ from scale_export.backends.coreml.convert import convert_function, import_coreml
 from scale_export.backends.coreml.decoder import Function, Storage, TracedDecoder, matrix_source, split_layers
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
-from scale_export.core.records import Precision
+from scale_export.core.words import Precision
 from scale_export.device.coreml.engine import CoreMLEngine
 from scale_export.device.coreml.host import read_host_config
 from scale_export.device.coreml.tables import HostTables

@@ -16,7 +16,7 @@ from scale_export.backends.onnxruntime import backend
 from scale_export.backends.onnxruntime.trace import forget_traces
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
-from scale_export.core.records import FoldMode, Precision
+from scale_export.core.words import FoldMode, Precision
 from scale_export.device.engine import Scalars, Step
 from scale_export.device.onnxruntime.engine import DecoderSession, OnnxEngine, open_session
 from scale_export.device.prompts import encode_messages, user_message

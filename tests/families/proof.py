@@ -23,7 +23,8 @@ from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.onnxruntime import backend as onnx
 from scale_export.core.compare import relative_error
 from scale_export.core.limits import FOLD_RELATIVE, LOWERING_RELATIVE
-from scale_export.core.records import Float32, Precision
+from scale_export.core.records import Float32
+from scale_export.core.words import Precision
 from scale_export.device.coreml.engine import CoreMLEngine
 from scale_export.device.engine import Engine, Step
 from scale_export.device.generation import EmbeddedPrompt, Generator, Inputs

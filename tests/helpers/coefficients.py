@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from scale_export.coefficients.file import Coefficients
-from scale_export.core.records import Scope
+from scale_export.core.words import Scope
 from scale_export.model.base import BaseModel
 from scale_export.model.identity import make_coefficients
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from scale_export.core.records import FoldMode, Precision
+from scale_export.core.words import FoldMode, Precision
 from scale_export.device.engine import Scalars
 from scale_export.device.generation import Generator
 from scale_export.device.prompts import encode_messages, user_message

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
-from scale_export.core.records import Scope
+from scale_export.core.words import Scope
 from scale_export.model.base import BaseModel
 from scale_export.model.hooks import attach, attach_trainable
 from scale_export.model.sites import decoder_layers

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from scale_export.core import resources
 from scale_export.core.errors import UserError
-from scale_export.core.records import FOLD_MODES, PRECISIONS
+from scale_export.core.words import FOLD_MODES, PRECISIONS
 from scale_export.plan.targets import BACKEND_KEYS, ParityLimits, Target, load_target, target_names
 
 CPU = (resources.resource_dir("targets") / "cpu.toml").read_text()

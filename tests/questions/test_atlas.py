@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scale_export.core.words import Split
 from scale_export.questions import load_questions
-from scale_export.questions.question import Split
 from scale_export.questions.sets import atlas
 
 Tile = tuple[str, str]

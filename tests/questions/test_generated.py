@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from scale_export.core.errors import UserError
+from scale_export.core.words import Split
 from scale_export.questions import load_questions
-from scale_export.questions.question import Question, Split, digest
+from scale_export.questions.question import Question, digest
 from scale_export.questions.sets import _generated, atlas, gridworld
 from scale_export.questions.sets._generated import World
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from scale_export.core.words import Split
 from scale_export.questions import load_questions
-from scale_export.questions.question import Question, Split
+from scale_export.questions.question import Question
 from scale_export.questions.sets import gridworld
 
 SPLITS: tuple[Split, ...] = get_args(Split)

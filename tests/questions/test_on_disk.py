@@ -13,8 +13,9 @@ import pytest
 
 from scale_export.core.errors import UserError
 from scale_export.core.resources import resource_dir
+from scale_export.core.words import Split
 from scale_export.questions import dataset_names, load_questions, public_name
-from scale_export.questions.question import Split, StoredImage, digest
+from scale_export.questions.question import StoredImage, digest
 from scale_export.questions.scoring import OFFICIAL
 from scale_export.questions.sets._whatsup import bare, offered
 from scale_export.questions.sets.spatialeval import options_in

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from scale_export.core.errors import UserError
-from scale_export.core.records import Precision
+from scale_export.core.words import Precision
 from scale_export.device.coreai.apple import PARITY, load_apple
 from scale_export.device.coreai.engine import CoreAIEngine
 from scale_export.device.engine import Engine, Tap

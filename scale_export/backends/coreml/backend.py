@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_export.core.records import Precision
+from scale_export.core.words import Precision
 from scale_export.device.coreml.engine import CoreMLEngine
 from scale_export.device.coreml.predictor import on_device
 from scale_export.device.engine import Engine, Tap

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from scale_export.core.errors import UserError
-from scale_export.core.records import DecoderSpec, Precision, Scope
+from scale_export.core.records import DecoderSpec
+from scale_export.core.words import Precision, Scope
 from scale_export.device.coreml.host import table_names
 from scale_export.model.blocks import Bits
 from scale_export.model.decoder import Cache, Gate, PortableDecoder

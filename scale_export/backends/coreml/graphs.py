@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scale_export import mil
-from scale_export.core.records import Array, ComputeUnits, FoldMode, Precision, TowerInput
+from scale_export.core.records import Array, TowerInput
+from scale_export.core.words import ComputeUnits, FoldMode, Precision
 from scale_export.device.coreml import host
 from scale_export.device.coreml.tables import CODES, EMBEDDING, SCALES, write_tables
 from scale_export.families._towers.tower import VisionTower

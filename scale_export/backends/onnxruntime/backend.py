@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from scale_export.core.records import Precision
+from scale_export.core.words import Precision
 from scale_export.device.engine import Engine, Tap
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.device.onnxruntime.genai import CONFIG, MODEL_TYPES

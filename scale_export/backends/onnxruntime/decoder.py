@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
-from scale_export.core.records import DecoderSpec, Float32, Rotary, Scope
+from scale_export.core.records import DecoderSpec, Float32, Rotary
+from scale_export.core.words import Scope
 from scale_export.model.decoder import Cache, Gate, PortableDecoder
 from scale_export.model.weights import DecoderWeights
 from scale_export.quantize import QuantizedWeights, StaticWeights

@@ -11,7 +11,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from scale_export.core.records import Float32, Precision, TowerInput
+from scale_export.core.records import Float32, TowerInput
+from scale_export.core.words import Precision
 from scale_export.families._towers.tower import VisionTower
 from scale_export.model.folding import FoldedDecoder
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
-from scale_export.core.records import DecoderSpec, Precision
+from scale_export.core.records import DecoderSpec
+from scale_export.core.words import Precision
 from scale_export.model.arithmetic import rotary_tables
 from scale_export.model.decoder import Cache
 from scale_export.quantize import group_of

@@ -13,7 +13,8 @@ from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQua
 from torch import Tensor, nn
 from torch.export import Dim
 
-from scale_export.core.records import Precision, TowerInput
+from scale_export.core.records import TowerInput
+from scale_export.core.words import Precision
 from scale_export.families._towers.tower import VisionTower, example_inputs
 
 from .kernels import BITS

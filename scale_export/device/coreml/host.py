@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
-from scale_export.core.records import ComputeUnits, FoldMode, Scope
+from scale_export.core.words import ComputeUnits, FoldMode, Scope
 
 FILE = "runtime.json"
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from scale_export import mil
-from scale_export.core.records import Array, ComputeUnits
+from scale_export.core.records import Array
+from scale_export.core.words import ComputeUnits
 
 Arithmetic = Literal["float32", "float16"]
 

@@ -8,7 +8,8 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
     DefaultWeightOnlyQuantizer,
 )
 
-from scale_export.core.records import INTEGER, Float32
+from scale_export.core.records import Float32
+from scale_export.core.words import INTEGER
 from scale_export.model.blocks import Bits, BlockMatrix
 from scale_export.quantize.method import Method, Moments
 

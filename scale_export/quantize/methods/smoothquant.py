@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_export.core.records import Float32, Precision
+from scale_export.core.records import Float32
+from scale_export.core.words import Precision
 from scale_export.model.blocks import Bits, BlockMatrix
 from scale_export.model.weights import DecoderWeights
 from scale_export.quantize.equalize import (

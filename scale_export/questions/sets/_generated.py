@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.questions.question import Kind, Question, Split
+from scale_export.core.words import Split
+from scale_export.questions.question import Kind, Question
 
 COLOURS: Mapping[str, tuple[int, int, int]] = {
     "red": (214, 39, 40),

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from scale_export.core.errors import UserError
+from scale_export.core.words import Split
 from scale_export.questions.files import find, place_of, read_json, read_jsonl, stored
-from scale_export.questions.question import Question, Split
+from scale_export.questions.question import Question
 
 FOLDERS = ("", "data", "prompts")
 OBJECTS = ("one", "two")

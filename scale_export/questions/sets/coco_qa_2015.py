@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scale_export.core.errors import UserError
+from scale_export.core.words import Split
 from scale_export.questions.files import place_of, read_lines, stored
-from scale_export.questions.question import Question, Split, StoredImage
+from scale_export.questions.question import Question, StoredImage
 
 ON_DISK = True
 FILES = ("img_ids.txt", "questions.txt", "answers.txt", "types.txt")

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from scale_export.core.errors import UserError
+from scale_export.core.words import Split
 from scale_export.questions.files import place_of, read_jsonl, stored, text_field
-from scale_export.questions.question import Question, Split, StoredImage
+from scale_export.questions.question import Question, StoredImage
 
 ON_DISK = True
 CONFIGURATIONS = ("tqa", "vqa", "vtqa")
