@@ -94,3 +94,15 @@ def package(
     )
     assert outcome.passed
     return out
+
+
+@pytest.fixture(scope="session")
+def phone_package(
+    base_of: Callable[[str, str], BaseModel], coefficient_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An int8 package of the random LLaVA for an iPhone; read only."""
+    out = tmp_path_factory.mktemp("packages") / "phone"
+    base = base_of("llava", "llama")
+    outcome = fold(coefficient_file, "iphone", out=out, model=str(base.directory), evaluation="none")
+    assert outcome.passed, outcome.parity
+    return out

@@ -1,107 +1,122 @@
-"""Imports point down the layers only, and what a device needs never reaches for torch."""
+"""The rooms of ``scale_export``, floor by floor: imports point down, and run in no circle."""
 
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "scale_export"
+from tests.architecture import FLOORS, PACKAGE, Arrow, arrows, circle, modules, room_of, upward
 
-LAYERS: list[set[str]] = [
-    {"errors", "records", "resources", "tolerances", "blocks", "statistics", "metrics", "collector"},
-    {
-        "checkpoint",
-        "coefficient_rules",
-        "targets",
-        "datasets",
-        "scoring",
-        "draw",
-        "report_numbers",
-        "progress",
-        "mil",
-        "options",
-    },
-    {"sites", "coefficient_file", "coefficients", "weights", "package", "prompts"},
-    {"adapter", "answers", "families", "folding", "decoder", "vision", "staging", "signing"},
-    {"streaming", "quantize", "training"},
-    {"base", "bits_plan"},
-    {"plan", "fold_choice", "picture_choice", "quantizer_choice", "train"},
-    {"backends"},
-    {"generation"},
-    {"speed", "runtime", "reference", "calibration", "budget"},
-    {
-        "departure",
-        "lockstep",
-        "plan_weights",
-        "code_evidence",
-        "parity",
-        "report",
-        "report_legs",
-        "requirements",
-    },
-    {"task", "selftest", "bench"},
-    {"measure", "measure_checkpoint", "measure_static"},
-    {"report_data", "timing"},
-    {"pipeline", "verification"},
-    {"doctor"},
-    {"api"},
-    {"display"},
-    {"commands"},
-    {"cli"},
-    {"__main__", "_optimum", "__init__"},
-]
-"""From the bottom up. A module imports from lower layers, from its own package, or from its own layer."""
+TESTS = Path(__file__).parent
+ROOMS = [room for rooms in FLOORS for room in rooms]
 
 
-def units() -> dict[str, list[Path]]:
-    """Module or subpackage → its files."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        found.setdefault(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), []).append(path)
-    return found
+@pytest.fixture(scope="module")
+def found() -> list[Arrow]:
+    return arrows()
 
 
-def imported(path: Path) -> set[str]:
-    """The units of the package that a file imports at module level, type checking aside."""
-    depth = len(path.relative_to(PACKAGE).parts)
-    names: set[str] = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            if node.level < depth and depth > 1:
-                continue
-            names |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-    return names
+def unplaced(package: Path) -> set[str]:
+    """The rooms of a package that stand on no floor."""
+    return {room_of(module) for module in modules(package)} - set(ROOMS)
 
 
-def test_every_module_has_a_layer():
-    assert set().union(*LAYERS) == set(units())
+def test_every_room_has_one_floor():
+    assert unplaced(PACKAGE) == set()
+    assert {room_of(module) for module in modules()} == set(ROOMS) and len(set(ROOMS)) == len(ROOMS)
 
 
-@pytest.mark.parametrize("unit", sorted(units()))
-def test_imports_point_down(unit: str):
-    rank = {name: level for level, names in enumerate(LAYERS) for name in names}
-    for path in units()[unit]:
-        for other in imported(path) - {unit, "__version__"}:
-            assert rank[other] <= rank[unit], f"{path.name} imports {other} from above"
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_down(room: str, found: list[Arrow]):
+    assert upward([arrow for arrow in found if arrow.rooms[0] == room]) == []
 
 
-def test_a_device_needs_no_torch_and_no_exporting_library():
-    code = (
-        "import sys\n"
-        "for name in ('torch', 'onnx', 'onnx_ir', 'onnxscript', 'scipy', 'matplotlib', 'optimum'):\n"
-        "    sys.modules[name] = None\n"
-        "import scale_export.device.package, scale_export.device.selftest, scale_export.device.bench\n"
-        "import scale_export.pipeline.verify\n"
-        "import scale_export.cli.app, scale_export.plan.targets, scale_export.device.onnxruntime.engine\n"
-        "import scale_export.device.coreml.engine\n"
-        "import importlib, pkgutil, scale_export.cli\n"
-        "for module in pkgutil.iter_modules(scale_export.cli.__path__, 'scale_export.cli.'):\n"
-        "    importlib.import_module(module.name)\n"
-        "from scale_export.families import family_names, load_family\n"
-        "[load_family(name) for name in family_names()]\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_no_imports_run_in_a_circle(found: list[Arrow]):
+    assert circle(found) is None
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A package of four rooms whose imports point down, to plant something in."""
+    package = tmp_path / "scale_export"
+    plant(package / "core" / "errors.py", "class UserError(Exception): ...")
+    plant(package / "charts" / "style.py", "import math")
+    plant(package / "mil" / "package.py", "from scale_export.core.errors import UserError")
+    plant(package / "pipeline" / "fold.py", "from scale_export.mil import package\n\ndef fold_package(): ...")
+    for folder in (package, *package.iterdir()):
+        (folder / "__init__.py").touch()
+    assert upward(arrows(package)) == [] and circle(arrows(package)) is None and unplaced(package) == set()
+    return package
+
+
+def plant(file: Path, lines: str) -> None:
+    """Add lines at the end of a module, which may not be there yet."""
+    file.parent.mkdir(exist_ok=True, parents=True)
+    with file.open("a", encoding="utf-8") as module:
+        module.write(f"\n\n{lines}\n")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "from scale_export.pipeline.fold import fold_package",
+        "import scale_export.pipeline.fold",
+        "from ..pipeline import fold",
+        "def late():\n    from scale_export.pipeline.fold import fold_package",
+        "if TYPE_CHECKING:\n    from scale_export.pipeline.fold import FoldRequest",
+    ],
+)
+def test_a_planted_import_from_above_is_found(small: Path, lines: str):
+    plant(small / "core" / "errors.py", lines)
+    assert upward(arrows(small)) == [Arrow("core.errors", "pipeline.fold")]
+
+
+def test_a_planted_import_from_a_neighbour_is_found(small: Path):
+    plant(small / "charts" / "style.py", "from scale_export.core.errors import UserError")
+    assert upward(arrows(small)) == [Arrow("charts.style", "core.errors")]
+
+
+def test_a_planted_circle_inside_a_room_is_found(small: Path):
+    plant(small / "core" / "first.py", "from .second import x")
+    plant(small / "core" / "second.py", "def late():\n    from scale_export.core import first")
+    found = arrows(small)
+    assert upward(found) == []
+    assert set(circle(found) or ()) == {"core.first", "core.second"}
+
+
+def test_a_planted_room_without_a_floor_is_found(small: Path):
+    plant(small / "attic" / "box.py", "")
+    assert unplaced(small) == {"attic"}
+
+
+def borrowed(source: str) -> set[str]:
+    """The test modules and conftests that a test imports from, relative imports among them."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module or ''}.{alias.name}" for alias in node.names}
+    parts = {part for name in names for part in name.split(".")}
+    return {part for part in parts if part == "conftest" or part.startswith("test_")}
+
+
+def test_tests_import_helpers_and_never_one_another():
+    for path in sorted(TESTS.rglob("*.py")):
+        assert borrowed(path.read_text(encoding="utf-8")) == set(), path.relative_to(TESTS)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("from tests.model.test_decoder import gate_of", "test_decoder"),
+        ("from tests.model import test_decoder", "test_decoder"),
+        ("def late():\n    import tests.model.test_decoder as other", "test_decoder"),
+        ("from .conftest import PREFILL", "conftest"),
+        ("from tests import conftest", "conftest"),
+    ],
+)
+def test_a_planted_import_of_a_test_is_found(source: str, name: str):
+    assert borrowed(source) == {name}

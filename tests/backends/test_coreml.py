@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scale_export import UserError, fold, mil, open_package
+from scale_export import UserError, mil, open_package
 from scale_export.backends.coreml import backend
 from scale_export.backends.coreml.convert import convert_function, import_coremltools, quiet, save_functions
 from scale_export.backends.coreml.decoder import Function, Storage, TracedDecoder, matrix_source, split_layers
@@ -300,30 +300,20 @@ def test_no_picture_and_a_generated_image_token(emitted: Emit):
         opened.new_cache(2)
 
 
-@pytest.fixture(scope="module")
-def package(base_of: Any, coefficient_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An int8 package of the random LLaVA for an iPhone."""
-    out = tmp_path_factory.mktemp("packages") / "phone"
-    base = base_of("llava", "llama")
-    outcome = fold(coefficient_file, "iphone", out=out, model=str(base.directory), evaluation="none")
-    assert outcome.passed, outcome.parity
-    return out
-
-
-def test_a_package_answers_and_says_what_was_not_checked(package: Path):
-    parity = json.loads((package / "parity.json").read_text())
+def test_a_package_answers_and_says_what_was_not_checked(phone_package: Path):
+    parity = json.loads((phone_package / "parity.json").read_text())
     assert "interpreter" in parity["executed_by"]
     assert any("Neural Engine" in line for line in parity["not_checked"])
     assert parity["legs"]["lowering"]["value"] <= STRICT
-    opened = open_package(package)
+    opened = open_package(phone_package)
     assert isinstance(opened.answer([], "where is the circle ?", max_new_tokens=3), str)
     opened.scale = 0.5
     assert opened.generator.scalars is not None
 
 
-def test_opening_by_coremltools_leaves_every_byte(package: Path):
+def test_opening_by_coremltools_leaves_every_byte(phone_package: Path):
     """It writes a package's manifest anew as it opens it, on a Mac at every use."""
-    manifests = sorted(package.glob("*.mlpackage/Manifest.json"))
+    manifests = sorted(phone_package.glob("*.mlpackage/Manifest.json"))
     before = [manifest.read_bytes() for manifest in manifests]
     with quiet():
         for manifest in manifests:

@@ -41,6 +41,22 @@ def test_help_loads_no_framework():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
+def test_the_command_line_and_the_families_load_without_torch():
+    """A device lists, verifies and asks with them; what needs torch or an exporting library waits until it is asked."""
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "for name in ('torch', 'onnx', 'onnx_ir', 'onnxscript', 'scipy', 'matplotlib', 'optimum'):\n"
+        "    sys.modules[name] = None\n"
+        "import scale_export.pipeline.verify, scale_export.plan.targets, scale_export.cli\n"
+        "for module in pkgutil.iter_modules(scale_export.cli.__path__, 'scale_export.cli.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "from scale_export.families import family_names, load_family\n"
+        "[load_family(name) for name in family_names()]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 BAD = [
     (["fold", "--coeffs", "nowhere.pt", "--target", "cpu"], "nowhere.pt"),
     (["fold", "--coeffs", "{coeffs}", "--target", "cpuu", "--model", "{base}"], "did you mean 'cpu'"),
