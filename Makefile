@@ -1,11 +1,12 @@
 # make demo: set up .venv, export the shipped model for ONNX Runtime and Core ML, ask each package one question.
 # make test: set up .venv, lint, type-check and test everything.
+# make docs: set up .venv, build the pages of the Python API into out/docs.
 PYTHON ?= python3
 BIN := .venv/bin
 MODEL := examples/tiny_vlm
 OUT := out
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 .DELETE_ON_ERROR:
 
 .venv/installed: pyproject.toml constraints.txt
@@ -35,6 +36,9 @@ test: lint
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/decoder.py
+
+docs: .venv/installed
+	$(BIN)/python docs/api.py --out $(OUT)/docs
 
 clean:
 	rm -rf .venv $(OUT) build dist

@@ -17,6 +17,8 @@ from scale_export.core.words import MlpSite, Scope
 from .formats import MAX_BYTES, READERS, WRITERS, read_capped, write_whole
 from .rules import FORMAT, VERSION, BaseIdentity, Bound, checked_fields
 
+__all__ = ["BaseIdentity", "Bound", "Coefficients", "load_coefficients", "save_coefficients"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coefficients:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+__all__ = ["UserError"]
+
 EXIT_OK = 0
 EXIT_PARITY_FAILED = 1
 EXIT_USER_ERROR = 2

@@ -26,6 +26,8 @@ from .onnxruntime import genai
 from .open import open_engine
 from .prompts import Message, encode_messages, end_token_ids, user_message
 
+__all__ = ["Package", "open_package"]
+
 PROCESSOR_FILES = (
     "config.json",
     "generation_config.json",

@@ -34,6 +34,8 @@ from scale_export.core.words import Scope
 
 from .sites import Site, attention_site, decoder_layers, head_count, mlp_site, mlp_site_of, text_decoder
 
+__all__ = ["ScaleHandle", "ScaleSource", "attach"]
+
 
 class ScaleSource(Protocol):
     """Scalars for the hooks: fixed ones, or tensors that a trainer differentiates."""

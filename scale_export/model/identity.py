@@ -20,6 +20,8 @@ from scale_export.core.words import Scope
 
 from .checkpoint import Checkpoint
 
+__all__ = ["base_directory", "check_base", "import_state_dict", "make_coefficients"]
+
 TOUCHED_WEIGHTS = ("self_attn.o_proj", "mlp.down_proj")
 """The parts of a decoder layer that scalars fold into; norms after the MLP come beside them."""
 

@@ -12,6 +12,8 @@ from scale_export.plan.options import ExportOptions
 from .fold import FoldRequest, Outcome, fold_package
 from .verify import Verification, verify_package
 
+__all__ = ["fold", "verify"]
+
 
 def default_out(coeffs: Path, target: str) -> Path:
     """Where a package goes that was given no place: ``<coefficients>-<target>`` in the current directory."""

@@ -40,6 +40,8 @@ from .contents import (
     write_proof,
 )
 
+__all__ = ["FoldRequest", "Outcome", "fold_package", "plan_fold"]
+
 BITS_PLAN: Final = "bits.toml"
 """Bits of every matrix where some have their own, with what a search measured; ``--bits-plan`` reads it."""
 

@@ -15,6 +15,8 @@ from scale_export.device.selftest import run_selftest
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.signing import Signature, check_signature
 
+__all__ = ["Verification", "verify_package"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
