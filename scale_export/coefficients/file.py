@@ -1,4 +1,4 @@
-"""Coefficients (contract C2): the record, and its file."""
+"""Coefficients (``docs/scale.md``): the record, and its file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["BaseIdentity", "Bound", "Coefficients", "load_coefficients", "save_c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coefficients:
-    """The trained scalars of one ScAle adapter (contract C2).
+    """The trained scalars of one ScAle adapter (``docs/scale.md``).
 
     Attributes:
         layer_indices: the decoder layers that are scaled, strictly increasing.
@@ -62,7 +62,7 @@ class Coefficients:
 
 
 def coefficient_fields(coefficients: Coefficients) -> dict[str, Any]:
-    """The flat fields of C2; ``head_scale`` as one array where every layer has ``num_heads``."""
+    """The flat fields of a file; ``head_scale`` as one array where every layer has ``num_heads``."""
     rows, base = coefficients.head_scale, coefficients.base
     uniform = len(rows) > 0 and all(row.shape == (coefficients.num_heads,) for row in rows)
     return {
@@ -91,7 +91,7 @@ def validated(values: Any, source: str) -> Coefficients:
     """Fields as a record; ``source`` begins every message.
 
     Raises:
-        UserError: a field breaks a rule of C2.
+        UserError: a field breaks a rule of the format.
     """
     return Coefficients(**checked_fields(values, source))
 
@@ -100,7 +100,7 @@ def load_coefficients(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Coeffi
     """Read a coefficient file, ``.safetensors`` (without torch) or ``.pt`` (with torch 2.10 or newer).
 
     Raises:
-        UserError: the file is missing, larger than ``max_bytes``, damaged, unsafe, or breaks a rule of C2.
+        UserError: the file is missing, larger than ``max_bytes``, damaged, unsafe, or breaks a rule of the format.
     """
     path = Path(path)
     if path.suffix not in READERS:
@@ -115,7 +115,7 @@ def save_coefficients(coefficients: Coefficients, path: Path | str) -> None:
     file; a relative one is written as it is.
 
     Raises:
-        UserError: another suffix, coefficients that break a rule of C2, or a place that can't be written.
+        UserError: another suffix, coefficients that break a rule of the format, or a place that can't be written.
     """
     path = Path(path)
     if path.suffix not in WRITERS:

@@ -231,7 +231,7 @@ def _pt_bytes(fields: Mapping[str, Any]) -> bytes:
 
 
 READERS: Mapping[str, Callable[[Path, bytes], Any]] = {".pt": _read_pt, ".safetensors": _read_safetensors}
-"""Suffix → fields of a file's bytes, which no rule of C2 was held to yet."""
+"""Suffix → fields of a file's bytes, not yet held to the format's rules."""
 WRITERS: Mapping[str, Callable[[Mapping[str, Any]], bytes]] = {
     ".pt": _pt_bytes,
     ".safetensors": _safetensors_bytes,

@@ -1,4 +1,4 @@
-"""The fields of a coefficient file (contract C2), and the rules that they obey, read or written.
+"""The fields of a coefficient file (``docs/scale.md``), and the rules that they obey, read or written.
 
 1. No field is unknown, and only those of ``OPTIONAL`` may be left out; the scope is never guessed.
 2. Scalars are finite float32: ``head_scale`` ``[nL, H]`` (or one vector per layer where head counts

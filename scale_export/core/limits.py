@@ -1,4 +1,4 @@
-"""The one home of the numerical limits that hold for every target (contract C7).
+"""The one home of the numerical limits that hold for every target (``docs/parity.md``).
 
 Limits that depend on a target's precision (KL, agreement, retention) live in ``targets/<name>.toml``.
 """

@@ -81,7 +81,7 @@ class DecoderSpec:
 
     @property
     def mlp_site(self) -> MlpSite:
-        """Where the MLP's scalar acts: after the norm that follows the MLP, if there is one (contract C1)."""
+        """Where the MLP's scalar acts: after the norm that follows the MLP, if there is one (``docs/scale.md``)."""
         return "post_norm" if self.sandwich_norms else "output"
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Scope = Literal["last", "all"]
-"""Which positions scalars act on: the last token of each step, or every token (contract C1)."""
+"""Which positions scalars act on: the last token of each step, or every token (``docs/scale.md``)."""
 MlpSite = Literal["output", "post_norm"]
 FoldMode = Literal["weights", "gate", "two-phase"]
 FOLD_MODES: tuple[FoldMode, ...] = get_args(FoldMode)

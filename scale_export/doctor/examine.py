@@ -3,7 +3,7 @@
 Rules:
 1. Stages are examined in the order of the chain, and each is given the reference's own input, so that it answers for
    itself alone.
-2. In the decoder every matrix product is watched, see ``departure``.
+2. In the decoder every matrix product is watched, see ``products``.
 3. The strictest kernels are held to the lowering limit. Rounding by faster kernels and by quantization is told
    matrix by matrix, and is a fault only where the package's own report says that its leg failed.
 """
@@ -109,7 +109,7 @@ def examine(
     """Examine a package, or a failed export in its ``.failed`` directory.
 
     Args:
-        model, target, calib, cache: as for ``verification.verify_package``.
+        model, target, calib, cache: as for ``verify.verify_package``.
 
     Raises:
         UserError: no export, a changed one, or a base model that is not to be found.

@@ -62,23 +62,23 @@ def _pack_picture(tiles: Array, size: list[int], newline: Array, runtime: Mappin
         tiles: ``[tiles, side², D]``, overview first, padding tiles last.
         size: the picture's (height, width) in pixels.
     """
-    grid_height, grid_width = _grid(size, runtime)
+    grid_height, grid_width = tile_grid(size, runtime)
     side, width = runtime["tile_side"], tiles.shape[-1]
     grid = tiles[1 : 1 + grid_height * grid_width].reshape(grid_height, grid_width, side, side, width)
     plane = grid.transpose(0, 2, 1, 3, 4).reshape(grid_height * side, grid_width * side, width)
-    plane = _unpad(plane, size)
+    plane = unpadded(plane, size)
     ends = np.broadcast_to(newline, (plane.shape[0], 1, width))
     return np.concatenate((tiles[0], np.concatenate((plane, ends), axis=1).reshape(-1, width)))
 
 
-def _grid(size: list[int], runtime: Mapping[str, Any]) -> tuple[int, int]:
+def tile_grid(size: list[int], runtime: Mapping[str, Any]) -> tuple[int, int]:
     from transformers.image_processing_utils import select_best_resolution
 
     height, width = select_best_resolution(tuple(size), runtime["grid_pinpoints"])
     return height // runtime["tile_size"], width // runtime["tile_size"]
 
 
-def _unpad(plane: Array, size: list[int]) -> Array:
+def unpadded(plane: Array, size: list[int]) -> Array:
     """Cut the rows or columns that only cover the padding which kept the picture's aspect ratio."""
     (rows, columns), (height, width) = plane.shape[:2], size
     if width / height > columns / rows:

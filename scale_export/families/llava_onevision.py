@@ -12,7 +12,7 @@ from scale_export.core.errors import UserError
 from scale_export.core.records import Array, DecoderSpec
 
 from ._processor import leave_out_videos
-from .llava_next import LlavaNext, _grid, _unpad
+from .llava_next import LlavaNext, tile_grid, unpadded
 
 ASPECT_RATIO = "anyres_max_"
 
@@ -72,10 +72,10 @@ def _pack_tiles(tiles: Array, size: list[int], newline: Array, runtime: Mapping[
         tiles: ``[tiles, side², D]``, overview first, padding tiles last.
         size: the picture's (height, width) in pixels.
     """
-    height, width = _grid(size, runtime)
+    height, width = tile_grid(size, runtime)
     side, depth = runtime["tile_side"], tiles.shape[-1]
     grid = tiles[1 : 1 + height * width].reshape(height, width, side, side, depth)
-    plane = _unpad(grid.transpose(0, 2, 1, 3, 4).reshape(height * side, width * side, depth), size)
+    plane = unpadded(grid.transpose(0, 2, 1, 3, 4).reshape(height * side, width * side, depth), size)
     plane = _shrink(plane, runtime["max_tiles"] * side**2)
     ends = np.broadcast_to(newline, (plane.shape[0], 1, depth))
     return np.concatenate((tiles[0], np.concatenate((plane, ends), axis=1).reshape(-1, depth)))

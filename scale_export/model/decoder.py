@@ -57,7 +57,7 @@ class Kernels(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """The ScAle scalars of one forward (contract C1).
+    """The ScAle scalars of one forward (``docs/scale.md``).
 
     Attributes:
         scope: ``last`` gates one position per row, ``all`` every position.

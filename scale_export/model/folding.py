@@ -1,4 +1,4 @@
-"""Folding ScAle scalars into weights (contract C3).
+"""Folding ScAle scalars into weights (``docs/scale.md``).
 
 Rules:
 1. Head h scales columns h·head_dim … (h+1)·head_dim of ``o_proj``; its bias stays.

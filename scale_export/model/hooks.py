@@ -1,4 +1,4 @@
-"""ScAle on a Hugging Face model: forward hooks that do contract C1 and nothing else.
+"""ScAle on a Hugging Face model: forward hooks that do what ``docs/scale.md`` says and nothing else.
 
 This is the reference that every check compares with. The rules that the code cites:
 

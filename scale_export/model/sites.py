@@ -1,4 +1,4 @@
-"""Where ScAle's scalars act in a Hugging Face model (contract C1).
+"""Where ScAle's scalars act in a Hugging Face model (``docs/scale.md``).
 
 Head h of a layer is columns ``h·head_dim … (h+1)·head_dim`` of the input of ``o_proj``, so that a bias of
 ``o_proj`` is not scaled. The MLP's scalar acts on the MLP's output, its bias included, or on the output of

@@ -5,7 +5,7 @@ Rules:
    Each module of it reads its own, in float32, before its forward and drops them after.
 2. The arithmetic is the modules' own, and every weight has the value that a loaded model has: results are the
    same, bit for bit.
-3. ``must_stream`` is the one place that decides whether a model is loaded or streamed.
+3. ``reference_choice.must_stream`` is the one place that decides whether a model is loaded or streamed.
 """
 
 from __future__ import annotations

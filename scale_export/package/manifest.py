@@ -1,4 +1,4 @@
-"""The package as it is read (contract C4): its manifest, and every byte verified before anything else.
+"""The package as it is read (``docs/package.md``): its manifest, and every byte verified before anything else.
 
 1. The manifest lists every other file with its size and SHA-256 and carries its own SHA-256: a changed byte
    anywhere is found. That finds damage, not forgery, since who can write the package can write its hashes.
@@ -71,7 +71,7 @@ class DecoderFacts(_Record):
 
 
 class CalibrationFacts(_Record):
-    """What a quantizer was calibrated on; see ``quantize.CalibrationOptions``."""
+    """What a quantizer was calibrated on; see ``method.CalibrationOptions``."""
 
     questions: str
     limit: Count

@@ -1,4 +1,4 @@
-"""Putting a package into its place as a whole, or not at all (contract C4).
+"""Putting a package into its place as a whole, or not at all (``docs/package.md``).
 
 1. Everything is written to a hidden sibling of the destination. A process that is killed leaves at worst that
    sibling, which the next run removes.

@@ -1,4 +1,4 @@
-"""The commands as Python functions (contract C9)."""
+"""The commands as Python functions (``docs/python.md``)."""
 
 from __future__ import annotations
 

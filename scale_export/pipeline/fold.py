@@ -57,8 +57,8 @@ class FoldRequest:
         eval_limit: how many of its test questions, None for all.
         scoring: ``strict``, or ``official`` for the rules of the set's authors.
         parity: ``full`` loads the float32 reference, ``streamed`` reads it from disk layer by layer, ``auto``
-            decides by memory (see ``streaming.must_stream``), ``files`` checks a checkpoint without running it.
-        budget: chooses 4 or 8 bits for every matrix, such as ``size=1.2MB``; see ``budget``.
+            decides by memory (see ``reference_choice.must_stream``), ``files`` checks a checkpoint without running it.
+        budget: chooses 4 or 8 bits for every matrix, such as ``size=1.2MB``; see ``search.budget``.
     """
 
     coeffs: Path

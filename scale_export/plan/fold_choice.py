@@ -1,4 +1,4 @@
-"""Choosing how scalars enter an export: the cheapest fold mode that is exact (contract C3)."""
+"""Choosing how scalars enter an export: the cheapest fold mode that is exact (``docs/scale.md``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .targets import Target
 def choose_fold(
     coefficients: Coefficients, base: BaseModel, target: Target, asked: str, scales: str | None
 ) -> tuple[FoldMode, str]:
-    """The cheapest exact mode, or the asked one if it is exact (contract C3); with the sentence that says why.
+    """The cheapest exact mode, or the asked one if it is exact (``docs/scale.md``); with the sentence that says why.
 
     ``scales``: see ``unfoldable``.
     """

@@ -14,7 +14,7 @@ class ExportOptions:
     Attributes:
         calib: question set of calibration; ``auto`` is the one that the coefficients were trained on, ``none`` none.
         calib_limit, calib_weighting, calib_pictures: see ``CalibrationOptions``.
-        bits: bits of single matrices, in place of the precision's, or the name of a mix; see ``bits_plan``.
+        bits: bits of single matrices, in place of the precision's, or the name of a mix; see ``plan.bits``.
         cache: where statistics are kept; None is the user's own cache folder.
     """
 

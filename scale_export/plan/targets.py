@@ -1,4 +1,4 @@
-"""Target files (contract C6): what a device's runtime can take, and how far its output may stray.
+"""Target files (``targets/cpu.toml``): what a device's runtime can take, and how far its output may stray.
 
 ``targets/<name>.toml`` becomes one frozen :class:`Target`; the file's name is its registration. Rules:
 
@@ -82,7 +82,7 @@ INTEGER_LIMITS: Final = ("max_kl", "min_top1_agreement", "runtime_max_kl", "runt
 
 
 class ParityLimits(_Record):
-    """Limits of the parity legs that depend on a target, for one weight precision (contract C7).
+    """Limits of the parity legs that depend on a target, for one weight precision (``docs/parity.md``).
 
     Attributes:
         max_kl: quantization leg: mean KL divergence from the unquantized graph at the answers' positions, in nats;
@@ -139,7 +139,7 @@ class Target(_Record):
         accuracy_level: of ONNX Runtime's block-wise products: 0 computes in float, 4 rounds activations to int8.
         prefill_tokens: how many tokens Core ML's function ``prefill`` takes at once.
         activations, kv_cache: what the decoder computes in and what it keeps.
-        fold_modes: how the scalars may enter the graph (contract C3).
+        fold_modes: how the scalars may enter the graph (``docs/scale.md``).
         context_length: the most tokens of prompt and answer together.
         max_tile_side: the largest height or width of what the vision tower sees at once, in pixels.
         max_part_bytes: the most bytes of matrices in one part of a decoder, which is split beyond; None for

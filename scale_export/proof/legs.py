@@ -1,4 +1,4 @@
-"""The parity legs (contract C7): each source of error measured apart, on the same cases, against its own limit.
+"""The parity legs (``docs/parity.md``): each source of error measured apart, on the same cases, against its own limit.
 
 Rules:
 1. A leg compares two neighbours in the chain Hugging Face → portable decoder → emitted graph → quantized graph

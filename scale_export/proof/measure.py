@@ -93,8 +93,8 @@ class Measurement:
     """One measurement of ``graphs`` (role → file) beside the processor files in ``directory``.
 
     ``scratch`` is a folder for graphs that are emitted to compare with, the system's own where None.
-    ``parity`` says whether models are loaded or streamed from disk; see ``streaming.must_stream``. ``scoring`` judges
-    the task leg's answers.
+    ``parity`` says whether models are loaded or streamed from disk; see ``reference_choice.must_stream``.
+    ``scoring`` judges the answers of the task leg.
     ``statistics_sha256`` is the hash of the calibration statistics that the package was made with, where it records
     one: with others, integer codes can't be told from moved ones.
     """

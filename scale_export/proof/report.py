@@ -39,7 +39,7 @@ class ParityReport:
         return not self.failed and adds_up and any(self.legs.values())
 
     def to_json(self) -> dict[str, Any]:
-        """The object of contract C7."""
+        """The object that ``parity.json`` holds."""
         return {
             "schema": SCHEMA,
             "passed": self.passed,

@@ -22,7 +22,7 @@ from scale_export.model.folding import FoldedDecoder
 from scale_export.model.weights import CheckpointWeights
 
 Exact = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""Some rows of a stored tensor in float64 → what the scalars make of them (contract C1)."""
+"""Some rows of a stored tensor in float64 → what the scalars make of them (``docs/scale.md``)."""
 
 
 def tensors_leg(folded: FoldedDecoder, weights: CheckpointWeights, directory: Path) -> Leg:

@@ -48,7 +48,7 @@ class ReportData:
         name: the package's name.
         facts: label → value, in the order of the page.
         decisions: the plan's sentences on what was chosen and why.
-        parity: the object of ``parity.json`` (contract C7).
+        parity: the object of ``parity.json`` (``docs/parity.md``).
         attn_scale: ``[L, H]``, the scalars of every layer, ones where a layer is not scaled.
         mlp_scale: ``[L]``, the same for the MLPs.
         scope: ``last`` or ``all``.

@@ -1,4 +1,4 @@
-"""The trained scalars: s = 1 + r·tanh(a), with a = 0 at the start (contract C1)."""
+"""The trained scalars: s = 1 + r·tanh(a), with a = 0 at the start (``docs/scale.md``)."""
 
 from __future__ import annotations
 

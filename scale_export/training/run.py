@@ -200,7 +200,7 @@ def _telling(log: WorkLog) -> ProgressCallback:
 
 
 def _coefficients(base: BaseModel, options: TrainOptions, result: TrainResult) -> Coefficients:
-    """The contract's record of the scalars; what it says of the training holds no times, so runs compare."""
+    """The record of the scalars; what it says of the training holds no times, so runs compare."""
     kept = next(look for look in result.course.history if look.step == result.course.best_step)
     training = {
         **asdict(options),

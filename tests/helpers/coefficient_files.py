@@ -18,7 +18,7 @@ HASH = "0123456789abcdef" * 4
 
 
 def record(**changes: Any) -> dict[str, Any]:
-    """The fields of a valid file, written out as C2 has them; ``...`` leaves a field out."""
+    """The fields of a valid file, written out as ``docs/scale.md`` lists them; ``...`` leaves a field out."""
     rng = np.random.default_rng(3)
     fields: dict[str, Any] = {
         "format": "scale-coefficients",

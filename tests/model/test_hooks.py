@@ -1,4 +1,4 @@
-"""The hooked reference against an independent implementation of C1, written out by hand for one row."""
+"""The hooked reference against an independent implementation, written out by hand for one row."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def rotate(x: Tensor, inv_freq: Tensor) -> Tensor:
 
 
 def naive(model: Any, tokens: Tensor, gate: Tensor, scales: Coefficients, swap_heads: bool = False) -> Tensor:
-    """Logits ``[T, V]`` of one unpadded row, C1 written out, without hooks, cache or library attention."""
+    """Logits ``[T, V]`` of one unpadded row, written out without hooks, cache or library attention."""
     decoder = model.model.language_model
     attn, mlp = (torch.from_numpy(s) for s in scales.dense(LAYERS, HEADS))
     attn = attn.flip(1) if swap_heads else attn

@@ -1,1 +1,1 @@
-"""The checkpoint backend: a folded Hugging Face model directory, for runtimes that take one (contract C6)."""
+"""The checkpoint backend: a folded Hugging Face model directory, for runtimes that take one (``targets/cpu.toml``)."""

@@ -1,1 +1,1 @@
-"""The ONNX Runtime backend (contract C5)."""
+"""The ONNX Runtime backend (``docs/package.md``)."""

@@ -35,7 +35,7 @@ class GateDefaults:
 
 
 class TracedDecoder(nn.Module):
-    """The graph's signature: flat inputs in contract order, the weights last."""
+    """The graph's signature: flat inputs in the order of ``docs/package.md``, the weights last."""
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ def _trace(
 
 
 def _name_dimensions(model: ir.Model, spec: DecoderSpec, last_only: bool) -> None:
-    """Give inputs and outputs the contract's dimension names, and drop the tracer's from between."""
+    """Give inputs and outputs the dimension names of ``docs/package.md``, and drop the tracer's from between."""
     cache = ("batch", spec.num_kv_heads, "past_length", spec.head_dim)
     several = (spec.position_axes,) if spec.position_axes > 1 else ()
     shapes: dict[str, tuple[str | int, ...]] = {
