@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import email
 import json
 import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scale_export import __version__
 from tests.helpers.pictures import picture
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +28,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
     return next(out.glob("*.whl"))
+
+
+def test_it_carries_its_annotations_and_says_what_it_is(wheel: Path):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        metadata = email.message_from_bytes(archive.read(next(n for n in names if n.endswith("/METADATA"))))
+    assert "scale_export/py.typed" in names
+    assert metadata["Version"] == __version__ and metadata["Author"]
+    assert "Typing :: Typed" in (metadata.get_all("Classifier") or [])
+    assert metadata.get_payload().startswith("# scale-export")
 
 
 def environment(wheel: Path, extra: str, directory: Path) -> Path:

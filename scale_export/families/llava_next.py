@@ -72,6 +72,7 @@ def _pack_picture(tiles: Array, size: list[int], newline: Array, runtime: Mappin
 
 
 def tile_grid(size: list[int], runtime: Mapping[str, Any]) -> tuple[int, int]:
+    """How many tiles, down and across, a picture of (height, width) pixels is cut into, the overview aside."""
     from transformers.image_processing_utils import select_best_resolution
 
     height, width = select_best_resolution(tuple(size), runtime["grid_pinpoints"])
