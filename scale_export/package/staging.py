@@ -9,19 +9,18 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import os
 import re
 import secrets
 import shutil
-import sys
 from pathlib import Path
-from typing import Final, Self
+from typing import Self
 
 from scale_export.core.errors import UserError
 
+from .exchange import Exchange, exchange, swap
 from .manifest import (
     FAILED_MANIFEST_NAME,
     MANIFEST_NAME,
@@ -31,9 +30,6 @@ from .manifest import (
     hash_file,
     scan_files,
 )
-
-_AT_FDCWD: Final = -100
-_RENAME_EXCHANGE: Final = 2
 
 
 def check_space(path: Path, needed: int) -> None:
@@ -84,17 +80,20 @@ class StagedPackage:
     ...     staged.commit(manifest)
 
     ``needed_bytes`` is what the package will take, if the caller knows; the disk must have as much free. With
-    ``force`` an old package stays in its place until the new one is complete.
+    ``force`` an old package stays in its place until the new one is complete, and ``exchange`` swaps the two.
 
     Raises:
         UserError: as :func:`check_destination` and :func:`check_space`; on leaving, where writing failed
             because the disk is full or the place cannot be written to.
     """
 
-    def __init__(self, out: Path, *, force: bool, needed_bytes: int | None = None) -> None:
+    def __init__(
+        self, out: Path, *, force: bool, needed_bytes: int | None = None, exchange: Exchange = exchange
+    ) -> None:
         check_destination(out, force=force)
         self._out = out.resolve()
         self._force = force
+        self._exchange = exchange
         self._needed = needed_bytes
         self._new_parents: list[Path] = []
         self._placed = False
@@ -151,7 +150,7 @@ class StagedPackage:
 
     def _place(self, destination: Path, *, replace: bool) -> Path:
         if replace and os.path.lexists(destination):
-            _swap(self.directory, destination)
+            swap(self.directory, destination, self._exchange)
         else:
             self.directory.rename(destination)
         self._placed = True
@@ -239,33 +238,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _swap(new: Path, old: Path) -> None:
-    """Exchange two paths: at once where the system can, else with a moment in which ``old`` is absent."""
-    if _exchange(new, old):
-        return
-    aside = new.with_name(f"{new.name}-old")
-    old.rename(aside)
-    try:
-        new.rename(old)
-    except OSError:
-        aside.rename(old)
-        raise
-    aside.rename(new)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Linux's atomic exchange; False where the system or the file system has none."""
-    if sys.platform != "linux":
-        return False
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-    if renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
-        return False
-    raise OSError(number, os.strerror(number), str(first), None, str(second))
