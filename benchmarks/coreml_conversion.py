@@ -27,6 +27,7 @@ from scale_export.backends.coreml import convert
 from scale_export.backends.coreml.decoder import Function, Storage, TracedDecoder, emit_part, matrix_source
 from scale_export.coefficients.file import Coefficients
 from scale_export.coefficients.rules import BaseIdentity, Bound
+from scale_export.compat.coremltools import unheard
 from scale_export.core.progress import peak_memory
 from scale_export.families._text import text_spec
 from scale_export.model.checkpoint import Checkpoint
@@ -147,7 +148,7 @@ def peer(source: Path, out: Path) -> dict[str, float]:
 
 def measured(job: Any, source: Path, out: Path, results: Any) -> None:
     """Run ``job`` in this process and put what it took into ``results``."""
-    with convert.quiet():
+    with unheard():
         seconds = job(source, out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     results.put({"seconds": seconds, "peak_bytes": peak_memory(), "package_bytes": size})

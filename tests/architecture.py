@@ -17,7 +17,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "scale_export"
 
 FLOORS: Sequence[Sequence[str]] = (
-    ("core", "charts"),
+    ("core", "charts", "compat"),
     ("coefficients", "package", "questions", "families", "mil"),
     ("device",),
     ("model",),

@@ -13,6 +13,7 @@ from scale_export.core.progress import WorkLog
 from .display import console, quiet_libraries
 
 
+@quiet_libraries()
 def run_bench(
     *, package: Path, prompt_tokens: int, new_tokens: int, repeats: int, threads: int | None, as_json: bool
 ) -> int:
@@ -20,7 +21,6 @@ def run_bench(
     from scale_export.device.bench import bench_package
     from scale_export.device.package import open_package
 
-    quiet_libraries()
     log = WorkLog()
     opened = open_package(package, threads=threads)
     with log.stage("bench"):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -96,13 +96,10 @@ def show(as_object: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> i
     return EXIT_OK
 
 
-def quiet_libraries() -> None:
-    """Keep libraries' progress bars and advice off a user's screen."""
-    import os
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep libraries' progress bars and advice off a user's screen, within."""
+    from scale_export.compat.transformers import off_the_screen
 
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with off_the_screen():
+        yield

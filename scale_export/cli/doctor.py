@@ -14,6 +14,7 @@ from scale_export.core.progress import WorkLog
 from .display import console, figure, quiet_libraries, say, verdict
 
 
+@quiet_libraries()
 def run_doctor(
     *,
     package: Path,
@@ -26,7 +27,6 @@ def run_doctor(
     """``scale-export doctor``."""
     from scale_export.doctor.examine import examine
 
-    quiet_libraries()
     found = examine(package, model=model, target=target, calib=calib, cache=cache, log=WorkLog())
     if as_json:
         print(json.dumps({"fault": found.fault and asdict(found.fault), **asdict(found)}))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scale_export.core.words import Scoring
 
 
+@quiet_libraries()
 def run_fold(
     *,
     coeffs: Path,
@@ -40,7 +41,6 @@ def run_fold(
     from scale_export.pipeline.fold import FoldRequest, fold_package, plan_fold
     from scale_export.plan.bits import bits_plan as named_bits
 
-    quiet_libraries()
     request = FoldRequest(
         coeffs=coeffs,
         target=target,

@@ -12,6 +12,7 @@ from scale_export.core.errors import EXIT_OK, UserError
 from .display import quiet_libraries
 
 
+@quiet_libraries()
 def run_prompt(
     *,
     package: Path,
@@ -29,7 +30,6 @@ def run_prompt(
     from scale_export.device.package import open_package
     from scale_export.device.prompts import Message, assistant_message, open_image, user_message
 
-    quiet_libraries()
     if prompt is None and not chat:
         raise UserError("there is nothing to ask: give --prompt, or --chat for a session")
     pictures = [open_image(path) for path in images]

@@ -12,13 +12,13 @@ from scale_export.core.progress import WorkLog
 from .display import console, quiet_libraries, say
 
 
+@quiet_libraries()
 def run_train(
     *, model: Path, out: Path, test: bool, force: bool, layers: str | None, as_json: bool, **options: Any
 ) -> int:
     """``scale-export train``."""
     from scale_export.training.run import TrainOptions, run_training, training_table
 
-    quiet_libraries()
     chosen = TrainOptions(
         layers=_layer_list(layers), report_split="test" if test else "validation", **options
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scale_export.core.words import Scoring
 
 
+@quiet_libraries()
 def run_verify(
     *,
     package: Path,
@@ -37,7 +38,6 @@ def run_verify(
     """``scale-export verify``."""
     from scale_export.pipeline.verify import verify_package
 
-    quiet_libraries()
     found = verify_package(
         package,
         model=model,

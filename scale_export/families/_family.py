@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_export.compat.transformers import errors_only
 from scale_export.core.records import Array, DecoderSpec
 
 if TYPE_CHECKING:
@@ -35,14 +36,14 @@ class Family(ABC):
 
     def load_processor(self, directory: Path) -> Any:
         """Hugging Face's processor of a directory, for pictures and words; without remote code and without torch."""
-        import transformers
+        with errors_only():
+            return self.processor_class().from_pretrained(directory, trust_remote_code=False)
 
-        transformers.logging.set_verbosity_error()
-        self.prepare_processor()
-        return transformers.AutoProcessor.from_pretrained(directory, trust_remote_code=False)
+    def processor_class(self) -> Any:
+        """What ``from_pretrained`` is asked of: a class for pictures alone where the family's own can't be built."""
+        from transformers import AutoProcessor
 
-    def prepare_processor(self) -> None:  # noqa: B027 - most families need nothing
-        """Make the family's processor class work where libraries are missing that only its videos need."""
+        return AutoProcessor
 
     @abstractmethod
     def decoder_spec(self, config: Any) -> DecoderSpec:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_export.compat.transformers import has_torchvision, model_class, without_videos
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, DecoderSpec
 
 from ._family import Family
 from ._patches import Grid, axial_turns, stacked
-from ._processor import leave_out_videos, model_class
 from ._text import text_spec
 
 
@@ -27,13 +27,12 @@ class QwenVL(Family):
 
     position_axes = 3
     patched = True
-    processor_class: str
+    processor: str
     vision_rotary: str
     """Hugging Face's classes, below ``transformers.models``."""
 
-    def prepare_processor(self) -> None:
-        """Leave out the video processor where torchvision is missing, without which it can't be built."""
-        leave_out_videos(model_class(self.processor_class))
+    def processor_class(self) -> Any:
+        return super().processor_class() if has_torchvision() else without_videos(self.processor)
 
     def decoder_spec(self, config: Any) -> DecoderSpec:
         return text_spec(config.text_config)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from scale_export.compat.transformers import has_torchvision, without_videos
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, DecoderSpec
 
 from ._family import Family
-from ._processor import leave_out_videos
 from ._text import text_spec
 
 if TYPE_CHECKING:
     from scale_export.families._towers.tower import VisionTower
+
+PROCESSOR = "internvl.processing_internvl.InternVLProcessor"
 
 
 class InternVL(Family):
@@ -24,11 +26,8 @@ class InternVL(Family):
 
     model_type = "internvl"
 
-    def prepare_processor(self) -> None:
-        """Leave out the video processor where torchvision is missing, without which it can't be built."""
-        from transformers.models.internvl.processing_internvl import InternVLProcessor
-
-        leave_out_videos(InternVLProcessor)
+    def processor_class(self) -> Any:
+        return super().processor_class() if has_torchvision() else without_videos(PROCESSOR)
 
     def decoder_spec(self, config: Any) -> DecoderSpec:
         layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy

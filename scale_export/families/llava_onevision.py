@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from scale_export.compat.transformers import has_torchvision, without_videos
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, DecoderSpec
 
-from ._processor import leave_out_videos
 from .llava_next import LlavaNext, tile_grid, unpadded
 
 ASPECT_RATIO = "anyres_max_"
+
+PROCESSOR = "llava_onevision.processing_llava_onevision.LlavaOnevisionProcessor"
 
 
 class LlavaOnevision(LlavaNext):
@@ -26,11 +28,8 @@ class LlavaOnevision(LlavaNext):
 
     model_type = "llava_onevision"
 
-    def prepare_processor(self) -> None:
-        """Leave out the video processor where torchvision is missing, without which it can't be built."""
-        from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
-
-        leave_out_videos(LlavaOnevisionProcessor)
+    def processor_class(self) -> Any:
+        return super().processor_class() if has_torchvision() else without_videos(PROCESSOR)
 
     def decoder_spec(self, config: Any) -> DecoderSpec:
         _max_tiles(config)  # refused before a weight is loaded

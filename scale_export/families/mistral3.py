@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scale_export.compat.transformers import has_torchvision, model_class, pixtral_without_torchvision
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, DecoderSpec
 
 from ._family import Family
 from ._patches import Grid, axial_turns, merged, stacked
-from ._processor import model_class
 from ._text import text_spec
 
 if TYPE_CHECKING:
     from scale_export.families._towers.tower import VisionTower
 
-MODULES = "transformers.models.pixtral"
 ROTARY = "pixtral.modeling_pixtral.PixtralVisionRotaryEmbedding"
 
 
@@ -36,24 +32,8 @@ class Mistral3(Family):
     model_type = "mistral3"
     patched = True
 
-    def load_processor(self, directory: Path) -> Any:
-        from transformers.utils import is_torchvision_available
-
-        if is_torchvision_available():
-            return super().load_processor(directory)
-        return self.without_torchvision().from_pretrained(directory, trust_remote_code=False)
-
-    @staticmethod
-    def without_torchvision() -> Any:
-        """The processor's class, whose module asks for torchvision beside a function that its PIL twin has too."""
-        missing = f"{MODULES}.image_processing_pixtral"
-        if f"{MODULES}.processing_pixtral" not in sys.modules:
-            sys.modules[missing] = importlib.import_module(f"{MODULES}.image_processing_pil_pixtral")
-            try:
-                importlib.import_module(f"{MODULES}.processing_pixtral")
-            finally:
-                del sys.modules[missing]
-        return sys.modules[f"{MODULES}.processing_pixtral"].PixtralProcessor
+    def processor_class(self) -> Any:
+        return super().processor_class() if has_torchvision() else pixtral_without_torchvision()
 
     def decoder_spec(self, config: Any) -> DecoderSpec:
         if not isinstance(config.vision_feature_layer, int):

@@ -26,7 +26,7 @@ class Qwen25VL(QwenVL):
     """
 
     model_type = "qwen2_5_vl"
-    processor_class = "qwen2_5_vl.processing_qwen2_5_vl.Qwen2_5_VLProcessor"
+    processor = "qwen2_5_vl.processing_qwen2_5_vl.Qwen2_5_VLProcessor"
     vision_rotary = "qwen2_5_vl.modeling_qwen2_5_vl.Qwen2_5_VLVisionRotaryEmbedding"
 
     def vision_module(self, model: Any) -> VisionTower:

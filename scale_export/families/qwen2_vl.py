@@ -14,7 +14,7 @@ class Qwen2VL(QwenVL):
     """``Qwen2VLForConditionalGeneration`` in Hugging Face transformers; pictures, no videos."""
 
     model_type = "qwen2_vl"
-    processor_class = "qwen2_vl.processing_qwen2_vl.Qwen2VLProcessor"
+    processor = "qwen2_vl.processing_qwen2_vl.Qwen2VLProcessor"
     vision_rotary = "qwen2_vl.modeling_qwen2_vl.Qwen2VLVisionRotaryEmbedding"
 
     def vision_module(self, model: Any) -> VisionTower:

@@ -21,7 +21,7 @@ class Qwen3VL(QwenVL):
     """``Qwen3VLForConditionalGeneration`` in Hugging Face transformers; pictures, no videos."""
 
     model_type = "qwen3_vl"
-    processor_class = "qwen3_vl.processing_qwen3_vl.Qwen3VLProcessor"
+    processor = "qwen3_vl.processing_qwen3_vl.Qwen3VLProcessor"
     vision_rotary = "qwen3_vl.modeling_qwen3_vl.Qwen3VLVisionRotaryEmbedding"
 
     def decoder_spec(self, config: Any) -> DecoderSpec:

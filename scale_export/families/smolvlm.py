@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from scale_export.compat.transformers import smolvlm_has_videos, smolvlm_without_videos
+
 from .idefics3 import Idefics3
 
 
@@ -10,19 +14,8 @@ class SmolVLM(Idefics3):
 
     model_type = "smolvlm"
 
-    def prepare_processor(self) -> None:
-        """Leave out videos where torchvision or num2words is missing, without which it can't be built."""
-        from transformers.models.smolvlm import processing_smolvlm as processing
-        from transformers.utils import is_torchvision_available
-
-        if is_torchvision_available() and processing.num2words:
-            return
-        processor = processing.SmolVLMProcessor
-        processor.get_attributes = classmethod(lambda cls: ["image_processor", "tokenizer"])
-        image_seq_len, chat_template = processor.__init__.__defaults__[-2:]
-        processor.__init__.__defaults__ = (None, image_seq_len, chat_template)  # video_processor=None
-        processor.apply_chat_template = processing.ProcessorMixin.apply_chat_template
-        processing.num2words = processing.num2words or str
+    def processor_class(self) -> Any:
+        return super().processor_class() if smolvlm_has_videos() else smolvlm_without_videos()
 
 
 FAMILY = SmolVLM()

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from scale_export.compat.coremltools import message_definitions
 from scale_export.core.errors import UserError
-
-_PROTO = "_scale_export_coreml_proto"
 
 
 def _model_pb2() -> ModuleType:
-    """``coremltools.proto.Model_pb2`` without ``import coremltools``, which takes seconds, logs and loads torch.
+    """Core ML's messages.
 
     Raises:
         UserError: coremltools is not installed.
     """
-    if _PROTO not in sys.modules:
-        spec = importlib.util.find_spec("coremltools")
-        if spec is None or spec.origin is None:
-            raise UserError(
-                "reading Core ML packages needs coremltools' message definitions:"
-                " pip install 'scale-export[coreml]'"
-            )
-        package = ModuleType(_PROTO)
-        package.__path__ = [str(Path(spec.origin).with_name("proto"))]
-        sys.modules[_PROTO] = package
-    return importlib.import_module(f"{_PROTO}.Model_pb2")
+    messages = message_definitions()
+    if messages is None:
+        raise UserError(
+            "reading Core ML packages needs coremltools' message definitions: pip install 'scale-export[coreml]'"
+        )
+    return messages
 
 
 def read_model(path: Path) -> tuple[Any, Path]:

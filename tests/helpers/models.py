@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoProcessor, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.image_processing_auto import (
     IMAGE_PROCESSOR_MAPPING_NAMES,
@@ -25,7 +25,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 
 from scale_export.families import resolve_family
-from scale_export.families.mistral3 import Mistral3
 
 PAD, BOS, EOS, USER, ASSISTANT, IMAGE = SPECIAL = ("<pad>", "<s>", "</s>", "<user>", "<assistant>", "<image>")
 VOCAB_SIZE, CONTEXT = 320, 512
@@ -120,7 +119,6 @@ class Recipe:
         names, words: as ``make_tokenizer`` takes them; the config gets the ids of names that it has a field for.
         template: its chat template.
         finish: changes the random weights at the end.
-        processor_class: gives it where Hugging Face's table has none without torchvision.
     """
 
     model_type: str
@@ -136,7 +134,6 @@ class Recipe:
     words: tuple[str, ...] = ()
     template: str = CHAT_TEMPLATE
     finish: Callable[[Any], None] | None = None
-    processor_class: Callable[[], Any] | None = None
 
     def __call__(
         self,
@@ -160,7 +157,6 @@ class Recipe:
 
     def prepared(self, text: str | None = None) -> tuple[Any, Any]:
         """Hugging Face's config and processor, over ``make_tokenizer``'s tokenizer."""
-        resolve_family(self.model_type).prepare_processor()
         processor = self._processor(make_tokenizer(self.names, self.words))
         tokenizer, config_class = processor.tokenizer, CONFIG_MAPPING[self.model_type]
         ids = special_ids(tokenizer)
@@ -180,9 +176,8 @@ class Recipe:
     def _processor(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         names = IMAGE_PROCESSOR_MAPPING_NAMES[self.pictures_type or self.model_type]
         pictures = get_image_processor_class_from_name(names["pil"])
-        if self.processor_class:
-            kind = self.processor_class()
-        else:
+        kind = resolve_family(self.model_type).processor_class()
+        if kind is AutoProcessor:
             kind = processor_class_from_name(PROCESSOR_MAPPING_NAMES[self.model_type])
         return kind(
             image_processor=pictures(**self.pictures),
@@ -443,7 +438,6 @@ FAMILIES = _by_model_type(
             "image_end_token": "<end>",
         },
         words=("<break>", "<end>"),
-        processor_class=Mistral3.without_torchvision,
     ),
     Recipe(model_type="deepseek_vl", pictures={"size": SIZE}, processor={"num_image_tokens": 9}),
 )

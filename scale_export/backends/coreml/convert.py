@@ -6,15 +6,12 @@ in memory and written once: the same operators, a fraction of the time and memor
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import logging
 import shutil
 import tempfile
 import uuid
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scale_export.backends.collector import uncollected
+from scale_export.compat.coremltools import import_coremltools, torch_operator, unheard, unwatched
+from scale_export.compat.process import quiet
 from scale_export.core.records import Array
 from scale_export.core.version import __version__
+
+from .kernels import MARKER
 
 TARGET = "iOS18"
 """The oldest system whose programs have states, several functions and block-wise int4 weights."""
@@ -73,13 +74,11 @@ def convert_function(
         coremltools' ``Program`` with one function, ``main``.
     """
     ct = import_coremltools()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), quiet():  # of branches on shapes, which are fixed
         traced = torch.jit.trace(module, tuple(example.values()), check_trace=False)
-    if matrices is not None:
-        _register_marker(matrices)
+    marked = nullcontext() if matrices is None else torch_operator(MARKER, _linear_of(matrices))
     floats = np.float16 if half else np.float32
-    with quiet(), _unwatched():
+    with unheard(), unwatched(), uncollected(), marked:
         return ct.convert(
             traced,
             convert_to="milinternal",
@@ -102,25 +101,6 @@ def convert_function(
         )
 
 
-@contextlib.contextmanager
-def _unwatched() -> Iterator[None]:
-    """Spare what coremltools does with the whole program after each pass: its check, and its words for a log.
-
-    They take most of a conversion's time. ``save_functions`` has the joined program checked.
-    """
-    from coremltools.converters.mil.mil import Program
-
-    own = {name: vars(Program)[name] for name in ("validate", "__str__")}
-    Program.validate = lambda self, check_essential_scope=False: None
-    Program.__str__ = lambda self: "a program"
-    try:
-        with uncollected():
-            yield
-    finally:
-        for name, method in own.items():
-            setattr(Program, name, method)
-
-
 def save_functions(functions: Mapping[str, Any], path: Path) -> None:
     """Write programs of one function each as one ``.mlpackage``; the first is the default.
 
@@ -138,7 +118,8 @@ def save_functions(functions: Mapping[str, Any], path: Path) -> None:
     program.skip_all_passes = True
     _share_constants(program)
     program.validate(check_essential_scope=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlpackage-") as scratch, quiet(), _unwatched():
+    scratch_folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlpackage-")
+    with scratch_folder as scratch, unheard(), unwatched(), uncollected():
         model = mil_convert(
             program,
             convert_to="mlprogram",
@@ -202,40 +183,12 @@ MANIFEST = """{
 """In the order and spelling of coremltools, which writes this file again whenever it opens a package."""
 
 
-def import_coremltools() -> Any:
-    """coremltools, without its words on libraries that it has not been tested with."""
-    with quiet():
-        import coremltools
-
-        return coremltools
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence coremltools' log, progress bars and warnings, which a user can't act on."""
-    names = ("coremltools", "coremltools.converters", "coremltools.models")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _register_marker(matrices: MatrixSource) -> None:
-    """Teach the converter what a marker is: a ``linear`` whose matrix comes from ``matrices``."""
+def _linear_of(matrices: MatrixSource) -> Callable[[Any, Any], None]:
+    """What coremltools makes of a marker: a ``linear`` whose matrix comes from ``matrices``."""
     from coremltools.converters.mil import Builder as mb
-    from coremltools.converters.mil.frontend.torch import register_torch_op
     from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 
-    from .kernels import MARKER
-
-    def scale_export_linear(context: Any, node: Any) -> None:
+    def convert(context: Any, node: Any) -> None:
         x, name, _ = _get_inputs(context, node)
         matrix, label = matrices(name.val), constant_name(name.val)
         weight: Any = matrix.data
@@ -245,7 +198,7 @@ def _register_marker(matrices: MatrixSource) -> None:
         bias = {} if matrix.bias is None else {"bias": matrix.bias}
         context.add(mb.linear(x=x, weight=weight, name=node.name, **bias))
 
-    register_torch_op(torch_alias=[MARKER], override=True)(scale_export_linear)
+    return convert
 
 
 def constant_name(matrix: str) -> str:

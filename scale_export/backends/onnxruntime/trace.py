@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import functools
-import logging
-import warnings
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnxscript import rewriter
-from onnxscript.rewriter.rules.common._basic_rules import slice_split_rule
 from torch import Tensor, nn
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from scale_export.backends.collector import uncollected
+from scale_export.compat.onnx import spared, unheard
 
 OPSET = 22
 
@@ -58,7 +53,7 @@ def trace(
     dynamic_shapes: tuple[Any, ...],
 ) -> ir.Model:
     """``torch.onnx.export`` by ``torch.export``, quietly; the model in memory."""
-    with quiet_export(), uncollected(), _spared():
+    with unheard(), uncollected(), spared():
         program = torch.onnx.export(
             module,
             args,
@@ -71,42 +66,6 @@ def trace(
         )
     assert program is not None
     return program.model
-
-
-_registry = functools.cache(ONNXRegistry.from_torchlib)
-
-
-@contextmanager
-def _spared() -> Iterator[None]:
-    """Spare the exporter two things that it has no switch for, and that leave its graphs as they are.
-
-    Its table of operators is made once: making it takes as long as a small graph. And it looks for no two Slices that
-    are one Split: our graphs have none, and the search takes the square of their nodes, most of a large tower's time.
-    """
-    table, rules = vars(ONNXRegistry)["from_torchlib"], rewriter._DEFAULT_REWRITE_RULES
-    ONNXRegistry.from_torchlib = staticmethod(_registry)  # type: ignore[method-assign]
-    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if rule is not slice_split_rule)
-    try:
-        yield
-    finally:
-        ONNXRegistry.from_torchlib = table  # type: ignore[method-assign]
-        rewriter._DEFAULT_REWRITE_RULES = rules
-
-
-@contextmanager
-def quiet_export() -> Iterator[None]:
-    """Silence the exporter's log lines and deprecation warnings, which a user can't act on."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def attach_weights(model: ir.Model, tensors: dict[str, Tensor], value: Callable[[str], NDArray[Any]]) -> None:

@@ -7,9 +7,9 @@ of them goes through ``load_apple``.
 from __future__ import annotations
 
 import importlib
-import warnings
 from typing import Any
 
+from scale_export.compat.process import quiet
 from scale_export.core.errors import UserError
 
 PARITY = "graph parity, not device parity"
@@ -23,8 +23,7 @@ def load_apple(module: str) -> Any:
         UserError: the extra is not installed.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it takes a build like 2.13.0+cpu for one newer than 2.13.0
+        with quiet():  # coreai-torch 0.4.3 takes a build like 2.13.0+cpu for one newer than 2.13.0
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise UserError(
