@@ -4,14 +4,14 @@ Optimum loads this file from its ``commands/register`` folder, where the wheel p
 """
 
 import argparse
-from typing import Any
+import sys
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
 
 class ScaleExportCommand(BaseOptimumCLICommand):
-    """Hands every argument on to ``scale-export fold``."""
+    """Hands every word on to the command of ``scale-export fold``."""
 
     COMMAND = CommandInfo(
         name="scale", help="Export a ScAle-adapted vision-language model (scale-export fold)."
@@ -19,18 +19,15 @@ class ScaleExportCommand(BaseOptimumCLICommand):
 
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("arguments", nargs=argparse.REMAINDER, help="What scale-export fold takes.")
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Options belong to scale-export, which explains and checks them itself.
-        self.parser.prefix_chars = "\0"
-        self.parser.add_help = False
+        parser.prefix_chars = (
+            "\0"  # options, --help among them, belong to scale-export, which explains and checks them
+        )
+        parser.add_argument("words", nargs=argparse.REMAINDER, help="What scale-export fold takes.")
 
     def run(self) -> None:
-        from scale_export.cli.app import main
+        from scale_export.cli.app import fold_in_optimum
 
-        main(["fold", *self.args.arguments])
+        sys.exit(fold_in_optimum(self.args.words))
 
 
 REGISTER_COMMANDS = [(ScaleExportCommand, ExportCommand)]

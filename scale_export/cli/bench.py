@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.table import Table
 
+from scale_export.core.defaults import ANSWER_TOKENS, BENCH_PROMPT_TOKENS, BENCH_REPEATS
 from scale_export.core.errors import EXIT_OK
 from scale_export.core.progress import WorkLog
 
 from .display import console, quiet_libraries
+from .options import Json, PackageArg, Threads
 
 
 @quiet_libraries()
-def run_bench(
-    *, package: Path, prompt_tokens: int, new_tokens: int, repeats: int, threads: int | None, as_json: bool
+def bench(
+    package: PackageArg,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Length of the prompt, in tokens.")
+    ] = BENCH_PROMPT_TOKENS,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded after it.")] = ANSWER_TOKENS,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions; medians are reported.")] = BENCH_REPEATS,
+    threads: Threads = None,
+    as_json: Json = False,
 ) -> int:
-    """``scale-export bench``."""
+    """Measure prefill and decode speed, time to first token, memory, and the share of the bandwidth floor.
+
+    Example: scale-export bench spatial-cpu
+    """
     from scale_export.device.bench import bench_package
     from scale_export.device.package import open_package
 

@@ -5,29 +5,38 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.table import Table
 
 from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED
 from scale_export.core.progress import WorkLog
+from scale_export.plan.options import Origins
 
 from .display import console, figure, quiet_libraries, say, verdict
+from .extras import need_export
+from .options import Json, command
 
 
+@command(Origins)
 @quiet_libraries()
-def run_doctor(
+def doctor(
+    origins: Origins,
     *,
-    package: Path,
-    model: str | None,
-    target: str | None,
-    calib: str | None,
-    cache: Path | None,
-    as_json: bool,
+    package: Annotated[
+        Path, typer.Argument(metavar="PKG", help="A package, or the .failed directory of one.")
+    ],
+    as_json: Json = False,
 ) -> int:
-    """``scale-export doctor``."""
+    """Find the first stage, layer and matrix at which an export departs from the PyTorch ScAle model.
+
+    Example: scale-export doctor spatial-cpu.failed
+    """
+    need_export()
     from scale_export.doctor.examine import examine
 
-    found = examine(package, model=model, target=target, calib=calib, cache=cache, log=WorkLog())
+    found = examine(package, origins, WorkLog())
     if as_json:
         print(json.dumps({"fault": found.fault and asdict(found.fault), **asdict(found)}))
         return EXIT_PARITY_FAILED if found.fault else EXIT_OK

@@ -4,70 +4,51 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
+
+import typer
 
 from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED
 from scale_export.core.progress import WorkLog
-from scale_export.plan.options import ExportOptions
+from scale_export.pipeline.request import FoldRequest
 
 from .display import quiet_libraries, say, show, show_parity
+from .extras import need_export
+from .options import Json, command
 
-if TYPE_CHECKING:
-    from scale_export.core.words import Scoring
 
-
+@command(FoldRequest)
 @quiet_libraries()
-def run_fold(
+def fold(
+    request: FoldRequest,
     *,
-    coeffs: Path,
-    target: str,
-    model: str | None,
-    out: Path | None,
-    options: ExportOptions,
-    bits_plan: str | None,
-    budget: str | None,
-    evaluation: str,
-    eval_limit: int | None,
-    scoring: Scoring,
-    parity: str,
-    dry_run: bool,
-    force: bool,
-    as_json: bool,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")
+    ] = False,
+    as_json: Json = False,
 ) -> int:
-    """``scale-export fold``."""
-    from scale_export.pipeline.api import default_out
-    from scale_export.pipeline.fold import FoldRequest, fold_package, plan_fold
-    from scale_export.plan.bits import bits_plan as named_bits
+    """Fold scalars into a base model, quantize, export, verify against PyTorch, and write a package.
 
-    request = FoldRequest(
-        coeffs=coeffs,
-        target=target,
-        out=out or default_out(coeffs, target),
-        model=model,
-        options=replace(options, bits=named_bits(bits_plan)) if bits_plan else options,
-        evaluation=evaluation,
-        eval_limit=eval_limit,
-        scoring=scoring,
-        parity=parity,
-        budget=budget,
-        force=force,
-    )
+    Example: scale-export fold --coeffs spatial.pt --target coreml --precision int4
+    """
+    need_export()
+    from scale_export.pipeline.fold import fold_package, plan_fold
+
     if dry_run:
         plan = plan_fold(request)
         return show({"dry_run": True, "decisions": list(plan.decisions)}, plan.decisions, as_json)
     log = WorkLog()
     outcome = fold_package(request, log)
-    write_log(request.out, log)
-    if not as_json:
+    write_log(request.destination, log)
+    if as_json:
+        print(json.dumps({"path": str(outcome.path), "passed": outcome.passed, "parity": outcome.parity}))
+    else:
         for decision in outcome.plan.decisions:
             say(decision)
         show_parity(outcome.parity)
         say(f"{'Package' if outcome.passed else 'Kept for inspection, not shipped'}: {outcome.path}")
         say(f"Report: {outcome.path / 'report.html'}")
-    else:
-        print(json.dumps({"path": str(outcome.path), "passed": outcome.passed, "parity": outcome.parity}))
     return EXIT_OK if outcome.passed else EXIT_PARITY_FAILED
 
 

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.table import Table
 
 from scale_export.core.errors import EXIT_OK, UserError
 
 from .display import console, say
+from .options import Json
+
+if TYPE_CHECKING:
+    from scale_export.coefficients.file import Coefficients
+    from scale_export.package.manifest import Manifest
 
 COEFFICIENT_SUFFIXES = (".pt", ".safetensors")
 
 
-def run_inspect(*, path: Path, png: Path | None, as_json: bool) -> int:
-    """``scale-export inspect``."""
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE_OR_PKG", help="A coefficient file or a package directory.")
+    ],
+    png: Annotated[
+        Path | None, typer.Option("--png", help="Draw the scalars' heat map into this file.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Say what a coefficient file or a package is, and draw its scalars.
+
+    Example: scale-export inspect spatial.pt --png spatial.png
+    """
     from scale_export.coefficients.file import load_coefficients
     from scale_export.package.manifest import open_package_files
 
@@ -45,7 +62,7 @@ def run_inspect(*, path: Path, png: Path | None, as_json: bool) -> int:
     return EXIT_OK
 
 
-def _package_facts(manifest: Any) -> dict[str, Any]:
+def _package_facts(manifest: Manifest) -> dict[str, object]:
     return {
         "package": manifest.name,
         "target": manifest.target,
@@ -58,7 +75,7 @@ def _package_facts(manifest: Any) -> dict[str, Any]:
     }
 
 
-def _coefficient_facts(coefficients: Any) -> dict[str, Any]:
+def _coefficient_facts(coefficients: Coefficients) -> dict[str, object]:
     heads = [float(s) for row in coefficients.head_scale for s in row]
     return {
         "scope": coefficients.scope,
@@ -74,7 +91,7 @@ def _coefficient_facts(coefficients: Any) -> dict[str, Any]:
     }
 
 
-def _print_scalars(coefficients: Any) -> None:
+def _print_scalars(coefficients: Coefficients) -> None:
     """The scalars as a small table: one row a layer, deeper blue below 1, deeper red above."""
     table = Table(title="scalars, layer by head", box=None)
     for heading in ("layer", *map(str, range(coefficients.num_heads)), "mlp"):
@@ -91,7 +108,7 @@ def _coloured(value: float) -> str:
     return f"[{colour}]{value:.2f}[/]"
 
 
-def _draw(coefficients: Any, png: Path, title: str) -> None:
+def _draw(coefficients: Coefficients, png: Path, title: str) -> None:
     try:
         from scale_export.charts.maps import heat_map
         from scale_export.charts.style import save_png

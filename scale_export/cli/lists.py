@@ -9,10 +9,14 @@ from rich.table import Table
 from scale_export.core.errors import EXIT_OK
 
 from .display import console, say
+from .options import Json
 
 
-def run_targets(*, as_json: bool) -> int:
-    """``scale-export targets``."""
+def targets(as_json: Json = False) -> int:
+    """List the devices that packages can be made for.
+
+    Example: scale-export targets
+    """
     from scale_export.plan.targets import load_target, target_names
 
     found = [load_target(name) for name in target_names()]
@@ -38,8 +42,11 @@ def run_targets(*, as_json: bool) -> int:
     return EXIT_OK
 
 
-def run_families(*, as_json: bool) -> int:
-    """``scale-export families``."""
+def families(as_json: Json = False) -> int:
+    """List the model families that are supported, and the errors that their proofs measured.
+
+    Example: scale-export families
+    """
     from scale_export.families import GENERIC_ROUTE, proved
 
     found = proved()

@@ -5,34 +5,54 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from scale_export.core.defaults import ANSWER_TOKENS
 from scale_export.core.errors import EXIT_OK, UserError
 
 from .display import quiet_libraries
+from .options import Json, PackageArg, Threads
+
+if TYPE_CHECKING:
+    from scale_export.device.package import Package
+    from scale_export.device.prompts import Message
 
 
 @quiet_libraries()
-def run_prompt(
-    *,
-    package: Path,
-    images: Sequence[Path],
-    prompt: str | None,
-    chat: bool,
-    scale: float,
-    coeffs: Path | None,
-    max_new_tokens: int,
-    threads: int | None,
-    as_json: bool,
+def run(
+    package: PackageArg,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", "-i", help="A picture; may be given several times.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The question.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask on, question after question; an empty line ends.")
+    ] = False,
+    scale: Annotated[
+        float, typer.Option(help="Strength of the scalars: 0 is the base model, 1 is ScAle.")
+    ] = 1.0,
+    coeffs: Annotated[
+        Path | None, typer.Option(help="Other coefficients of the same base model, swapped in.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="The longest answer, in tokens.")
+    ] = ANSWER_TOKENS,
+    threads: Threads = None,
+    as_json: Json = False,
 ) -> int:
-    """``scale-export run``."""
+    """Ask a package a question about a picture; the answer streams.
+
+    Example: scale-export run spatial-cpu --image scene.png --prompt "what is left of the red circle ?"
+    """
     from scale_export.coefficients.file import load_coefficients
     from scale_export.device.package import open_package
-    from scale_export.device.prompts import Message, assistant_message, open_image, user_message
+    from scale_export.device.prompts import assistant_message, open_image, user_message
 
     if prompt is None and not chat:
         raise UserError("there is nothing to ask: give --prompt, or --chat for a session")
-    pictures = [open_image(path) for path in images]
+    pictures = [open_image(path) for path in image or []]
     opened = open_package(package, threads=threads)
     if coeffs is not None:
         opened.coefficients = load_coefficients(coeffs)
@@ -54,7 +74,7 @@ def run_prompt(
         prompt = None
 
 
-def _stream(package: Any, messages: Sequence[Any], max_new_tokens: int, *, show_pieces: bool) -> str:
+def _stream(package: Package, messages: Sequence[Message], max_new_tokens: int, *, show_pieces: bool) -> str:
     pieces = []
     for piece in package.stream(package.prepare_chat(messages), max_new_tokens=max_new_tokens):
         pieces.append(piece)

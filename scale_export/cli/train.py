@@ -3,25 +3,50 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from scale_export.core.errors import EXIT_OK, UserError
+import typer
+
+from scale_export.core.errors import EXIT_OK
 from scale_export.core.progress import WorkLog
+from scale_export.training.options import TrainOptions
 
 from .display import console, quiet_libraries, say
+from .extras import need_export
+from .options import Json, command
 
 
+@command(TrainOptions)
 @quiet_libraries()
-def run_train(
-    *, model: Path, out: Path, test: bool, force: bool, layers: str | None, as_json: bool, **options: Any
+def train(
+    options: TrainOptions,
+    *,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The base model's directory.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Coefficient file to write, .pt or .safetensors; the other is written beside it.",
+        ),
+    ],
+    test: Annotated[
+        bool,
+        typer.Option("--test", help="Measure the final table on the test split, which nothing has seen."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
+    as_json: Json = False,
 ) -> int:
-    """``scale-export train``."""
-    from scale_export.training.run import TrainOptions, run_training, training_table
+    """Train ScAle scalars on a frozen model and write a coefficient file.
 
-    chosen = TrainOptions(
-        layers=_layer_list(layers), report_split="test" if test else "validation", **options
-    )
+    Example: scale-export train path/to/base --out spatial.pt --data gridworld
+    """
+    need_export()
+    from scale_export.training.run import run_training, training_table
+
+    chosen = replace(options, report_split="test") if test else options
     report = run_training(model, out, chosen, log=WorkLog(), force=force)
     if as_json:
         print(json.dumps(report.to_json()))
@@ -30,12 +55,3 @@ def run_train(
     for role, path in report.files.items():
         say(f"{role.replace('_', ' ')}: {path}")
     return EXIT_OK
-
-
-def _layer_list(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError as error:
-        raise UserError(f"--layers {text!r} is refused: give layer numbers such as 0,2,3") from error

@@ -1,89 +1,64 @@
-"""``scale-export verify`` and ``scale-export sign``."""
+"""``scale-export verify``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED
 from scale_export.core.progress import WorkLog
+from scale_export.pipeline.request import VerifyRequest
 
-from .display import figure, quiet_libraries, say, show, show_parity, verdict
+from .display import figure, quiet_libraries, say, show_parity, verdict
+from .extras import need_export
+from .options import Json, command
 
 if TYPE_CHECKING:
-    from scale_export.core.words import Scoring
+    from scale_export.pipeline.verify import Verification
 
 
+@command(VerifyRequest)
 @quiet_libraries()
-def run_verify(
-    *,
-    package: Path,
-    model: str | None,
-    target: str | None,
-    evaluation: str,
-    eval_limit: int | None,
-    scoring: Scoring,
-    require: Sequence[str],
-    signature: Path | None,
-    public_key: Path | None,
-    parity: str,
-    calib: str | None,
-    cache: Path | None,
-    selftest_only: bool,
-    as_json: bool,
-) -> int:
-    """``scale-export verify``."""
+def verify(request: VerifyRequest, *, as_json: Json = False) -> int:
+    """Check a package: hashes, golden cases, and every parity leg against the base model again.
+
+    Example: scale-export verify spatial-cpu --model path/to/base
+    """
+    if not request.selftest_only:
+        need_export()
     from scale_export.pipeline.verify import verify_package
 
-    found = verify_package(
-        package,
-        model=model,
-        target=target,
-        evaluation=evaluation,
-        eval_limit=eval_limit,
-        scoring=scoring,
-        require=require,
-        signature=signature,
-        public_key=public_key,
-        selftest_only=selftest_only,
-        parity=parity,
-        calib=calib,
-        cache=cache,
-        log=WorkLog(),
-    )
-    selftest, passed, signed = found.selftest, found.passed, found.signature
+    found = verify_package(request, WorkLog())
     if as_json:
-        record: dict[str, Any] = {"passed": passed, "selftest": selftest, "parity": found.parity}
-        record["requirements"] = [asdict(checked) for checked in found.requirements]
-        record["signature"] = signed and {
-            "path": str(signed.path),
-            "public_key_sha256": signed.public_key_sha256,
-        }
-        print(json.dumps(record))
-        return EXIT_OK if passed else EXIT_PARITY_FAILED
-    if signed:
-        say(f"Signature: {verdict(True)}, by the key with SHA-256 {signed.public_key_sha256}")
-    if selftest is None:
+        print(json.dumps(_record(found)))
+    else:
+        _show(found)
+    return EXIT_OK if found.passed else EXIT_PARITY_FAILED
+
+
+def _record(found: Verification) -> dict[str, object]:
+    signed = found.signature
+    return {
+        "passed": found.passed,
+        "selftest": found.selftest,
+        "parity": found.parity,
+        "requirements": [asdict(checked) for checked in found.requirements],
+        "signature": signed and {"path": str(signed.path), "public_key_sha256": signed.public_key_sha256},
+    }
+
+
+def _show(found: Verification) -> None:
+    if found.signature:
+        say(f"Signature: {verdict(True)}, by the key with SHA-256 {found.signature.public_key_sha256}")
+    if found.selftest is None:
         say("Hashes: right. Self-test: not checked (a checkpoint holds no graphs that this tool runs)")
     else:
-        say(
-            f"Self-test: {verdict(selftest['passed'])}, error {figure(selftest['value'])} of {selftest['limit']:g}"
-        )
+        error, limit = figure(found.selftest["value"]), found.selftest["limit"]
+        say(f"Self-test: {verdict(found.selftest['passed'])}, error {error} of {limit:g}")
     if found.parity is None:
         say("Parity legs: not checked (they need the base model; leave out --selftest)")
     else:
         show_parity(found.parity)
     for checked in found.requirements:
         say(f"Required {checked.requirement}: {verdict(checked.passed)}, measured {figure(checked.value)}")
-    return EXIT_OK if passed else EXIT_PARITY_FAILED
-
-
-def run_sign(*, package: Path, key: Path, out: Path | None, force: bool, as_json: bool) -> int:
-    """``scale-export sign``."""
-    from scale_export.package.signing import sign_package
-
-    signature = sign_package(package, key, out, force=force)
-    return show({"signature": str(signature)}, [f"Signature: {signature}"], as_json)

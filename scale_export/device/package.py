@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from scale_export.coefficients.file import Coefficients, load_coefficients
+from scale_export.core.defaults import ANSWER_TOKENS
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Float32
 from scale_export.families import load_family
@@ -202,16 +203,18 @@ class Package:
         return genai.genai_inputs(inputs, self._family, manifest.extras, manifest.image_token_id)
 
     def generate(
-        self, images: Sequence[Image.Image], prompt: str, *, max_new_tokens: int = 64
+        self, images: Sequence[Image.Image], prompt: str, *, max_new_tokens: int = ANSWER_TOKENS
     ) -> Iterator[str]:
         """Stream a greedy answer, piece by piece as its text becomes certain."""
         return self.stream(self.prepare(images, prompt), max_new_tokens=max_new_tokens)
 
-    def stream(self, inputs: Inputs, *, max_new_tokens: int = 64) -> Iterator[str]:
+    def stream(self, inputs: Inputs, *, max_new_tokens: int = ANSWER_TOKENS) -> Iterator[str]:
         """``generate`` from prepared inputs."""
         return self.responder.stream(inputs, max_new_tokens=max_new_tokens)
 
-    def answer(self, images: Sequence[Image.Image], prompt: str, *, max_new_tokens: int = 64) -> str:
+    def answer(
+        self, images: Sequence[Image.Image], prompt: str, *, max_new_tokens: int = ANSWER_TOKENS
+    ) -> str:
         """A whole greedy answer."""
         return self.responder.answer(images, prompt, max_new_tokens=max_new_tokens)
 

@@ -34,6 +34,7 @@ from scale_export.model.folding import fold
 from scale_export.model.weights import DecoderWeights
 from scale_export.package.manifest import PackageFiles, open_package_files
 from scale_export.plan.again import plan_again
+from scale_export.plan.options import Origins
 from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.record import Plan
 from scale_export.plan.weights import plan_statistics, quantized
@@ -97,26 +98,15 @@ class Diagnosis:
         return next((stage for stage in self.stages if stage.passed is False), None)
 
 
-def examine(
-    path: Path,
-    *,
-    model: str | None,
-    target: str | None,
-    log: WorkLog,
-    calib: str | None = None,
-    cache: Path | None = None,
-) -> Diagnosis:
+def examine(path: Path, origins: Origins, log: WorkLog) -> Diagnosis:
     """Examine a package, or a failed export in its ``.failed`` directory.
-
-    Args:
-        model, target, calib, cache: as for ``verify.verify_package``.
 
     Raises:
         UserError: no export, a changed one, or a base model that is not to be found.
     """
     files = open_package_files(path, failed=True)
     coefficients = load_coefficients(files.path(files.manifest.coefficients))
-    plan = plan_again(files, coefficients, model, target, calib, cache)
+    plan = plan_again(files, coefficients, origins)
     return Examination(files=files, plan=plan, log=log).run()
 
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError, field_validator
 
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.words import FloatType, FoldMode, Precision, Scope
+from scale_export.core.words import FloatType, FoldMode, Precision, Scope, Weighting
 
 MANIFEST_NAME: Final = "manifest.json"
 FAILED_MANIFEST_NAME: Final = "manifest.failed.json"
@@ -75,7 +75,7 @@ class CalibrationFacts(_Record):
 
     questions: str
     limit: Count
-    weighting: str
+    weighting: Weighting
     pictures: bool
     statistics_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +12,6 @@ from scale_export.backends.interface import backend_of, load_backend
 from scale_export.coefficients.file import load_coefficients, save_coefficients
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
-from scale_export.core.words import Scoring
 from scale_export.model.base import open_base
 from scale_export.model.blocks import Bits
 from scale_export.model.folding import FoldedDecoder, fold
@@ -20,9 +19,7 @@ from scale_export.package.staging import StagedPackage, check_destination
 from scale_export.plan.bits import check_mixed, fixed_bits
 from scale_export.plan.evaluation_choice import evaluation_set
 from scale_export.plan.make import make_plan, with_bits
-from scale_export.plan.options import ExportOptions
 from scale_export.plan.record import Plan
-from scale_export.plan.reference_choice import parity_mode
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
 from scale_export.proof.choose import measurement_of
@@ -39,39 +36,12 @@ from .contents import (
     portable_coefficients,
     write_proof,
 )
+from .request import FoldRequest
 
 __all__ = ["FoldRequest", "Outcome", "fold_package", "plan_fold"]
 
 BITS_PLAN: Final = "bits.toml"
 """Bits of every matrix where some have their own, with what a search measured; ``--bits-plan`` reads it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoldRequest:
-    """What ``scale-export fold`` was asked.
-
-    Attributes:
-        model: base model directory or hub id; None takes the one that the coefficient file names.
-        evaluation: question set of the task leg; ``auto`` takes the one that the coefficients were trained
-            on, ``none`` leaves the leg out.
-        eval_limit: how many of its test questions, None for all.
-        scoring: ``strict``, or ``official`` for the rules of the set's authors.
-        parity: ``full`` loads the float32 reference, ``streamed`` reads it from disk layer by layer, ``auto``
-            decides by memory (see ``reference_choice.must_stream``), ``files`` checks a checkpoint without running it.
-        budget: chooses 4 or 8 bits for every matrix, such as ``size=1.2MB``; see ``search.budget``.
-    """
-
-    coeffs: Path
-    target: str
-    out: Path
-    model: str | None = None
-    options: ExportOptions = field(default_factory=ExportOptions)
-    evaluation: str = "auto"
-    eval_limit: int | None = None
-    scoring: Scoring = "strict"
-    parity: str = "auto"
-    budget: str | None = None
-    force: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +56,14 @@ class Outcome:
 
 def plan_fold(request: FoldRequest) -> Plan:
     """Every refusal, before a weight is loaded."""
-    coefficients = load_coefficients(request.coeffs)
+    coeffs = Path(request.coeffs)
+    coefficients = load_coefficients(coeffs)
     target = load_target(request.target)
-    check_destination(request.out, force=request.force)
-    base = open_base(request.model or coefficients.base.base_model, relative_to=request.coeffs.parent)
+    check_destination(request.destination, force=request.force)
+    base = open_base(request.model or coefficients.base.base_model, relative_to=coeffs.parent)
     evaluation_set(request.evaluation, coefficients)
-    plan = make_plan(coefficients, base, target, request.options)
-    if parity_mode(request.parity) == "files" and plan.precision != "stored":
+    plan = make_plan(coefficients, base, target, request)
+    if request.parity == "files" and plan.precision != "stored":
         raise UserError(
             f"--parity files checks a checkpoint's tensors, and graphs for {target.name} are proved by running "
             f"them: use --parity streamed"
@@ -100,7 +71,7 @@ def plan_fold(request: FoldRequest) -> Plan:
     backend_of(plan).check(plan)
     if request.budget is not None:
         budget = parse_budget(request.budget)
-        if request.options.bits:
+        if request.bits:
             raise UserError("--budget chooses the bits of every matrix: leave out --bits-plan")
         check_mixed(plan.target, plan.precision)
         if budget.kind == "decode" and (reason := load_backend(plan.target.backend).not_timed(plan)):
@@ -113,11 +84,11 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
     plan = plan_fold(request)
     evaluation = evaluation_set(request.evaluation, plan.coefficients)
     plan, choice = within_budget(plan, request.budget, log)
-    with StagedPackage(request.out, force=request.force, needed_bytes=least_bytes(plan)) as staged:
+    with StagedPackage(request.destination, force=request.force, needed_bytes=least_bytes(plan)) as staged:
         directory = staged.directory
         if choice is not None:
             choice.write(directory / BITS_PLAN)
-        elif request.options.bits:
+        elif request.bits:
             write_bits_plan(bits_by_matrix(plan), directory / BITS_PLAN)
         folded = fold(plan.base.weights, plan.coefficients, plan.fold)
         write = write_checkpoint if plan.precision == "stored" else write_graphs
@@ -131,14 +102,14 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
             graphs={role: directory / name for role, name in graphs.items()},
             log=log,
             scratch=directory,
-            parity=parity_mode(request.parity),
+            parity=request.parity,
             scoring=request.scoring,
         )
         measured = measurement.run(evaluation, request.eval_limit)
         with log.stage("report and self-test"):
-            write_proof(plan, measured, directory, request.out.name, choice)
+            write_proof(plan, measured, directory, request.destination.name, choice)
         check_budget(plan, directory)
-        passed, described = measured.report.passed, manifest(plan, graphs, request.out.name)
+        passed, described = measured.report.passed, manifest(plan, graphs, request.destination.name)
         path = staged.commit(described) if passed else staged.fail(described)
     return Outcome(path=path, passed=passed, parity=measured.report.to_json(), plan=plan)
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
-from scale_export.core.words import Scoring
 from scale_export.device.package import open_package
 from scale_export.device.selftest import run_selftest
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.signing import Signature, check_signature
 
-__all__ = ["Verification", "verify_package"]
+from .request import VerifyRequest
+
+__all__ = ["Verification", "VerifyRequest", "verify_package"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,47 +34,27 @@ class Verification:
     signature: Signature | None = None
 
 
-def verify_package(
-    path: Path,
-    *,
-    model: str | None,
-    target: str | None,
-    evaluation: str,
-    eval_limit: int | None,
-    scoring: Scoring = "strict",
-    require: Sequence[str] = (),
-    signature: Path | None = None,
-    public_key: Path | None = None,
-    selftest_only: bool,
-    parity: str = "auto",
-    log: WorkLog,
-    calib: str | None = None,
-    cache: Path | None = None,
-) -> Verification:
+def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
     """Check hashes and self-test, then measure every parity leg again from the package and the base model.
 
-    ``selftest_only`` needs neither the base model nor torch. ``target`` is the TOML file of a target that is
-    not one of ours; None takes ours of the name that the package records. ``require`` is what the measurement must
-    fulfil beside its own limits (``requirements``). With a ``public_key`` the signature (``<package>.sig``, or another
-    file) is checked before anything of the package is used. ``parity`` is that of
-    ``FoldRequest``.
+    ``selftest_only`` needs neither the base model nor torch. With a ``public_key`` the signature is checked before
+    anything of the package is used. ``require`` is what the measurement must fulfil beside its own limits.
 
     Raises:
         UserError: not a package, a changed one, a base model that is not to be found, a requirement that is none or is
             meant for another precision, or a signature that doesn't hold.
     """
-    if signature is not None and public_key is None:
-        raise UserError("a signature is checked with its signer's key: give --public-key too")
-    signed = None if public_key is None else check_signature(path, public_key, signature)
+    path = Path(request.package)
+    signed = _signed_by(path, request)
     package = open_package(path)
-    requirements = read_requirements(require, package.files.manifest.precision)
+    requirements = read_requirements(request.require, package.files.manifest.precision)
     size = sum(entry.size for entry in package.files.manifest.files.values())
     selftest = None
     if package.files.manifest.backend != "checkpoint":
         with log.stage("self-test"):
             selftest = run_selftest(package)
     sound = selftest is None or bool(selftest["passed"])
-    if selftest_only:
+    if request.selftest_only:
         checked = check_requirements(requirements, parity=None, selftest=selftest, size=size)
         passed = sound and all(c.passed for c in checked)
         return Verification(
@@ -81,10 +62,9 @@ def verify_package(
         )
     from scale_export.plan.again import plan_again
     from scale_export.plan.evaluation_choice import evaluation_set
-    from scale_export.plan.reference_choice import parity_mode
     from scale_export.proof.choose import measurement_of
 
-    plan = plan_again(package.files, package.coefficients, model, target, calib, cache)
+    plan = plan_again(package.files, package.coefficients, request)
     graphs = {str(role): package.files.path(name) for role, name in package.files.manifest.graphs.items()}
     calibration = package.files.manifest.calibration
     measurement = measurement_of(plan)(
@@ -92,14 +72,26 @@ def verify_package(
         directory=package.files.directory,
         graphs=graphs,
         log=log,
-        parity=parity_mode(parity),
-        scoring=scoring,
+        parity=request.parity,
+        scoring=request.scoring,
         statistics_sha256=calibration.statistics_sha256 if calibration else None,
     )
-    report = measurement.run(evaluation_set(evaluation, package.coefficients), eval_limit).report
+    report = measurement.run(
+        evaluation_set(request.evaluation, package.coefficients), request.eval_limit
+    ).report
     measured = report.to_json()
     checked = check_requirements(requirements, parity=measured, selftest=selftest, size=size)
     passed = sound and report.passed and all(c.passed for c in checked)
     return Verification(
         passed=passed, selftest=selftest, parity=measured, requirements=checked, signature=signed
     )
+
+
+def _signed_by(package: Path, request: VerifyRequest) -> Signature | None:
+    """The package's signature, checked; None where no key was given."""
+    if request.signature is not None and request.public_key is None:
+        raise UserError("a signature is checked with its signer's key: give --public-key too")
+    if request.public_key is None:
+        return None
+    place = None if request.signature is None else Path(request.signature)
+    return check_signature(package, Path(request.public_key), place)

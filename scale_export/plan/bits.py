@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.options import StrPath
 from scale_export.core.records import DecoderSpec
 from scale_export.core.words import BLOCKWISE, Precision
 from scale_export.model.blocks import Bits
@@ -42,18 +43,20 @@ def k_quant_mixed(spec: DecoderSpec) -> dict[str, int]:
 MIXES: Mapping[str, Callable[[DecoderSpec], dict[str, int]]] = {"k_quant_mixed": k_quant_mixed}
 
 
-def bits_plan(asked: str) -> Mapping[str, int] | str:
-    """What ``--bits-plan`` names: one of ``MIXES``, or what a TOML file holds.
+def bits_plan(asked: Mapping[str, int] | StrPath | None) -> Mapping[str, int] | str:
+    """What was asked: the name of one of ``MIXES``, or bits by matrix, which a TOML file may hold; empty for None.
 
     Raises:
-        UserError: neither.
+        UserError: neither a mix nor a file.
     """
+    if not isinstance(asked, str | Path):
+        return asked or {}
     if asked in MIXES:
-        return asked
+        return str(asked)
     path = Path(asked)
-    if not path.exists() and path.name == asked and not path.suffix:
+    if not path.exists() and path.name == str(asked) and not path.suffix:
         raise UserError(
-            f"there is no bits plan {asked!r}{did_you_mean(asked, MIXES)}: name a TOML file, or one of "
+            f"there is no bits plan {path.name!r}{did_you_mean(path.name, MIXES)}: name a TOML file, or one of "
             f"{', '.join(MIXES)}"
         )
     return read_bits_plan(path)
@@ -67,20 +70,16 @@ def fixed_bits(target: Target) -> Mapping[str, Bits]:
 def other_bits(
     asked: Mapping[str, int] | str, spec: DecoderSpec, target: Target, precision: Precision
 ) -> dict[str, Bits]:
-    """The matrices whose bits are not the precision's.
+    """The matrices whose bits are not the precision's; ``asked`` is what ``bits_plan`` gives.
 
     Raises:
-        UserError: an unknown mix or matrix, other bits than 4 and 8, or what the target can't store.
+        UserError: an unknown matrix, other bits than 4 and 8, or what the target can't store.
     """
     if asked:
         check_mixed(target, precision)
     elif precision not in BLOCKWISE:
         return {}
     if isinstance(asked, str):
-        if asked not in MIXES:
-            raise UserError(
-                f"there is no bits plan {asked!r}{did_you_mean(asked, MIXES)}: known are {', '.join(MIXES)}"
-            )
         asked = MIXES[asked](spec)
     fixed = fixed_bits(target)
     for name, bits in fixed.items():

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from scale_export.coefficients.file import Coefficients
-from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.errors import UserError
 from scale_export.core.records import DecoderSpec
 from scale_export.core.words import FOLD_MODES, FoldMode
 from scale_export.model.base import BaseModel
 
+from .options import Auto
 from .targets import Target
 
 
 def choose_fold(
-    coefficients: Coefficients, base: BaseModel, target: Target, asked: str, scales: str | None
+    coefficients: Coefficients, base: BaseModel, target: Target, asked: FoldMode | Auto, scales: str | None
 ) -> tuple[FoldMode, str]:
     """The cheapest exact mode, or the asked one if it is exact (``docs/scale.md``); with the sentence that says why.
 
@@ -51,15 +52,10 @@ def choose_fold(
             reasons = "; ".join(dict.fromkeys(refusals.values()))
             raise UserError(f"no fold mode is exact here: {reasons}; choose a target that gates, such as cpu")
         return _explain(exact[0], reason, refusals)
-    if asked not in FOLD_MODES:
-        raise UserError(
-            f"unknown fold mode {asked!r}{did_you_mean(asked, FOLD_MODES)}; known: auto, {', '.join(FOLD_MODES)}"
-        )
-    mode = FOLD_MODES[FOLD_MODES.index(asked)]
-    if mode in refusals:
+    if asked in refusals:
         ways = " or ".join(f"--fold {m}" for m in exact) or "a target that gates, such as cpu"
-        raise UserError(f"--fold {mode} is refused: {refusals[mode]}; use {ways}{_working_block(scales)}")
-    return mode, f"Fold mode {mode}, as asked: it is exact here ({reason})."
+        raise UserError(f"--fold {asked} is refused: {refusals[asked]}; use {ways}{_working_block(scales)}")
+    return asked, f"Fold mode {asked}, as asked: it is exact here ({reason})."
 
 
 def _working_block(scales: str | None) -> str:

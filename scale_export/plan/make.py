@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from PIL import Image
 
@@ -15,7 +16,7 @@ from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.base import BaseModel
 from scale_export.model.identity import check_base
 
-from .bits import bits_reason, other_bits
+from .bits import bits_plan, bits_reason, other_bits
 from .fold_choice import choose_fold, unfoldable
 from .options import ExportOptions
 from .picture_choice import check_one_size, choose_prefill_tokens, fit_pictures, tower_inputs_of
@@ -52,7 +53,8 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         check_one_size(base, tower_inputs)
     prefill_tokens, why_so_many = choose_prefill_tokens(base, target, trial)
     quantizer, calibration, how = choose_quantizer(coefficients, base, precision, options)
-    bits = other_bits(options.bits, base.spec, target, precision)
+    asked_bits = bits_plan(options.bits)
+    bits = other_bits(asked_bits, base.spec, target, precision)
     return Plan(
         base=base,
         coefficients=coefficients,
@@ -68,7 +70,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
             why,
             _precision_reason(precision, options.precision, target, block_size),
             *how,
-            *bits_reason(bits, base.spec, target, _bits_source(options.bits)),
+            *bits_reason(bits, base.spec, target, _bits_source(asked_bits)),
             _context_reason(context_length, target, base.spec.max_positions),
             *resized,
             *why_so_many,
@@ -77,7 +79,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         ),
         quantizer=quantizer,
         calibration=calibration,
-        calibration_cache=options.cache,
+        calibration_cache=None if options.cache is None else Path(options.cache),
         questions=calibration_options(coefficients, options) if quantized else None,
         other_bits=bits,
     )

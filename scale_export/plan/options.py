@@ -1,30 +1,119 @@
-"""What a user may ask of an export beside its coefficients and its target."""
+"""What a user may ask of an export beside its coefficients and its target. No framework is imported here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from scale_export.core.defaults import CALIBRATION_QUESTIONS, SCORING, WEIGHTING
+from scale_export.core.options import Option, StrPath, check
+from scale_export.core.words import FoldMode, ParityMode, Precision, Scoring, Weighting
+
+Auto = Literal["auto"]
+Cache = Annotated[
+    StrPath | None, Option(help="Folder for calibration statistics; by default ~/.cache/scale-export.")
+]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What a user may ask beyond the coefficients and the target; None and ``auto`` take the target's choice.
+    """What decides a package; ``auto`` and None leave it to the target, the coefficients and what is exact."""
 
-    Attributes:
-        calib: question set of calibration; ``auto`` is the one that the coefficients were trained on, ``none`` none.
-        calib_limit, calib_weighting, calib_pictures: see ``CalibrationOptions``.
-        bits: bits of single matrices, in place of the precision's, or the name of a mix; see ``plan.bits``.
-        cache: where statistics are kept; None is the user's own cache folder.
-    """
+    precision: Annotated[
+        Precision | None,
+        Option(
+            help="What weights are written in: float32, float16, int8, int4 or w8a8; stored for a checkpoint. "
+            "By default the target's own."
+        ),
+    ] = None
+    fold: Annotated[
+        FoldMode | Auto,
+        Option(help="How scalars enter: auto (the cheapest exact way), weights, gate or two-phase."),
+    ] = "auto"
+    block_size: Annotated[
+        int | None, Option(help="Weights that share a quantization scale; by default the target's number.")
+    ] = None
+    quantizer: Annotated[
+        str,
+        Option(
+            help="How weights are rounded. int8 and int4: rtn, mse, hqq, gptq or awq. w8a8: rtn or smoothquant. "
+            "auto: the precision's default."
+        ),
+    ] = "auto"
+    calib: Annotated[
+        str,
+        Option(help="Question set of the calibration: auto (the one trained on), none, NAME or NAME:DIR."),
+    ] = "auto"
+    calib_limit: Annotated[int, Option(help="Calibrate on this many questions at most.", least=1)] = (
+        CALIBRATION_QUESTIONS
+    )
+    calib_weighting: Annotated[
+        Weighting,
+        Option(
+            help="Which tokens count in calibration: uniform (all the same), last (those that predict the answer "
+            "weigh half) or image (image tokens weigh half)."
+        ),
+    ] = WEIGHTING
+    calib_text_only: Annotated[bool, Option(help="Calibrate on questions without their pictures.")] = False
+    bits: Annotated[
+        Mapping[str, int] | StrPath | None,
+        Option(
+            flags=("--bits-plan",),
+            help="Bits of single matrices, 4 or 8: a TOML file with a table [bits], or k_quant_mixed.",
+        ),
+    ] = None
+    cache: Cache = None
 
-    precision: str | None = None
-    fold: str = "auto"
-    block_size: int | None = None
-    quantizer: str = "auto"
-    calib: str = "auto"
-    calib_limit: int = 128
-    calib_weighting: str = "uniform"
-    calib_pictures: bool = True
-    bits: Mapping[str, int] | str = field(default_factory=dict)
-    cache: Path | None = None
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofOptions:
+    """How an export is compared with PyTorch."""
+
+    evaluation: Annotated[
+        str,
+        Option(
+            flags=("--eval",),
+            help="Question set of the task leg: auto (the one trained on), none, NAME or NAME:DIR.",
+        ),
+    ] = "auto"
+    eval_limit: Annotated[int | None, Option(help="Ask this many of its questions at most.", least=1)] = None
+    scoring: Annotated[
+        Scoring,
+        Option(
+            help="What a right answer is. strict: it names the right option and no other. "
+            "official: by the rules of the set's authors."
+        ),
+    ] = SCORING
+    parity: Annotated[
+        ParityMode,
+        Option(
+            help="The float32 reference: full (held in memory), streamed (read from disk, two prompts), auto (full "
+            "where memory allows), or files (for a checkpoint: compare files, run no model)."
+        ),
+    ] = "auto"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origins:
+    """Where the things lie that a package was made from; None takes what its manifest names."""
+
+    model: Annotated[
+        str | None, Option(help="Directory or hub id of the base model; by default what the package names.")
+    ] = None
+    target: Annotated[
+        str | None, Option(help="TOML file of the target, where it is none of those that `targets` lists.")
+    ] = None
+    calib: Annotated[
+        str | None,
+        Option(
+            help="NAME:DIR of the question set that the package was calibrated on, where it lies on a disk."
+        ),
+    ] = None
+    cache: Cache = None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from scale_export.coefficients.file import Coefficients
-from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.words import Precision, Weighting
+from scale_export.core.errors import UserError
+from scale_export.core.words import Precision
 from scale_export.model.base import BaseModel
 from scale_export.quantize import CalibrationOptions, Method, load_quantizer, quantizer_names
 from scale_export.questions import dataset_names, load_questions
@@ -80,14 +78,8 @@ def calibration_options(coefficients: Coefficients, options: ExportOptions) -> C
     """What to calibrate on; None for nothing.
 
     Raises:
-        UserError: a question set that can't be loaded, or a weighting that there isn't.
+        UserError: a question set that can't be loaded.
     """
-    weighting = next((w for w in get_args(Weighting) if w == options.calib_weighting), None)
-    if weighting is None:
-        known, asked = ", ".join(get_args(Weighting)), options.calib_weighting
-        raise UserError(
-            f"unknown --calib-weighting {asked!r}{did_you_mean(asked, get_args(Weighting))}; known: {known}"
-        )
     questions = trained_on_set(coefficients) if options.calib == "auto" else options.calib
     if questions is None or questions == "none":
         return None
@@ -95,8 +87,8 @@ def calibration_options(coefficients: Coefficients, options: ExportOptions) -> C
     return CalibrationOptions(
         questions=questions,
         limit=options.calib_limit,
-        weighting=weighting,
-        pictures=options.calib_pictures,
+        weighting=options.calib_weighting,
+        pictures=not options.calib_text_only,
     )
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Final, get_args
 
 import psutil
 
-from scale_export.core.errors import UserError
 from scale_export.core.words import ParityMode
 from scale_export.model.checkpoint import Checkpoint
 
-PARITY_MODES: Final[tuple[ParityMode, ...]] = get_args(ParityMode)
 LOADED_COPIES = 3
 """Float32 copies of a model that a full measurement holds: Hugging Face's, the portable decoder's, a graph's."""
 
@@ -27,11 +24,3 @@ def must_stream(checkpoint: Checkpoint, mode: ParityMode) -> str | None:
         return None
     asked = "" if mode == "auto" else f"as asked with --parity {mode}; "
     return f"{asked}float32 copies take {needed / 1e9:.1f} GB and this machine has {total / 1e9:.1f} GB"
-
-
-def parity_mode(word: str) -> ParityMode:
-    """The mode of that name; raises UserError for another word."""
-    for mode in PARITY_MODES:
-        if mode == word:
-            return mode
-    raise UserError(f"--parity {word!r} is refused; known: {', '.join(PARITY_MODES)}")

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from scale_export.backends.interface import load_backend
+from scale_export.core.defaults import BENCH_PROMPT_TOKENS, BENCH_REPEATS
 from scale_export.core.progress import WorkLog
 from scale_export.device.bench import decode_seconds
 from scale_export.model.folding import fold
@@ -13,11 +14,12 @@ from scale_export.plan.portable import generator_of
 from scale_export.plan.record import Plan
 from scale_export.plan.weights import quantized
 
-PROMPT_TOKENS, NEW_TOKENS, REPEATS = 128, 32, 5
+NEW_TOKENS = 32
+"""Fewer than ``bench`` decodes: a search times several plans."""
 
 
 def seconds_per_token(plan: Plan, log: WorkLog) -> float:
-    """Of decoding behind a prompt, the median of ``REPEATS``, on the runtime's own choice of threads."""
+    """Of decoding behind a prompt, the median of ``BENCH_REPEATS``, on the runtime's own choice of threads."""
     backend = load_backend(plan.target.backend)
     with tempfile.TemporaryDirectory(prefix="scale-export-speed-") as scratch:
         graphs = backend.emit(
@@ -29,10 +31,10 @@ def seconds_per_token(plan: Plan, log: WorkLog) -> float:
             vision_precision=plan.vision_precision,
         )
         engine = backend.open_engine({role: Path(scratch) / name for role, name in graphs.items()}, plan)
-        prompt = min(PROMPT_TOKENS, plan.context_length // 2)
+        prompt = min(BENCH_PROMPT_TOKENS, plan.context_length // 2)
         return decode_seconds(
             generator_of(plan, engine),
             prompt_tokens=prompt,
             new_tokens=min(NEW_TOKENS, plan.context_length - prompt),
-            repeats=REPEATS,
+            repeats=BENCH_REPEATS,
         )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Annotated, Literal, Protocol
 
-from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.defaults import QUESTION_SET
+from scale_export.core.errors import UserError
+from scale_export.core.options import Option, check
 from scale_export.core.words import Scope, Split
 
 TrainedSites = Literal["heads", "mlp", "both"]
-SITES: tuple[str, ...] = get_args(TrainedSites)
-SCOPES: tuple[str, ...] = get_args(Scope)
 
 
 class ProgressCallback(Protocol):
@@ -24,64 +24,86 @@ def silent(stage: str, done: int, total: int, note: str = "") -> None:
     """The progress callback that says nothing."""
 
 
+def layer_numbers(text: str) -> tuple[int, ...]:
+    """The layers that ``--layers 0,2,3`` names, in order, each once.
+
+    Raises:
+        UserError: something that is no number.
+    """
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError as error:
+        raise UserError(f"--layers {text!r} is refused: give layer numbers such as 0,2,3") from error
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
     """The options of ``scale-export train``; the defaults work on the shipped model.
 
     Attributes:
-        data: a question set, ``NAME`` or ``NAME:ARGUMENT``.
-        bound: r in s = 1 + r·tanh(a).
-        layers: the decoder layers to train, all by default; ``select`` chooses among them.
+        layers: the decoder layers to train; ``select`` chooses among them.
         sites: which scalars move; the others stay 1.
-        replay: share of non-spatial questions in every batch, against forgetting.
-        evaluate_every: steps between two looks at the validation split.
-        patience: looks without a better validation loss before the run stops; None never stops early.
-            The best scalars seen are kept either way.
-        select: train only the K layers that hold the most sensitive scalars.
-        delta: how far the sensitivity ranking moves each scalar from 1, both ways.
-        limit: at most so many questions of each split.
-        baselines: also train LoRA and IA3 on the same batches.
-        report_split: where the final table is measured. The validation split also chose the stopping step;
-            the test split has been seen by nothing.
-        cache_mib: memory for cached prefixes under scope ``last``, in MiB; prefixes beyond it are recomputed.
+        patience: the best scalars seen are kept, whether the run stops early or not.
+        report_split: the validation split also chose the stopping step; the test split has been seen by nothing.
+        cache_mib: prefixes beyond it are recomputed.
     """
 
-    data: str = "gridworld"
-    scope: Scope = "last"
-    bound: float = 1.0
-    layers: tuple[int, ...] | None = None
-    sites: TrainedSites = "both"
-    steps: int = 200
-    batch_size: int = 64
-    learning_rate: float = 0.08
-    replay: float = 0.3
-    seed: int = 0
-    evaluate_every: int = 20
-    patience: int | None = 5
-    select: int | None = None
-    delta: float = 0.25
-    limit: int | None = None
-    baselines: bool = False
-    report_split: Split = "validation"
-    cache_mib: int = 512
+    data: Annotated[str, Option(help="Question set to train on, NAME or NAME:DIR.")] = QUESTION_SET
+    scope: Annotated[
+        Scope, Option(help="Where scalars act. last: on the last token of each step; all: on every token.")
+    ] = "last"
+    bound: Annotated[float, Option(help="How far scalars may move: r in s = 1 + r·tanh(a).")] = 1.0
+    layers: Annotated[
+        tuple[int, ...] | None,
+        Option(help="Layers to train, such as 0,2,3; by default all.", parse=layer_numbers),
+    ] = None
+    sites: Annotated[TrainedSites, Option(help="Which scalars to train: heads, mlp or both.")] = "both"
+    select: Annotated[
+        int | None, Option(help="Train only the K layers that validation is most sensitive to.", least=1)
+    ] = None
+    steps: Annotated[int, Option(help="Optimizer steps at most.", least=1)] = 200
+    batch_size: Annotated[int, Option(help="Questions in a step.", least=1)] = 64
+    learning_rate: Annotated[float, Option(flags=("--lr",), help="Adam's learning rate.")] = 0.08
+    replay: Annotated[
+        float, Option(help="Share of non-spatial questions in a batch, against forgetting.")
+    ] = 0.3
+    seed: Annotated[int, Option(help="Seed of the batches.")] = 0
+    patience: Annotated[
+        int,
+        Option(
+            help="Stop after this many looks at the validation split without a better loss; 0 never stops early.",
+            least=0,
+        ),
+    ] = 5
+    limit: Annotated[int | None, Option(help="Take this many questions of each split at most.", least=1)] = (
+        None
+    )
+    baselines: Annotated[bool, Option(help="Also train LoRA and IA3 on the same batches.")] = False
+    evaluate_every: Annotated[
+        int, Option(help="Steps between two looks at the validation split.", least=1, on_command_line=False)
+    ] = 20
+    delta: Annotated[
+        float,
+        Option(
+            help="How far the sensitivity ranking moves a scalar from 1, both ways.", on_command_line=False
+        ),
+    ] = 0.25
+    report_split: Annotated[
+        Split, Option(help="The split that the final table is measured on.", on_command_line=False)
+    ] = "validation"
+    cache_mib: Annotated[
+        int,
+        Option(
+            help="Memory for cached prefixes under scope last, in MiB; 0 for none.",
+            least=0,
+            on_command_line=False,
+        ),
+    ] = 512
 
     def __post_init__(self) -> None:
-        for name, value, known in (("scope", self.scope, SCOPES), ("sites", self.sites, SITES)):
-            if value not in known:
-                hint = did_you_mean(value, known)
-                raise UserError(f"{name} is {value!r}{hint}; give one of {', '.join(known)}")
-        for name in ("steps", "batch_size", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")
-        for name in ("patience", "select", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; give a whole number of at least 1, or leave it out")
-        for name in ("bound", "learning_rate", "delta"):
-            value = getattr(self, name)
+        check(self)
+        for name, value in (("--bound", self.bound), ("--lr", self.learning_rate), ("delta", self.delta)):
             if not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name} is {value}; give a number above 0")
+                raise UserError(f"{name} {value} is refused: give a number above 0")
         if not 0 <= self.replay < 1:
-            raise UserError(f"replay is {self.replay}; give a share of non-spatial questions in [0, 1)")
-        if self.cache_mib < 0:
-            raise UserError(f"cache_mib is {self.cache_mib}; give the cache's size in MiB, 0 for none")
+            raise UserError(f"--replay {self.replay} is refused: give a share from 0 to below 1")

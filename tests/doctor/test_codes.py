@@ -23,6 +23,7 @@ from scale_export.package.staging import StagedPackage
 from scale_export.pipeline import fold as pipeline
 from scale_export.pipeline.api import fold
 from scale_export.plan.again import plan_again
+from scale_export.plan.options import Origins
 from scale_export.plan.weights import plan_statistics, quantized
 from scale_export.proof import measure
 from scale_export.quantize import QuantizedWeights, calibration
@@ -97,7 +98,7 @@ def rewritten(miscalibrated: Path, tmp_path: Path) -> Rewrite:
 
 
 def diagnosed(path: Path, model: str) -> Stage:
-    stages = examine(path, model=model, target=None, log=QUIET).stages
+    stages = examine(path, Origins(model=model), QUIET).stages
     return next(stage for stage in stages if stage.name == "integer codes")
 
 
@@ -105,7 +106,9 @@ def diagnosed(path: Path, model: str) -> Stage:
 def right(miscalibrated: Path, model: str) -> tuple[QuantizedWeights, str]:
     """The weights that the manifest promises, and the hash of their statistics."""
     files = open_package_files(miscalibrated, failed=True)
-    plan = plan_again(files, pipeline.load_coefficients(files.path(files.manifest.coefficients)), model, None)
+    plan = plan_again(
+        files, pipeline.load_coefficients(files.path(files.manifest.coefficients)), Origins(model=model)
+    )
     statistics = plan_statistics(plan)
     weights = quantized(pipeline.fold(plan.base.weights, plan.coefficients, plan.fold), plan).weights
     assert statistics is not None and isinstance(weights, QuantizedWeights)
@@ -117,7 +120,7 @@ def blocks_of(weights: QuantizedWeights, but: Iterable[str] = ()) -> dict[str, B
 
 
 def test_calibration_on_other_pictures_is_named(miscalibrated: Path, model: str):
-    found = examine(miscalibrated, model=model, target=None, log=QUIET)
+    found = examine(miscalibrated, Origins(model=model), QUIET)
     assert found.fault is not None and found.fault.name == "integer codes"
     assert found.fault.place == "layers.0.q_proj"
     assert (
@@ -144,7 +147,9 @@ def test_a_calibration_that_is_easily_mistaken_is_recognised(
     rewritten: Rewrite, right: Any, model: str, miscalibrated: Path, pictures: bool | None, words: str
 ):
     files = open_package_files(miscalibrated, failed=True)
-    plan = plan_again(files, pipeline.load_coefficients(files.path(files.manifest.coefficients)), model, None)
+    plan = plan_again(
+        files, pipeline.load_coefficients(files.path(files.manifest.coefficients)), Origins(model=model)
+    )
     assert plan.calibration is not None
     other = None if pictures is None else replace(plan.calibration, pictures=pictures)
     plan = replace(plan, calibration=other)
@@ -175,7 +180,7 @@ def test_a_layer_of_halved_scales_is_found_at_its_first_matrix(rewritten: Rewrit
         for name, block in blocks_of(weights).items()
         if name.startswith("layers.1.")
     }
-    found = examine(rewritten(blocks_of(weights) | halved).directory, model=model, target=None, log=QUIET)
+    found = examine(rewritten(blocks_of(weights) | halved).directory, Origins(model=model), QUIET)
     assert found.fault is not None
     assert (found.fault.name, found.fault.place) == ("decoder", "layers.1.q_proj")
     assert "0.5 times" in found.fault.words
@@ -186,7 +191,7 @@ def test_a_head_whose_folded_columns_changed_sign_is_found(rewritten: Rewrite, r
     block, heads = weights.block("layers.2.o_proj"), weights.spec.num_heads
     signs = np.repeat(np.float32([1, 1, 1, -1]), block.scales.shape[1] // heads)
     blocks = blocks_of(weights) | {"layers.2.o_proj": block.with_block_factors(signs)}
-    found = examine(rewritten(blocks).directory, model=model, target=None, log=QUIET)
+    found = examine(rewritten(blocks).directory, Origins(model=model), QUIET)
     assert found.fault is not None
     assert (found.fault.name, found.fault.place) == ("decoder", "layers.2.head.3")
     assert "head 3 alone, by a factor of -1" in found.fault.words
@@ -219,7 +224,7 @@ def test_a_core_ml_layer_of_halved_scales_is_found(
             quantizer="rtn",
             evaluation="none",
         )
-    found = examine(outcome.path, model=model, target=None, log=QUIET)
+    found = examine(outcome.path, Origins(model=model), QUIET)
     assert found.fault is not None
     assert (found.fault.name, found.fault.place) == ("decoder", "layers.2.q_proj")
 

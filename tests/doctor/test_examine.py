@@ -20,6 +20,7 @@ from scale_export.core.progress import WorkLog
 from scale_export.doctor.examine import Diagnosis, examine
 from scale_export.families._towers.tower import SelectedFeatures
 from scale_export.pipeline.api import fold
+from scale_export.plan.options import Origins
 from scale_export.quantize import QuantizedWeights
 
 Export = Callable[..., Path]
@@ -48,7 +49,7 @@ def export(base_of: Any, coefficient_file: Path, tmp_path: Path) -> Export:
 @pytest.fixture
 def diagnose(base_of: Any) -> Callable[[Path], Diagnosis]:
     model = str(base_of("llava", "llama").directory)
-    return lambda path: examine(path, model=model, target=None, log=WorkLog())
+    return lambda path: examine(path, Origins(model=model), WorkLog())
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from scale_export.pipeline.api import fold as fold_package
 from scale_export.pipeline.api import verify
 from scale_export.pipeline.contents import copy_processor
 from scale_export.plan.make import make_plan
-from scale_export.plan.options import ExportOptions
+from scale_export.plan.options import ExportOptions, Origins
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
@@ -497,7 +497,7 @@ def test_the_doctor_finds_no_fault_in_a_sound_package_and_the_matrix_of_a_broken
         return fold_package(file, "cpu", out=tmp_path / name, model=str(base.directory), **more).path
 
     def diagnose(path: Path) -> Any:
-        return examine(path, model=str(base.directory), target=None, log=WorkLog(quiet=True))
+        return examine(path, Origins(model=str(base.directory)), WorkLog(quiet=True))
 
     from scale_export.backends.onnxruntime import decoder as emitter
 

@@ -14,8 +14,8 @@ from scale_export.backends.coreai import backend as coreai
 from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.onnxruntime import backend as onnx
 from scale_export.core.progress import WorkLog
-from scale_export.pipeline.fold import FoldRequest, plan_fold, within_budget
-from scale_export.plan.options import ExportOptions
+from scale_export.pipeline.fold import plan_fold, within_budget
+from scale_export.pipeline.request import FoldRequest
 from scale_export.plan.record import Plan
 from scale_export.quantize import read_bits_plan
 from scale_export.report.data import beside_uniform
@@ -114,10 +114,10 @@ def test_a_search_records_what_was_predicted_and_measured(base_of: Any, tmp_path
 
 
 def asked(base_of: Any, coefficient_file: Path, out: Path, target: str, **more: Any) -> FoldRequest:
-    options = ExportOptions(precision="int4", quantizer="rtn", calib="gridworld", calib_limit=3, **more)
+    options = {"precision": "int4", "quantizer": "rtn", "calib": "gridworld", "calib_limit": 3, **more}
     model = str(base_of("llava", "llama").directory)
     return FoldRequest(
-        coeffs=coefficient_file, target=target, out=out, model=model, options=options, budget="decode=30tok/s"
+        coeffs=coefficient_file, target=target, out=out, model=model, budget="decode=30tok/s", **options
     )
 
 

@@ -1,0 +1,70 @@
+"""Options of the command line: those that commands share, and those that come from a record."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Concatenate, TypeVar, get_origin
+
+import typer
+from rich.markup import escape
+
+from scale_export.core.options import OptionField, option_fields
+
+R = TypeVar("R")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+PackageArg = Annotated[Path, typer.Argument(metavar="PKG", help="A package directory that fold wrote.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads of the runtime; by default its own choice.")
+]
+
+
+def command(record: Callable[..., R]) -> Callable[[Callable[Concatenate[R, ...], int]], Callable[..., int]]:
+    """Make a command of a function that takes a record of options first: the record's fields become its options."""
+
+    def with_fields(body: Callable[Concatenate[R, ...], int]) -> Callable[..., int]:
+        typed = [field for field in option_fields(record) if field.option.on_command_line]
+        own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
+
+        def run(**given: Any) -> int:
+            asked = record(**{field.name: given.pop(field.name) for field in typed})
+            return body(asked, **given)
+
+        functools.update_wrapper(run, body, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
+        vars(run).pop("__wrapped__")  # whose parameters Typer would read
+        vars(run)["__signature__"] = inspect.Signature(
+            sorted([*map(_parameter, typed), *own], key=lambda p: p.default is not p.empty)
+        )
+        return run
+
+    return with_fields
+
+
+def _parameter(field: OptionField) -> inspect.Parameter:
+    """What Typer reads of a record's field. Words stay strings: the record refuses others, and says what was meant."""
+    option = field.option
+    text = escape(option.help)
+    shown: Any
+    if option.argument:
+        shown = typer.Argument(metavar=option.argument, help=text)
+    else:
+        shown = typer.Option(*field.flags, help=text, parser=option.parse)
+    return field.parameter.replace(
+        kind=inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[_typed(field), shown]
+    )
+
+
+def _typed(field: OptionField) -> Any:
+    """The type of what is typed on the command line for a field."""
+    kinds = field.kinds
+    optional = type(None) in kinds
+    for plain in (bool, int, float):
+        if plain in kinds:
+            return plain | None if optional else plain
+    if any(get_origin(kind) is Sequence for kind in kinds):
+        return list[str]
+    ways: Any = Path if Path in kinds and field.option.parse is None else str
+    return ways | None if optional else ways

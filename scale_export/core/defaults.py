@@ -1,0 +1,22 @@
+"""Defaults that more than one room speaks of."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .words import Scoring, Weighting
+
+CALIBRATION_QUESTIONS: Final = 128
+"""How many questions a model is calibrated on at the most."""
+WEIGHTING: Final[Weighting] = "uniform"
+"""What a calibration token counts for."""
+SCORING: Final[Scoring] = "strict"
+"""Whose rules judge answers."""
+QUESTION_SET: Final = "gridworld"
+"""The question set that needs nothing from a disk: to train on, and for prompts where no other set is known."""
+ANSWER_TOKENS: Final = 64
+"""The longest answer, in tokens."""
+BENCH_PROMPT_TOKENS: Final = 128
+"""The prompt behind which decoding is timed."""
+BENCH_REPEATS: Final = 5
+"""How often it is timed; the median counts."""

@@ -1,0 +1,82 @@
+"""What ``fold`` and ``verify`` are asked, on the command line as in Python. No framework is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from scale_export.core.options import Option, StrPath
+from scale_export.plan.options import ExportOptions, Origins, ProofOptions
+
+__all__ = ["FoldRequest", "VerifyRequest"]
+
+Quiet = Annotated[bool, Option(help="Show no progress on a terminal.", on_command_line=False)]
+
+
+@dataclass(frozen=True)
+class FoldPlaces:
+    """What is folded, for which target, and where the package goes."""
+
+    coeffs: Annotated[
+        StrPath,
+        Option(
+            flags=("--coeffs", "-c"), help="The coefficient file, such as spatial.pt or spatial.safetensors."
+        ),
+    ]
+    target: Annotated[
+        str,
+        Option(flags=("--target", "-t"), help="The target: a name that `targets` lists, or a TOML file."),
+    ]
+    model: Annotated[
+        str | None,
+        Option(help="Directory or hub id of the base model; by default what the coefficient file names."),
+    ] = field(default=None, kw_only=True)
+    out: Annotated[
+        StrPath | None,
+        Option(flags=("--out", "-o"), help="Package directory; by default COEFFS-TARGET in this directory."),
+    ] = field(default=None, kw_only=True)
+
+    @property
+    def destination(self) -> Path:
+        """Where the package goes: ``out``, or ``<coefficients>-<target>`` in the current directory."""
+        return Path(self.out or f"{Path(self.coeffs).stem}-{Path(self.target).stem}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldRequest(ProofOptions, ExportOptions, FoldPlaces):
+    """What ``scale-export fold`` is asked."""
+
+    budget: Annotated[
+        str | None,
+        Option(
+            help="Choose 4 or 8 bits per matrix to meet size=1.2MB, decode=30tok/s, loss<=1pp or kl<=0.01."
+        ),
+    ] = None
+    force: Annotated[bool, Option(help="Replace an existing package, in one step.")] = False
+    quiet: Quiet = True
+
+
+@dataclass(frozen=True)
+class VerifyRequest(ProofOptions, Origins):
+    """What ``scale-export verify`` is asked."""
+
+    package: Annotated[StrPath, Option(argument="PKG", help="A package directory that fold wrote.")]
+    require: Annotated[
+        Sequence[str],
+        Option(
+            help="What must hold beside the limits, such as int4.retention>=0.9; may be given several times."
+        ),
+    ] = field(default=(), kw_only=True)
+    public_key: Annotated[
+        StrPath | None, Option(help="Check the package's signature with this key first.")
+    ] = field(default=None, kw_only=True)
+    signature: Annotated[
+        StrPath | None, Option(help="The signature file; by default PKG.sig, beside the package.")
+    ] = field(default=None, kw_only=True)
+    selftest_only: Annotated[
+        bool,
+        Option(flags=("--selftest",), help="Check hashes and golden cases only: no base model, no torch."),
+    ] = field(default=False, kw_only=True)
+    quiet: Quiet = field(default=True, kw_only=True)
