@@ -68,6 +68,11 @@ class OptionField:
         return self.option.flags or (f"--{self.name.replace('_', '-')}",)
 
     @property
+    def spelling(self) -> str:
+        """What error sentences call it."""
+        return self.flags[0] if self.option.on_command_line else self.name
+
+    @property
     def kinds(self) -> tuple[Any, ...]:
         """The types that a value may have, ``NoneType`` among them."""
         return get_args(self.type) if get_origin(self.type) in (Union, UnionType) else (self.type,)
@@ -100,9 +105,9 @@ def check(record: object) -> None:
         value, words, least = getattr(record, own.name), own.words, own.option.least
         if words and value is not None and value not in words:
             hint = did_you_mean(str(value), words)
-            raise UserError(f"{own.flags[0]} {value!r} is unknown{hint}: known are {', '.join(words)}")
+            raise UserError(f"{own.spelling} {value!r} is unknown{hint}: known are {', '.join(words)}")
         if least is not None and value is not None and value < least:
-            raise UserError(f"{own.flags[0]} {value} is refused: give {least} or more")
+            raise UserError(f"{own.spelling} {value} is refused: give {least} or more")
 
 
 def takes(record: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from scale_export.coefficients.file import Coefficients
-from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.errors import UserError
 from scale_export.core.records import DecoderSpec
 from scale_export.core.words import BLOCKWISE, INTEGER, Precision
 from scale_export.device.prompts import encode_messages, user_message
@@ -117,9 +117,9 @@ def _precision(target: Target, asked: str | None) -> Precision:
     for precision in target.precisions:
         if precision == (asked or target.default_precision):
             return precision
-    known = ", ".join(target.precisions)
-    near = did_you_mean(asked or "", target.precisions)
-    raise UserError(f"target {target.name} has no precision {asked!r}{near}; it has {known}")
+    raise UserError(
+        f"target {target.name} has no precision {asked!r}: use --precision {' or '.join(target.precisions)}"
+    )
 
 
 def _precision_reason(precision: Precision, asked: str | None, target: Target, block_size: int) -> str:
