@@ -22,6 +22,7 @@ PUBLIC_MODULES = (
     "scale_export.model.identity",
     "scale_export.pipeline.api",
     "scale_export.pipeline.fold",
+    "scale_export.pipeline.request",
     "scale_export.pipeline.verify",
     "scale_export.training.run",
 )

@@ -1,12 +1,14 @@
 """Export ScAle-adapted vision-language models to devices, and prove that the export answers as PyTorch did.
 
-The names below load on first use, so that a device without torch opens packages and ``--help`` is instant.
+The names below load on first use, so that a device without torch opens packages and ``--help`` is instant. A name whose
+library is missing can still be imported, and says what to install when it is called.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
 
 from scale_export.core.version import __version__
 
@@ -16,7 +18,7 @@ _HOMES = {
     "load_coefficients": "coefficients.file",
     "make_coefficients": "model.identity",
     "attach": "model.hooks",
-    "FoldRequest": "pipeline.fold",
+    "FoldRequest": "pipeline.request",
     "fold": "pipeline.api",
     "verify": "pipeline.api",
     "open_package": "device.package",
@@ -43,7 +45,24 @@ if TYPE_CHECKING:
     from scale_export.pipeline.api import fold, verify
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing.partition(".")[0] == __name__:
+            raise
+        return _without(missing, name)
+
+
+def _without(library: str, name: str) -> Callable[..., NoReturn]:
+    """What stands for a function whose library is missing, so that ``import *`` works on a device without torch."""
+
+    def refuse(*args: object, **kwargs: object) -> NoReturn:
+        from scale_export.core.errors import UserError
+
+        raise UserError(f"{name} needs {library}, which is not installed: pip install 'scale-export[export]'")
+
+    return refuse

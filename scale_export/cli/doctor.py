@@ -11,11 +11,11 @@ import typer
 from rich.table import Table
 
 from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED
+from scale_export.core.extras import need_export
 from scale_export.core.progress import WorkLog
 from scale_export.plan.options import Origins
 
 from .display import console, figure, quiet_libraries, say, verdict
-from .extras import need_export
 from .options import Json, command
 
 

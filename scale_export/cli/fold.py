@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED
+from scale_export.core.extras import need_export
 from scale_export.core.progress import WorkLog
 from scale_export.pipeline.request import FoldRequest
 
 from .display import quiet_libraries, say, show, show_parity
-from .extras import need_export
 from .options import Json, command
 
 

@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from scale_export.core.errors import EXIT_OK
+from scale_export.core.extras import need_export
 from scale_export.core.progress import WorkLog
 from scale_export.training.options import TrainOptions
 
 from .display import console, quiet_libraries, say
-from .extras import need_export
 from .options import Json, command
 
 

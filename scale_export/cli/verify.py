@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED
+from scale_export.core.extras import need_export
 from scale_export.core.progress import WorkLog
 from scale_export.pipeline.request import VerifyRequest
 
 from .display import figure, quiet_libraries, say, show_parity, verdict
-from .extras import need_export
 from .options import Json, command
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 StrPath = str | Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Option:
     """What a field means, and how the command line spells it.
 
@@ -47,6 +47,9 @@ class Option:
     least: int | None = None
     parse: Callable[[str], object] | None = None
     on_command_line: bool = True
+
+    def __repr__(self) -> str:
+        return f"Option({self.help!r})"  # short, for signatures that show it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scale_export.core.extras import need_export
 from scale_export.core.options import takes
 from scale_export.core.progress import WorkLog
 
@@ -34,6 +35,7 @@ def fold(request: FoldRequest) -> Outcome:
     Raises:
         UserError: whatever the command line would refuse with exit code 2.
     """
+    need_export()
     from .fold import fold_package
 
     return fold_package(request, WorkLog(quiet=request.quiet))
@@ -52,6 +54,8 @@ def verify(request: VerifyRequest) -> Verification:
     Raises:
         UserError: whatever the command line would refuse with exit code 2.
     """
+    if not request.selftest_only:
+        need_export()
     from .verify import verify_package
 
     return verify_package(request, WorkLog(quiet=request.quiet))

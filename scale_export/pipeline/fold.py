@@ -38,7 +38,7 @@ from .contents import (
 )
 from .request import FoldRequest
 
-__all__ = ["FoldRequest", "Outcome", "fold_package", "plan_fold"]
+__all__ = ["Outcome", "fold_package", "plan_fold"]
 
 BITS_PLAN: Final = "bits.toml"
 """Bits of every matrix where some have their own, with what a search measured; ``--bits-plan`` reads it."""

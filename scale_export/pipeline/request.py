@@ -1,7 +1,5 @@
 """What ``fold`` and ``verify`` are asked, on the command line as in Python. No framework is imported here."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -16,7 +16,7 @@ from scale_export.package.signing import Signature, check_signature
 
 from .request import VerifyRequest
 
-__all__ = ["Verification", "VerifyRequest", "verify_package"]
+__all__ = ["Verification", "verify_package"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,5 @@
 """What a user may ask of an export beside its coefficients and its target. No framework is imported here."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal

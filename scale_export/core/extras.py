@@ -1,16 +1,16 @@
-"""What commands need beside the core."""
+"""Libraries that come with an extra."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
-from scale_export.core.errors import UserError
+from .errors import UserError
 
 EXPORTING = ("torch", "onnx", "onnxruntime", "onnxscript")
 
 
 def need_export() -> None:
-    """Refuse, before anything is read, where the exporting libraries are missing.
+    """Refuse, before anything is read, where a library of the extra ``export`` is missing.
 
     Raises:
         UserError: one of them is not installed.
@@ -18,5 +18,5 @@ def need_export() -> None:
     for library in EXPORTING:
         if find_spec(library) is None:
             raise UserError(
-                f"this command needs {library}, which is not installed: pip install 'scale-export[export]'"
+                f"this needs {library}, which is not installed: pip install 'scale-export[export]'"
             )
