@@ -21,7 +21,10 @@ from scale_export.training.options import TrainOptions
         ({"select": 0}, "--select 0 is refused"),
         ({"patience": -1}, "--patience -1 is refused"),
         ({"cache_mib": -1}, "cache_mib -1 is refused"),
-        ({"sites": "head"}, r"--sites 'head' is unknown \(did you mean 'heads'\?\): known are heads, mlp, both"),
+        (
+            {"sites": "head"},
+            r"--sites 'head' is unknown \(did you mean 'heads'\?\): known are heads, mlp, both",
+        ),
         ({"scope": "lest"}, r"--scope 'lest' is unknown \(did you mean 'last'\?\)"),
     ],
 )
