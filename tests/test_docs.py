@@ -11,6 +11,7 @@ from typer.main import get_command
 from scale_export.cli.app import app
 from scale_export.plan.targets import target_names
 from scale_export.proof.report import LEGS
+from tests.architecture import FLOORS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])
@@ -38,6 +39,45 @@ def test_every_command_and_option_is_documented(name: str):
 def test_links_lead_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#]+?)\)", page.read_text(encoding="utf-8")):
         assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_every_page_is_reached_from_the_readme():
+    reached, left = set(), [ROOT / "README.md"]
+    while left:
+        page = left.pop()
+        if page in reached or page.suffix != ".md":
+            continue
+        reached.add(page)
+        targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        left += [(page.parent / target).resolve() for target in targets if "://" not in target]
+    assert reached == {page.resolve() for page in PAGES}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_to_a_section_lead_to_one(page: Path):
+    for file, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        text = (page.parent / file if file else page).read_text(encoding="utf-8")
+        heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}, anchor
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_project_speaks_of_itself_alone(page: Path):
+    text = page.read_text(encoding="utf-8")
+    assert not re.findall(
+        r"/root/|/work/|/home/|file://|localhost|\bpypi\b|\bissue #?\d+|\bTODO\b", text, re.IGNORECASE
+    )
+
+
+def test_contributing_names_every_room_on_its_floor():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d*) ?\| (`[^|]+) \|", text, re.MULTILINE)
+    floors: list[set[str]] = []
+    for number, rooms in rows:
+        if number:
+            floors.append(set())
+        floors[-1] |= set(re.findall(r"`(\w+)`", rooms))
+    assert floors == [set(rooms) for rooms in FLOORS]
 
 
 def test_every_leg_and_target_is_named():

@@ -56,7 +56,21 @@ def known() -> dict[str, set[str]]:
     return found
 
 
+def libraries() -> set[str]:
+    """What the package imports from elsewhere, by its first name."""
+    found = set()
+    for path in CODE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.ImportFrom(module=str(name), level=0):
+                    found.add(name.partition(".")[0])
+                case ast.Import(names=names):
+                    found |= {alias.name.partition(".")[0] for alias in names}
+    return found - {"scale_export"}
+
+
 KNOWN = known()
+LIBRARIES = libraries()
 NAMES = set().union(*KNOWN.values()) | KNOWN.keys()
 FILES = {path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
 
@@ -74,7 +88,7 @@ def wrong(name: str) -> bool:
             after not in KNOWN[before] for before, after in pairwise(name.split(".")) if before in KNOWN
         )
     head, _, member = name.partition(".")
-    ours = head in KNOWN and member.isidentifier() and member not in FILE_ENDINGS
+    ours = head in KNOWN.keys() - LIBRARIES and member.isidentifier() and member not in FILE_ENDINGS
     return ours and member not in KNOWN[head]
 
 

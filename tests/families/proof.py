@@ -330,25 +330,30 @@ OTHER_LIMITS = {"PyTorch float16": "none", "Core ML float16": f"{FLOAT16_SHARE:g
 
 INTRODUCTION = """# Families
 
-What each family is proved to do: max |Δlogit| / max |logit|, the worst of twenty prompts with eight decode steps
-each, on a random model of three decoder layers over Llama, or four of a family's own text model. Prompts have one
-picture (square, wide, tall, tiny, large), two pictures or none where the family's processor takes that, and enter
-whole, with padding on their right, or in two chunks that cut no group of tokens which see one another.
-`python -m tests.families.proof` writes this page, and `scale-export families` prints the table; the tests measure it
-again.
+How exact the export of each family is: max |Δlogit| / max |logit|, the worst of twenty prompts with eight decode
+steps each. The models are random, with three decoder layers of Llama, or four of the family's own text model. Prompts
+have one picture (square, wide, tall, tiny or large), or two or none where the family's processor takes that. They
+enter whole, padded on the right, or in two chunks. A chunk never ends within a group of tokens that see one another.
+
+`scale-export families` prints this table, and the tests measure it again. `python -m tests.families.proof` writes
+this page.
 """
 
 PACKAGE_LIMIT = LOWERING_RELATIVE["float16"]
-CLOSING = f"""A package's float16 graphs are held to {PACKAGE_LIMIT:.0e} on the model that it was made from; the
-shipped model's are at 1.5e-3. Random models are further off, in PyTorch as here: rounding spreads over logits that are
-small beside their hidden states, and no operator stands out. Their column is held to {FLOAT16_SHARE:g} times what
-Hugging Face's own model loses by going from float32 to float16 on the same prompts.
+CLOSING = f"""The limit for a package's float16 graphs is {PACKAGE_LIMIT:.0e}, on the model that it was made from; the
+shipped model's are at 1.5e-3. Random models lose more in float16, in PyTorch as here, since their
+logits are small beside their hidden states; no operator stands out. So the limit of their column is
+{FLOAT16_SHARE:g} times what Hugging Face's own model loses from float32 to float16 on the same prompts.
 
-A model type without a row may go the generic route: a vision tower, a projector and a known text model, with nothing
-else between them. Modules, weights and the processor's inputs are checked by name before weights are read, and every
-export's fold leg runs the portable decoder beside Hugging Face's model; what has no place is refused by its name.
-Nothing of it is proved beforehand; the tests take ViP-LLaVA this way. Text models that families and the generic route
-know: Llama, Mistral, Ministral, Qwen2, Qwen3, Gemma and Gemma 3, without experts and soft caps.
+## The generic route
+
+A model type without a row may take the generic route. It must have a vision tower, a projector and a known text
+model, and nothing else between them. Modules, weights and the processor's inputs are checked by name before weights
+are read; what has no place is refused by its name. These models are not proved beforehand, but every export's fold
+leg compares the portable decoder with Hugging Face's model. The tests take ViP-LLaVA this way.
+
+Text models that families and the generic route know: Llama, Mistral, Ministral, Qwen2, Qwen3, Gemma and Gemma 3,
+without experts and soft caps.
 """
 
 
