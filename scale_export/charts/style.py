@@ -15,7 +15,7 @@ import math
 import re
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ WIDTH = 4.6
 
 _FONT = "'DejaVu Sans'"
 _WEB_FONT = "system-ui, 'DejaVu Sans', sans-serif"
-_STYLE: dict[str, Any] = {
+_STYLE: dict[str, str | float | bool] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
@@ -56,7 +56,7 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
 }
 
-Values = NDArray[np.floating[Any]]
+Values = NDArray[np.floating]
 
 
 def short_number(value: float) -> str:

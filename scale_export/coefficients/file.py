@@ -6,16 +6,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from scale_export.core.errors import UserError
-from scale_export.core.records import Float32
+from scale_export.core.records import Float32, Json
 from scale_export.core.words import MlpSite, Scope
 
 from .formats import MAX_BYTES, READERS, WRITERS, read_capped, write_whole
-from .rules import FORMAT, VERSION, BaseIdentity, Bound, checked_fields
+from .rules import FORMAT, VERSION, BaseIdentity, Bound, Fields, checked_fields
 
 __all__ = ["BaseIdentity", "Bound", "Coefficients", "load_coefficients", "save_coefficients"]
 
@@ -40,7 +39,7 @@ class Coefficients:
     num_heads: int
     head_dim: int
     base: BaseIdentity
-    training: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Json] = field(default_factory=dict)
 
     def dense(self, num_layers: int, num_heads: int) -> tuple[Float32, Float32]:
         """The scalars of every layer, ones where a layer is not listed: ``[L, H]`` and ``[L]`` float32."""
@@ -61,7 +60,7 @@ class Coefficients:
         save_coefficients(self, path)
 
 
-def coefficient_fields(coefficients: Coefficients) -> dict[str, Any]:
+def coefficient_fields(coefficients: Coefficients) -> Fields:
     """The flat fields of a file; ``head_scale`` as one array where every layer has ``num_heads``."""
     rows, base = coefficients.head_scale, coefficients.base
     uniform = len(rows) > 0 and all(row.shape == (coefficients.num_heads,) for row in rows)
@@ -87,7 +86,7 @@ def coefficient_fields(coefficients: Coefficients) -> dict[str, Any]:
     }
 
 
-def validated(values: Any, source: str) -> Coefficients:
+def validated(values: object, source: str) -> Coefficients:
     """Fields as a record; ``source`` begins every message.
 
     Raises:

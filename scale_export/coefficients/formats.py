@@ -18,19 +18,29 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypedDict
 
 import numpy as np
 
 from scale_export.core.errors import UserError
+from scale_export.core.records import Array, Json
 
-from .rules import SAVE_AGAIN
+from .rules import SAVE_AGAIN, Fields
 
 MAX_BYTES = 64 * 2**20
 
 _METADATA_KEY = "scale_coefficients"
-_DTYPES: Mapping[str, Any] = {"F32": np.float32, "I64": np.int64}
+_DTYPES: Mapping[str, type[np.generic]] = {"F32": np.float32, "I64": np.int64}
 _SAFE_TORCH = (2, 10)  # older ones let a pickle past weights_only (CVE-2025-32434, CVE-2026-24747)
+
+
+class Stored(TypedDict):
+    """A tensor as safetensors gives it."""
+
+    dtype: str
+    shape: list[int]
+    data: bytes
 
 
 def read_capped(path: Path, max_bytes: int) -> bytes:
@@ -70,7 +80,7 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.unlink()
 
 
-def _read_safetensors(path: Path, content: bytes) -> dict[str, Any]:
+def _read_safetensors(path: Path, content: bytes) -> dict[str, object]:
     from safetensors import SafetensorError, deserialize
 
     try:
@@ -89,18 +99,18 @@ def _read_safetensors(path: Path, content: bytes) -> dict[str, Any]:
     return _unite(path, fields, arrays)
 
 
-def _unite(path: Path, fields: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
+def _unite(path: Path, fields: Mapping[str, object], arrays: Mapping[str, Array]) -> dict[str, object]:
+    tensors: dict[str, object] = dict(arrays)
     rows = sorted(name for name in arrays if re.fullmatch(r"head_scale\.\d+", name))
     if rows and set(rows) == {f"head_scale.{i}" for i in range(len(rows))}:
-        arrays = {name: array for name, array in arrays.items() if name not in rows} | {
-            "head_scale": [arrays[f"head_scale.{i}"] for i in range(len(rows))]
-        }
-    if twice := sorted(arrays.keys() & fields.keys()):
+        tensors = {name: array for name, array in arrays.items() if name not in rows}
+        tensors["head_scale"] = [arrays[f"head_scale.{i}"] for i in range(len(rows))]
+    if twice := sorted(tensors.keys() & fields.keys()):
         raise UserError(f"{path} holds {twice[0]} both as a tensor and in its metadata; {SAVE_AGAIN}")
-    return {**fields, **arrays}
+    return {**fields, **tensors}
 
 
-def _digest(fields: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
+def _digest(fields: Mapping[str, object], arrays: Mapping[str, Array]) -> str:
     digest = hashlib.sha256(_canonical(fields).encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -108,24 +118,24 @@ def _digest(fields: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _canonical(fields: Mapping[str, Any]) -> str:
+def _canonical(fields: Mapping[str, object]) -> str:
     return json.dumps(fields, sort_keys=True, ensure_ascii=False)
 
 
-def _from_safetensors(name: str, stored: Mapping[str, Any]) -> Any:
+def _from_safetensors(name: str, stored: Stored) -> Array:
     if stored["dtype"] not in _DTYPES:
         raise ValueError(f"{name} is {stored['dtype']}, not float32")
     return np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         raise ValueError("a field of its metadata stands there twice")
     return fields
 
 
-def _safetensors_bytes(fields: Mapping[str, Any]) -> bytes:
+def _safetensors_bytes(fields: Fields) -> bytes:
     from safetensors.numpy import save
 
     arrays = {"mlp_scale": fields["mlp_scale"]}
@@ -139,7 +149,7 @@ def _safetensors_bytes(fields: Mapping[str, Any]) -> bytes:
     return content
 
 
-def tensors_of_pickle(path: Path, content: bytes) -> Any:
+def tensors_of_pickle(path: Path, content: bytes) -> object:
     """What ``torch.save`` wrote, read with ``weights_only=True`` after its archive was checked.
 
     Raises:
@@ -171,7 +181,7 @@ def _reason(error: Exception) -> str:
     return str(error)[:80] if plain else type(error).__name__
 
 
-def _safe_torch(path: Path) -> Any:
+def _safe_torch(path: Path) -> ModuleType:
     try:
         import torch
     except ImportError as error:
@@ -188,12 +198,12 @@ def _safe_torch(path: Path) -> Any:
     return torch
 
 
-def _read_pt(path: Path, content: bytes) -> Any:
+def _read_pt(path: Path, content: bytes) -> dict[object, object]:
     raw = tensors_of_pickle(path, content)
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds a {type(raw).__name__}, not a record of fields; {SAVE_AGAIN}")
 
-    def arrays(name: Any, value: Any) -> Any:
+    def arrays(name: object, value: object) -> object:
         if isinstance(value, list | tuple) and name == "head_scale":
             return [_from_torch(path, f"head_scale[{i}]", row, len(content)) for i, row in enumerate(value)]
         return _from_torch(path, name, value, len(content))
@@ -201,7 +211,7 @@ def _read_pt(path: Path, content: bytes) -> Any:
     return {name: arrays(name, value) for name, value in raw.items()}
 
 
-def _from_torch(path: Path, name: Any, value: Any, limit: int) -> Any:
+def _from_torch(path: Path, name: object, value: object, limit: int) -> object:
     """A tensor as an array, anything else as it is; strides may make a tensor look larger than the file."""
     import torch
 
@@ -214,13 +224,14 @@ def _from_torch(path: Path, name: Any, value: Any, limit: int) -> Any:
         )
     if value.numel() * value.itemsize > limit:
         raise UserError(f"{path}: {name} claims to be larger than the file; {SAVE_AGAIN}")
-    return value.detach().resolve_neg().numpy()
+    array: Array = value.detach().resolve_neg().numpy()
+    return array
 
 
-def _pt_bytes(fields: Mapping[str, Any]) -> bytes:
+def _pt_bytes(fields: Fields) -> bytes:
     import torch
 
-    def tensors(value: Any) -> Any:
+    def tensors(value: object) -> object:
         if isinstance(value, list):
             return [tensors(item) for item in value]
         return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
@@ -230,9 +241,9 @@ def _pt_bytes(fields: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-READERS: Mapping[str, Callable[[Path, bytes], Any]] = {".pt": _read_pt, ".safetensors": _read_safetensors}
+READERS: Mapping[str, Callable[[Path, bytes], object]] = {".pt": _read_pt, ".safetensors": _read_safetensors}
 """Suffix → fields of a file's bytes, not yet held to the format's rules."""
-WRITERS: Mapping[str, Callable[[Mapping[str, Any]], bytes]] = {
+WRITERS: Mapping[str, Callable[[Fields], bytes]] = {
     ".pt": _pt_bytes,
     ".safetensors": _safetensors_bytes,
 }

@@ -14,12 +14,12 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, get_args
+from typing import Literal, TypedDict, TypeVar, get_args
 
 import numpy as np
 
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.records import Float32
+from scale_export.core.records import Float32, Json
 from scale_export.core.words import MlpSite, Scope
 
 FORMAT = "scale-coefficients"
@@ -29,8 +29,10 @@ REQUIRED = (
     "num_heads", "head_dim", "base_model", "config_sha256", "tensor_sha256", "model_type",
     "transformers_version",
 )  # fmt: skip
-OPTIONAL: Mapping[str, Any] = {"base_revision": None, "prompt_template_sha256": None, "training": {}}
+OPTIONAL: Mapping[str, Json] = {"base_revision": None, "prompt_template_sha256": None, "training": {}}
 SAVE_AGAIN = "save the file again with Coefficients.save"
+
+Choice = TypeVar("Choice", bound=str)
 
 _INT_LIMIT = 2**31
 _PLAIN_LIMIT = 100_000  # values in ``training``: nested references can spell exponentially many
@@ -62,6 +64,29 @@ class BaseIdentity:
     transformers_version: str
 
 
+class Fields(TypedDict):
+    """The fields of a file that is to be written, flat."""
+
+    format: str
+    version: int
+    scope: Scope
+    layer_indices: list[int]
+    head_scale: Float32 | list[Float32]
+    mlp_scale: Float32
+    mlp_site: MlpSite
+    bound: dict[str, Json]
+    num_heads: int
+    head_dim: int
+    base_model: str
+    base_revision: str | None
+    model_type: str
+    config_sha256: str
+    tensor_sha256: dict[str, str]
+    prompt_template_sha256: str | None
+    transformers_version: str
+    training: dict[str, Json]
+
+
 class CheckedFields(TypedDict):
     """What ``checked_fields`` gives: the arguments of ``Coefficients``."""
 
@@ -74,10 +99,10 @@ class CheckedFields(TypedDict):
     num_heads: int
     head_dim: int
     base: BaseIdentity
-    training: Mapping[str, Any]
+    training: Mapping[str, Json]
 
 
-def checked_fields(values: Any, source: str) -> CheckedFields:
+def checked_fields(values: object, source: str) -> CheckedFields:
     """Fields of a file, or of a record, each held to its rule; ``source`` begins every message.
 
     Raises:
@@ -88,7 +113,7 @@ def checked_fields(values: Any, source: str) -> CheckedFields:
             f"{source} has no field 'format', so it is not a coefficient file: bring another trainer's state "
             "dict in with scale_export.model.identity.import_state_dict"
         )
-    fields = _Fields(source=source, values={**OPTIONAL, **values})
+    fields = _Fields(source=source, values=dict([*OPTIONAL.items(), *values.items()]))
     fields.check_names()
     layers, heads = fields.layers(), fields.integer("num_heads", 1)
     return CheckedFields(
@@ -118,7 +143,7 @@ class _Fields:
     """The fields of one file; every method returns one of them checked, or raises ``UserError``."""
 
     source: str
-    values: Mapping[Any, Any]
+    values: Mapping[object, object]
 
     def refusal(self, name: str, problem: str, way_out: str = SAVE_AGAIN) -> UserError:
         return UserError(f"{self.source}: {name} {problem}; {way_out}")
@@ -141,12 +166,13 @@ class _Fields:
         if missing:
             raise self.refusal(missing[0], "is missing")
 
-    def choice(self, name: str, known: tuple[Any, ...]) -> Any:
+    def choice(self, name: str, known: tuple[Choice, ...]) -> Choice:
         value = self.values[name]
-        if not isinstance(value, str) or value not in known:
-            near = did_you_mean(value, known) if isinstance(value, str) else ""
-            raise self.refusal(name, f"is {_shown(value)}{near}", f"it must be one of {', '.join(known)}")
-        return value
+        for choice in known:
+            if value == choice and isinstance(value, str):
+                return choice
+        near = did_you_mean(value, known) if isinstance(value, str) else ""
+        raise self.refusal(name, f"is {_shown(value)}{near}", f"it must be one of {', '.join(known)}")
 
     def integer(self, name: str, least: int) -> int:
         value = self.values[name]
@@ -166,7 +192,7 @@ class _Fields:
     def optional(self, name: str, read: Callable[[str], str]) -> str | None:
         return None if self.values[name] is None else read(name)
 
-    def _hash(self, name: str, value: Any) -> str:
+    def _hash(self, name: str, value: object) -> str:
         if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
             raise self.refusal(name, "is not a SHA-256 of 64 lower-case hex digits")
         return value
@@ -193,7 +219,7 @@ class _Fields:
             raise self.refusal("head_scale", f"has {len(value)} rows for {layers} layers")
         return tuple(self.array(f"head_scale[{i}]", row, (-1,)) for i, row in enumerate(value))
 
-    def array(self, name: str, value: Any, shape: tuple[int, ...]) -> Float32:
+    def array(self, name: str, value: object, shape: tuple[int, ...]) -> Float32:
         """A finite float32 array of that shape, −1 standing for any length from 1."""
         if not isinstance(value, np.ndarray) or value.dtype != np.float32:
             kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
@@ -235,31 +261,37 @@ class _Fields:
                 raise self.refusal("tensor_sha256", f"has no hash of a weight of layer {layer}")
         return {name: self._hash(f"tensor_sha256[{_shown(name)}]", digest) for name, digest in value.items()}
 
-    def training(self) -> dict[str, Any]:
+    def training(self) -> dict[str, Json]:
         value = self.values["training"]
         if not isinstance(value, Mapping):
             raise self.refusal("training", "is not a record")
         try:
-            plain: dict[str, Any] = _plain(value, _PLAIN_DEPTH, iter(range(_PLAIN_LIMIT)))
+            return _plain_record(value, _PLAIN_DEPTH, iter(range(_PLAIN_LIMIT)))
         except ValueError as error:
             raise self.refusal("training", f"holds {error}", "keep JSON values only") from error
-        return plain
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value in few characters of one line."""
     plain = value is None or isinstance(value, str | int | float)
     return ascii(value)[:80] if plain else f"a {type(value).__name__}"
 
 
-def _plain(value: Any, depth: int, budget: Iterator[int]) -> Any:
-    """The value as JSON would give it back; ``ValueError`` says what JSON can't hold."""
+def _plain_record(value: Mapping[object, object], depth: int, budget: Iterator[int]) -> dict[str, Json]:
+    """A record as JSON would give it back; ``ValueError`` says what JSON can't hold."""
     if depth == 0 or next(budget, None) is None:
         raise ValueError("values nested too deep or too many")
+    if not all(isinstance(key, str) for key in value):
+        raise ValueError("a key that is not a string")
+    return {str(_plain(k, depth - 1, budget)): _plain(v, depth - 1, budget) for k, v in value.items()}
+
+
+def _plain(value: object, depth: int, budget: Iterator[int]) -> Json:
+    """Any value, likewise."""
     if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise ValueError("a key that is not a string")
-        return {_plain(k, depth - 1, budget): _plain(v, depth - 1, budget) for k, v in value.items()}
+        return _plain_record(value, depth, budget)
+    if depth == 0 or next(budget, None) is None:
+        raise ValueError("values nested too deep or too many")
     if isinstance(value, list | tuple):
         return [_plain(item, depth - 1, budget) for item in value]
     if isinstance(value, str):

@@ -19,10 +19,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .records import Array
 
 Bools = NDArray[np.bool_]
 
@@ -218,7 +219,7 @@ def gain_retention(base: Bools, scale: Bools, export: Bools) -> Estimate | None:
     return Estimate(value=int(counts @ export_gain) / gain, low=low, high=high, cases=n)
 
 
-def _ratio_bounds(numerators: NDArray[Any], denominators: NDArray[Any]) -> tuple[float | None, float | None]:
+def _ratio_bounds(numerators: Array, denominators: Array) -> tuple[float | None, float | None]:
     """The 2.5 % and 97.5 % points of the ratios; a denominator that isn't positive is beyond either end."""
     ratios = numerators / np.where(denominators > 0, denominators, 1)
     low = np.quantile(np.where(denominators > 0, ratios, -np.inf), 0.025, method="inverted_cdf")
@@ -227,7 +228,7 @@ def _ratio_bounds(numerators: NDArray[Any], denominators: NDArray[Any]) -> tuple
     return (float(low), float(high)) if bounded else (None, None)
 
 
-def mean_kl(reference_logits: NDArray[Any], other: NDArray[Any]) -> float | None:
+def mean_kl(reference_logits: Array, other: Array) -> float | None:
     """Mean KL(softmax(reference) ‖ softmax(other)) in nats over the rows of ``[N, V]`` arrays, in float64.
 
     None where N is 0; NaN where a logit is NaN, which no limit lets pass.
@@ -247,7 +248,7 @@ def mean_kl(reference_logits: NDArray[Any], other: NDArray[Any]) -> float | None
     return total / rows
 
 
-def _kl_rows(reference: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
+def _kl_rows(reference: Array, other: Array) -> NDArray[np.float64]:
     from scipy.special import log_softmax
 
     log_p = log_softmax(reference.astype(np.float64), axis=-1)
@@ -260,7 +261,7 @@ def _kl_rows(reference: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64
     return np.maximum(rows, 0.0)
 
 
-def top1_agreement(reference_logits: NDArray[Any], other: NDArray[Any]) -> float | None:
+def top1_agreement(reference_logits: Array, other: Array) -> float | None:
     """The share of rows of two ``[N, V]`` arrays with the same best token; None where N is 0.
 
     A row with a NaN agrees with nothing.
@@ -289,6 +290,6 @@ def _same_length(a: Bools, b: Bools) -> int:
     return len(a)
 
 
-def _same_logits(a: NDArray[Any], b: NDArray[Any]) -> None:
+def _same_logits(a: Array, b: Array) -> None:
     if a.ndim != 2 or a.shape != b.shape:
         raise ValueError(f"logits {list(a.shape)} and {list(b.shape)} can't be compared: both are [N, V]")

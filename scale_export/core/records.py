@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,10 @@ from numpy.typing import NDArray
 from .words import Activation, MlpSite
 
 Array = NDArray[Any]
+"""An array of any dtype: numpy's arithmetic has no narrower type for it."""
 Float32 = NDArray[np.float32]
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+"""What a JSON file can hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scale_export.core.errors import UserError
+from scale_export.core.records import Array
 
-from .dtypes import BY_NAME, Array
+from .dtypes import BY_NAME
 
 SENTINEL = 0xDEADBEEF
 METADATA = np.dtype(

@@ -8,14 +8,15 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypedDict
 
 import numpy as np
 import typer
 
 from scale_export.core.errors import EXIT_USER_ERROR, UserError
+from scale_export.core.records import Array
 
-from .dtypes import Arithmetic, Array
+from .dtypes import Arithmetic
 from .model import Model, load
 
 app = typer.Typer(
@@ -72,7 +73,16 @@ def show(
     )
 
 
-def describe(model: Model) -> dict[str, Any]:
+class Description(TypedDict):
+    """What ``show`` prints of a model; ``functions`` are name → role → value → type."""
+
+    default_function: str | None
+    functions: dict[str, dict[str, dict[str, str]]]
+    operations: dict[str, int]
+    constant_bytes: dict[str, int]
+
+
+def describe(model: Model) -> Description:
     """What ``show`` prints, as JSON types: constants that functions share are counted once."""
     return {
         "default_function": model.default_function,

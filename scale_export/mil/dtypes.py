@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[Any]
+from scale_export.core.records import Array
+
 Arithmetic = Literal["float32", "float16"]
 
 
@@ -31,12 +32,12 @@ class DType:
     blob: int | None = None
 
     @property
-    def stored(self) -> np.dtype[Any]:
+    def stored(self) -> np.dtype[np.generic]:
         """The type of stored elements; packed ones are unpacked to bytes first."""
         return np.dtype(np.uint8 if self.bits < 8 else self.name)
 
     @property
-    def held(self) -> np.dtype[Any]:
+    def held(self) -> np.dtype[np.generic]:
         """The type of a value while running: floats in float32, packed integers one per byte."""
         if self.name.startswith(("float", "bfloat")):
             return np.dtype(np.float32)
@@ -112,7 +113,7 @@ class TensorType:
         return f"{self.dtype}[{', '.join('?' if size is None else str(size) for size in self.shape)}]"
 
 
-def holder(dtype: str, arithmetic: Arithmetic) -> Callable[[Any], Array]:
+def holder(dtype: str, arithmetic: Arithmetic) -> Callable[[ArrayLike], Array]:
     """A function that turns a computed value into the array that is held for the declared type."""
     if dtype == "float16" and arithmetic == "float16":
         return lambda value: np.asarray(value, np.float16).astype(np.float32)

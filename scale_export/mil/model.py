@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.records import Array
 
-from .dtypes import BY_NAME, Arithmetic, Array, TensorType, holder
+from .dtypes import BY_NAME, Arithmetic, TensorType, holder
 from .package import read_model
 from .program import Function, read_functions
 from .schedule import Constants, Observe, Schedule

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from scale_export.compat.coremltools import message_definitions
 from scale_export.core.errors import UserError
+
+from .messages import ModelMessage
 
 
 def _model_pb2() -> ModuleType:
@@ -25,7 +26,7 @@ def _model_pb2() -> ModuleType:
     return messages
 
 
-def read_model(path: Path) -> tuple[Any, Path]:
+def read_model(path: Path) -> tuple[ModelMessage, Path]:
     """The ``Model`` message of a package, and the folder that its weight files are relative to.
 
     Raises:
@@ -42,7 +43,7 @@ def read_model(path: Path) -> tuple[Any, Path]:
     if not file.is_file():
         raise UserError(f"{file} is missing, so the package is incomplete: copy or export it again")
     messages = _model_pb2()
-    model = messages.Model()
+    model: ModelMessage = messages.Model()
     try:
         model.ParseFromString(file.read_bytes())
     except Exception as error:  # protobuf's DecodeError, without importing protobuf for its name

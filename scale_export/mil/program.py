@@ -7,14 +7,23 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from scale_export.core.errors import UserError
+from scale_export.core.records import Array
 
 from .blob import BlobFile
-from .dtypes import BY_NAME, DTYPES, Array, TensorType
+from .dtypes import BY_NAME, DTYPES, TensorType
+from .messages import (
+    FunctionMessage,
+    ModelMessage,
+    OperationMessage,
+    ProgramMessage,
+    TensorValueMessage,
+    ValueMessage,
+    ValueTypeMessage,
+)
 from .ops import REGISTRY
 
 
@@ -64,7 +73,7 @@ class _Reader:
         self._folder = folder
         self._files: dict[str, BlobFile] = {}
 
-    def type(self, message: Any) -> TensorType:
+    def type(self, message: ValueTypeMessage) -> TensorType:
         tensor = message.tensorType
         if tensor.dataType not in DTYPES:
             raise UserError(
@@ -77,15 +86,15 @@ class _Reader:
         )
         return TensorType(DTYPES[tensor.dataType].name, shape)
 
-    def literal(self, value: Any) -> Literal:
+    def literal(self, value: ValueMessage) -> Literal:
         kind = self.type(value.type)
         shape = tuple(size or 0 for size in kind.shape)
         count = math.prod(shape)
         size = BY_NAME[kind.dtype].bytes_for(count)
         if value.WhichOneof("value") == "immediateValue":
             tensor = value.immediateValue.tensor
-            key = value.SerializeToString(deterministic=True)
-            return Literal(key, kind, size, lambda: _immediate(tensor, kind.dtype).reshape(shape))
+            message = value.SerializeToString(deterministic=True)
+            return Literal(message, kind, size, lambda: _immediate(tensor, kind.dtype).reshape(shape))
         place = value.blobFileValue
         if place.fileName not in self._files:
             path = self._folder / place.fileName.removeprefix("@model_path/")
@@ -94,7 +103,7 @@ class _Reader:
         key = (place.fileName, place.offset)
         return Literal(key, kind, size, lambda: blob.read(count).reshape(shape))
 
-    def operation(self, message: Any) -> Operation:
+    def operation(self, message: OperationMessage) -> Operation:
         inputs: dict[str, tuple[str | Literal, ...]] = {
             name: tuple(
                 binding.name if binding.WhichOneof("binding") == "name" else self.literal(binding.value)
@@ -111,7 +120,7 @@ class _Reader:
             _check_parameters(operation)
         return operation
 
-    def function(self, name: str, message: Any) -> Function:
+    def function(self, name: str, message: FunctionMessage) -> Function:
         block = message.block_specializations[message.opset]
         inputs = {
             value.name: self.type(value.type)
@@ -146,7 +155,7 @@ def _check_parameters(operation: Operation) -> None:
         )
 
 
-def _immediate(tensor: Any, dtype: str) -> Array:
+def _immediate(tensor: TensorValueMessage, dtype: str) -> Array:
     """A constant that lies in the program itself, 1-D; types without a field of their own lie as bytes."""
     values = getattr(tensor, tensor.WhichOneof("value")).values
     if isinstance(values, bytes):
@@ -154,14 +163,14 @@ def _immediate(tensor: Any, dtype: str) -> Array:
     return np.array(values, np.dtype(str) if dtype == "str" else BY_NAME[dtype].held)
 
 
-def _unknown(program: Any) -> Iterator[str]:
+def _unknown(program: ProgramMessage) -> Iterator[str]:
     for function in program.functions.values():
         for operation in function.block_specializations[function.opset].operations:
             if operation.type != "const" and operation.type not in REGISTRY:
                 yield operation.type
 
 
-def read_functions(model: Any, folder: Path) -> dict[str, Function]:
+def read_functions(model: ModelMessage, folder: Path) -> dict[str, Function]:
     """The functions of a ``Model`` message, every operation known and every constant in its file.
 
     Raises:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from scale_export.core.errors import UserError
+from scale_export.core.records import Array
 
-from .dtypes import Arithmetic, Array, TensorType, holder
-from .ops import CONVERTERS, MOVES, REGISTRY, Arrays
+from .dtypes import Arithmetic, TensorType, holder
+from .ops import CONVERTERS, MOVES, REGISTRY, Argument, Arrays, Result
+from .ops import Function as Call
 from .program import Function, Literal, Operation
 
-Environment = list[Any]
+Environment = list[Array]
+_EMPTY: Array = np.empty(0)
+"""What a slot holds before its value is computed, and after its last reader."""
+Getter = Callable[[Environment], Argument]
+"""Reads an argument from an environment."""
 Observe = Callable[[str, Array], None]
 """Told of every result that is computed: the name that the program gives it, and its value."""
 
@@ -50,7 +56,7 @@ class Output:
     name: str
     slot: int
     type: TensorType
-    hold: Callable[[Any], Array]
+    hold: Callable[[ArrayLike], Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +64,8 @@ class Step:
     """One operation, ready: arguments come from slots of an environment, and results go to slots."""
 
     name: str
-    call: Callable[..., Any]
-    arguments: tuple[tuple[str, Callable[[Environment], Any]], ...]
+    call: Call
+    arguments: tuple[tuple[str, Getter], ...]
     reads: frozenset[int]
     outputs: tuple[Output, ...]
     release: tuple[int, ...] = ()
@@ -80,7 +86,7 @@ class Step:
             if observe is not None:
                 observe(output.name, value)
         for slot in self.release:
-            environment[slot] = None
+            environment[slot] = _EMPTY
 
 
 class Schedule:
@@ -111,7 +117,7 @@ class Schedule:
         outputs = {name: environment[slot] for name, slot in self._outputs.items()}
         return outputs, {name: environment[slot] for name, slot in self._states.items()}
 
-    def _slot(self, value: Array | None = None) -> int:
+    def _slot(self, value: Array = _EMPTY) -> int:
         self._template.append(value)
         return len(self._template) - 1
 
@@ -145,10 +151,10 @@ class Schedule:
 
     def _bound(
         self, type: str, operands: Mapping[str, tuple[int | Constant, ...]]
-    ) -> tuple[Callable[..., Any], tuple[tuple[str, Callable[[Environment], Any]], ...]]:
+    ) -> tuple[Call, tuple[tuple[str, Getter], ...]]:
         """An operation's function with its constants in place, and what reads its other arguments."""
         annotations = _annotations(type)
-        fixed: dict[str, Any] = {}
+        fixed: dict[str, Argument] = {}
         arguments = []
         for name, given in operands.items():
             annotation, first = annotations[name], given[0]
@@ -195,15 +201,15 @@ class Schedule:
 
 
 @functools.cache
-def _annotations(type: str) -> Mapping[str, Any]:
+def _annotations(type: str) -> Mapping[str, object]:
     return typing.get_type_hints(REGISTRY[type])
 
 
-def _converted(value: Array, annotation: Any) -> Any:
+def _converted(value: Array, annotation: object) -> Argument:
     return CONVERTERS[annotation](value) if annotation in CONVERTERS else value
 
 
-def _getter(slots: list[int], annotation: Any) -> Callable[[Environment], Any]:
+def _getter(slots: list[int], annotation: object) -> Getter:
     """What reads an argument from an environment."""
     if annotation == Arrays:
         return lambda environment: tuple(environment[slot] for slot in slots)
@@ -214,7 +220,7 @@ def _getter(slots: list[int], annotation: Any) -> Callable[[Environment], Any]:
     return lambda environment: convert(get(environment))
 
 
-def _listed(results: Any) -> Any:
+def _listed(results: Result) -> Sequence[Array]:
     return results if isinstance(results, tuple | list) else (results,)
 
 

@@ -5,8 +5,8 @@ operation returns is converted to the type that the program declares for its out
 """
 
 from . import attention, constant, elementwise, gather, image, linear, reduce, shape, state
-from .registry import CONVERTERS, MOVES, REGISTRY, Arrays, Function, Result
+from .registry import CONVERTERS, MOVES, REGISTRY, Argument, Arrays, Function, Result
 
 MODULES = (attention, constant, elementwise, gather, image, linear, reduce, shape, state)
 
-__all__ = ["CONVERTERS", "MODULES", "MOVES", "REGISTRY", "Arrays", "Function", "Result"]
+__all__ = ["CONVERTERS", "MODULES", "MOVES", "REGISTRY", "Argument", "Arrays", "Function", "Result"]

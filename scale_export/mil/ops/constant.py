@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from scale_export.mil.dtypes import BY_MIL, BY_NAME, Array
+from scale_export.core.records import Array
+from scale_export.mil.dtypes import BY_MIL, BY_NAME
 
 from .registry import Ints, op
 

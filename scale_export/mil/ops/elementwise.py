@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scale_export.mil.dtypes import BY_MIL, Array
+from scale_export.core.records import Array
+from scale_export.mil.dtypes import BY_MIL
 
 from .registry import REGISTRY, Function, move, op
 

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from scale_export.mil.dtypes import Array
+from scale_export.core.records import Array
 
 from .registry import move, op
 
@@ -49,7 +47,7 @@ def gather_nd(x: Array, indices: Array, batch_dims: int = 0, validate_indices: b
     return np.stack([gather_nd(row, at, batch_dims - 1) for row, at in zip(x, indices, strict=True)])
 
 
-def _scattered(data: Array, index: tuple[Any, ...], updates: Array, mode: str) -> Array:
+def _scattered(data: Array, index: tuple[Array | slice, ...], updates: Array, mode: str) -> Array:
     """A copy of ``data`` with ``updates`` combined in at ``index``; repeated indices accumulate."""
     result = data.copy()
     if mode == "update":

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_export.mil.dtypes import Array
+from scale_export.core.records import Array
 
 from .registry import Ints, op
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from scale_export.mil.dtypes import Array
+from scale_export.core.records import Array
 
 from .registry import Arrays, Ints, op
 

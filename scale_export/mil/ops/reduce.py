@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scale_export.mil.dtypes import Array
+from scale_export.core.records import Array
 
 from .registry import REGISTRY, Function, Ints, op
 

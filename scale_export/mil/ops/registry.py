@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
-from scale_export.mil.dtypes import Array
+from scale_export.core.records import Array
 
 Ints = tuple[int, ...]
 Bools = tuple[bool, ...]
 Arrays = tuple[Array, ...]
-Result = Array | Sequence[Array]
+Scalar = bool | int | float | str
+Argument = Array | Arrays | Scalar | tuple[Scalar, ...]
+"""What an operation's function takes."""
+Result = Array | list[Array] | Arrays
 Function = Callable[..., Result]
 
 Named = TypeVar("Named", bound=Function)
@@ -36,17 +39,18 @@ def move(function: Named) -> Named:
     return op(function)
 
 
-def scalar(value: Array) -> Any:
+def scalar(value: Array) -> Scalar:
     """The one element of an array."""
-    return value.item()
+    element: Scalar = value.item()
+    return element
 
 
-def items(value: Array) -> tuple[Any, ...]:
+def items(value: Array) -> tuple[Scalar, ...]:
     """The elements of a 1-D array."""
     return tuple(value.tolist())
 
 
-CONVERTERS: dict[Any, Callable[[Array], Any]] = {
+CONVERTERS: dict[object, Callable[[Array], Argument]] = {
     kind: convert
     for base, convert in (
         (int, scalar),

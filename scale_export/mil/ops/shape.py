@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
-from scale_export.mil.dtypes import Array
+from scale_export.core.records import Array
 
 from .registry import Arrays, Bools, Ints, move, op
 
@@ -78,8 +77,10 @@ def stack(values: Arrays, axis: int) -> Array:
 @move
 def split(x: Array, axis: int, num_splits: int | None = None, split_sizes: Ints | None = None) -> list[Array]:
     """``x`` cut along ``axis``, evenly or into ``split_sizes``."""
-    cuts: Any = num_splits if split_sizes is None else np.cumsum(split_sizes)[:-1]
-    return np.split(x, cuts, axis)
+    if split_sizes is not None:
+        return np.split(x, np.cumsum(split_sizes)[:-1].tolist(), axis)
+    assert num_splits is not None, "MIL demands one of the two"
+    return np.split(x, num_splits, axis)
 
 
 @move

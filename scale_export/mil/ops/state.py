@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scale_export.mil.dtypes import Array
+from scale_export.core.records import Array
 
 from .registry import move
 
