@@ -5,13 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from scale_export.compat.transformers import errors_only
+from scale_export.core.huggingface import Config, Model, Processor, ProcessorClass
 from scale_export.core.records import Array, DecoderSpec
+
+from ._runtime import Runtime
 
 if TYPE_CHECKING:
     from scale_export.families._towers.tower import VisionTower
@@ -34,34 +38,35 @@ class Family(ABC):
     prompt_sees_itself: bool = False
     """Whether every token of a prompt sees the others, its last one included; answers are causal all the same."""
 
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path) -> Processor:
         """Hugging Face's processor of a directory, for pictures and words; without remote code and without torch."""
         with errors_only():
             return self.processor_class().from_pretrained(directory, trust_remote_code=False)
 
-    def processor_class(self) -> Any:
+    def processor_class(self) -> ProcessorClass:
         """What ``from_pretrained`` is asked of: a class for pictures alone where the family's own can't be built."""
         from transformers import AutoProcessor
 
-        return AutoProcessor
+        found: ProcessorClass = AutoProcessor
+        return found
 
     @abstractmethod
-    def decoder_spec(self, config: Any) -> DecoderSpec:
+    def decoder_spec(self, config: Config) -> DecoderSpec:
         """The language decoder's shape, from the Hugging Face config. Imports torch."""
 
     @abstractmethod
-    def vision_module(self, model: Any) -> VisionTower:
+    def vision_module(self, model: Model) -> VisionTower:
         """The vision tower with its projector, from a loaded Hugging Face model.
 
         Takes what ``tower_inputs`` gives by name; returns a dict of named outputs, among them
         ``image_features [tiles or pictures, tokens, D]``.
         """
 
-    def image_token_id(self, config: Any) -> int:
+    def image_token_id(self, config: Config) -> int:
         """The id of the token that stands where image features go."""
         return int(config.image_token_id)
 
-    def runtime_config(self, config: Any) -> dict[str, Any]:
+    def runtime_config(self, config: Config) -> dict[str, JsonValue]:
         """JSON values that a device needs of the config; kept in the manifest."""
         return {}
 
@@ -69,11 +74,11 @@ class Family(ABC):
         """The processor's pixels as ``[tiles, 3, height, width]``, in the order that ``pack`` expects."""
         return inputs["pixel_values"]
 
-    def tower_inputs(self, inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> dict[str, Array]:
+    def tower_inputs(self, inputs: Mapping[str, Array], runtime: Runtime) -> dict[str, Array]:
         """What the vision tower takes, float32 or int32, tile by tile or picture by picture."""
         return {"pixel_values": self.tiles(inputs)}
 
-    def fitting_size(self, processor: Any, *, side: int | None, tokens: int) -> Mapping[str, int]:
+    def fitting_size(self, processor: Processor, *, side: int | None, tokens: int) -> Mapping[str, int]:
         """Of a patched family: the ``size`` of its image processor that a device and its context can hold.
 
         Args:
@@ -86,29 +91,25 @@ class Family(ABC):
         """
         raise NotImplementedError
 
-    def most_places(self, processor: Any, runtime: Mapping[str, Any]) -> int:
+    def most_places(self, processor: Processor, runtime: Runtime) -> int:
         """Of a patched family: the length of the first axis of one picture's ``tower_inputs``, at the most."""
         raise NotImplementedError
 
-    def pack(
-        self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Mapping[str, Any]
-    ) -> Array:
+    def pack(self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Runtime) -> Array:
         """The tower's outputs as rows ``[image tokens, D]``, in the order of the prompt's image tokens."""
         features = outputs["image_features"]
         return features.reshape(-1, features.shape[-1])
 
     def deepstack(
-        self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Mapping[str, Any]
+        self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Runtime
     ) -> Array | None:
         """What the pictures add to the first layers' outputs, ``[layers, image tokens, D]``; None without."""
         return None
 
-    def positions(self, inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> NDArray[np.int64]:
+    def positions(self, inputs: Mapping[str, Array], runtime: Runtime) -> NDArray[np.int64]:
         """Position ids of a prompt without padding: token counts ``[1, T]``, or ``[axes, 1, T]``."""
         return np.arange(inputs["input_ids"].shape[1], dtype=np.int64)[None]
 
-    def attention_groups(
-        self, inputs: Mapping[str, Array], runtime: Mapping[str, Any]
-    ) -> NDArray[np.int64] | None:
+    def attention_groups(self, inputs: Mapping[str, Array], runtime: Runtime) -> NDArray[np.int64] | None:
         """Which tokens see one another, ``[1, T]``: their group from 0, or −1; None where all are causal."""
         return None

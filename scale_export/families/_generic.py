@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Config, Model
 from scale_export.core.records import Array, DecoderSpec
 
 from ._family import Family
@@ -41,7 +42,7 @@ class Generic(Family):
     def __init__(self, model_type: str):
         self.model_type = model_type
 
-    def decoder_spec(self, config: Any) -> DecoderSpec:
+    def decoder_spec(self, config: Config) -> DecoderSpec:
         """The decoder's shape, after checks 1 and 2.
 
         Raises:
@@ -56,7 +57,7 @@ class Generic(Family):
         self.check_structure(_without_weights(config), spec, config.text_config.model_type)
         return spec
 
-    def check_structure(self, model: Any, spec: DecoderSpec, text: str) -> None:
+    def check_structure(self, model: Model, spec: DecoderSpec, text: str) -> None:
         """Check 2 of a model whose text model type is ``text``; its weights are not read.
 
         Raises:
@@ -90,7 +91,7 @@ class Generic(Family):
             if shape != expected[name]:
                 raise self._refusal(f"the weight {name} is {list(shape)}, not {list(expected[name])}")
 
-    def vision_module(self, model: Any) -> VisionTower:
+    def vision_module(self, model: Model) -> VisionTower:
         from scale_export.families._towers.features import ImageFeatures
 
         inner = copy.copy(model.model)
@@ -117,10 +118,11 @@ class Generic(Family):
         )
 
 
-def _without_weights(config: Any) -> Any:
+def _without_weights(config: Config) -> Model:
     """Hugging Face's model of a config, all its tensors shapes only."""
     import torch
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
+        model: Model = AutoModelForImageTextToText.from_config(config)
+    return model

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import TextConfig
 from scale_export.core.records import DecoderSpec, Rotary
 from scale_export.core.words import Activation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,7 @@ SOFT_CAPS = ("final_logit_softcapping", "attn_logit_softcapping")
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-def text_spec(config: Any, *, grouped_attention: bool = False) -> DecoderSpec:
+def text_spec(config: TextConfig, *, grouped_attention: bool = False) -> DecoderSpec:
     """The decoder's shape from a Hugging Face text config.
 
     Args:
@@ -119,7 +123,7 @@ def text_spec(config: Any, *, grouped_attention: bool = False) -> DecoderSpec:
     )
 
 
-def _known(config: Any) -> TextModel:
+def _known(config: TextConfig) -> TextModel:
     """What is known of the config's text model.
 
     Raises:
@@ -148,7 +152,7 @@ def _known(config: Any) -> TextModel:
     return TEXT_MODELS[kind]
 
 
-def _layer_kinds(config: Any) -> tuple[str, ...]:
+def _layer_kinds(config: TextConfig) -> tuple[str, ...]:
     """``full_attention`` or ``sliding_attention`` for every layer."""
     kinds: Sequence[str] | None = getattr(config, "layer_types", None)
     if kinds:
@@ -164,7 +168,7 @@ def _layer_kinds(config: Any) -> tuple[str, ...]:
     return ("full_attention" if window is None else "sliding_attention",) * layers
 
 
-def _rotaries(config: Any, text: TextModel, kinds: Sequence[str]) -> dict[str, Rotary]:
+def _rotaries(config: TextConfig, text: TextModel, kinds: Sequence[str]) -> dict[str, Rotary]:
     """The rotary embedding of each kind of layer that there is, or one for all under the name ``""``."""
     module_type = text.module_type or config.model_type
     module = importlib.import_module(f"transformers.models.{module_type}.modeling_{module_type}")
@@ -180,14 +184,22 @@ def _rotaries(config: Any, text: TextModel, kinds: Sequence[str]) -> dict[str, R
     return {kind: _rotary(embedding, prefix) for kind, prefix in prefixes.items()}
 
 
-def _rotary(embedding: Any, prefix: str) -> Rotary:
+class RotaryEmbedding(Protocol):
+    """A Hugging Face module; its frequencies and scales are read by name, a prefix before it where it has several."""
+
+    def recomposition_frequencies(self, angles: Tensor) -> Tensor:
+        """Of a multimodal one: ``[3, ...]``, by axis, → the axis that each frequency turns by."""
+        ...
+
+
+def _rotary(embedding: RotaryEmbedding, prefix: str) -> Rotary:
     """One of a Hugging Face module's rotary embeddings, by the prefix of its names."""
     inv_freq = tuple(float(f) for f in getattr(embedding, f"{prefix}inv_freq"))
     scale = float(getattr(embedding, f"{prefix}attention_scaling"))
     return Rotary(inv_freq=inv_freq, axes=_axes(embedding, len(inv_freq)), scale=scale)
 
 
-def _axes(embedding: Any, count: int) -> tuple[int, ...]:
+def _axes(embedding: RotaryEmbedding, count: int) -> tuple[int, ...]:
     """Which axis of a position each frequency turns by, as Hugging Face's module picks from three that are marked."""
     if not hasattr(embedding, "mrope_section"):
         return (0,) * count

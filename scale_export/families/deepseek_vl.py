@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from scale_export.core.huggingface import Config, Model
 from scale_export.core.records import DecoderSpec
 
 from ._family import Family
@@ -21,13 +22,13 @@ class DeepseekVL(Family):
 
     model_type = "deepseek_vl"
 
-    def decoder_spec(self, config: Any) -> DecoderSpec:
+    def decoder_spec(self, config: Config) -> DecoderSpec:
         from scale_export.families._towers.siglip import check_tower
 
         check_tower(config)
         return text_spec(config.text_config)
 
-    def vision_module(self, model: Any) -> VisionTower:
+    def vision_module(self, model: Model) -> VisionTower:
         from scale_export.families._towers.siglip import SiglipFeatures
 
         return SiglipFeatures(model.model.vision_model, model.model.aligner)

@@ -6,9 +6,10 @@ The first SmolVLM models are stored as this one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Config, Model
 from scale_export.core.records import Array, DecoderSpec
 
 from ._family import Family
@@ -28,10 +29,10 @@ class Idefics3(Family):
     model_type = "idefics3"
     text_prefix = "model.text_model"
 
-    def decoder_spec(self, config: Any) -> DecoderSpec:
+    def decoder_spec(self, config: Config) -> DecoderSpec:
         return text_spec(config.text_config)
 
-    def vision_module(self, model: Any) -> VisionTower:
+    def vision_module(self, model: Model) -> VisionTower:
         from scale_export.families._towers.idefics import FullTiles
 
         return FullTiles(model.model.vision_model, model.model.connector, model.config)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scale_export.compat.transformers import has_torchvision, without_videos
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Config, Model, ProcessorClass
 from scale_export.core.records import Array, DecoderSpec
 
 from ._family import Family
@@ -26,10 +27,10 @@ class InternVL(Family):
 
     model_type = "internvl"
 
-    def processor_class(self) -> Any:
+    def processor_class(self) -> ProcessorClass:
         return super().processor_class() if has_torchvision() else without_videos(PROCESSOR)
 
-    def decoder_spec(self, config: Any) -> DecoderSpec:
+    def decoder_spec(self, config: Config) -> DecoderSpec:
         layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
         if not isinstance(layer, int) or strategy != "default":
             raise UserError(
@@ -38,7 +39,7 @@ class InternVL(Family):
             )
         return text_spec(config.text_config)
 
-    def vision_module(self, model: Any) -> VisionTower:
+    def vision_module(self, model: Model) -> VisionTower:
         from scale_export.families._towers.tower import ShuffledFeatures
 
         inner = model.model

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from scale_export.core.huggingface import Config, Model
 from scale_export.core.records import DecoderSpec
 
 from ._family import Family
@@ -18,10 +19,10 @@ class Llava(Family):
 
     model_type = "llava"
 
-    def decoder_spec(self, config: Any) -> DecoderSpec:
+    def decoder_spec(self, config: Config) -> DecoderSpec:
         return text_spec(config.text_config)
 
-    def vision_module(self, model: Any) -> VisionTower:
+    def vision_module(self, model: Model) -> VisionTower:
         from scale_export.families._towers.tower import SelectedFeatures
 
         return SelectedFeatures(model.model.vision_tower, model.model.multi_modal_projector, model.config)

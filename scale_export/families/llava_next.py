@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import JsonValue
 
+from scale_export.core.huggingface import Config, Model
 from scale_export.core.records import Array, DecoderSpec
 
 from ._family import Family
+from ._runtime import Runtime, integer, table
 from ._text import text_spec
 
 if TYPE_CHECKING:
@@ -21,17 +24,17 @@ class LlavaNext(Family):
 
     model_type = "llava_next"
 
-    def decoder_spec(self, config: Any) -> DecoderSpec:
+    def decoder_spec(self, config: Config) -> DecoderSpec:
         return text_spec(config.text_config)
 
-    def vision_module(self, model: Any) -> VisionTower:
+    def vision_module(self, model: Model) -> VisionTower:
         from scale_export.families._towers.tower import SelectedFeatures
 
         inner = model.model
         constants = {"image_newline": inner.image_newline.detach()}
         return SelectedFeatures(inner.vision_tower, inner.multi_modal_projector, model.config, constants)
 
-    def runtime_config(self, config: Any) -> dict[str, Any]:
+    def runtime_config(self, config: Config) -> dict[str, JsonValue]:
         return {
             "grid_pinpoints": [list(pair) for pair in config.image_grid_pinpoints],
             "tile_size": config.vision_config.image_size,
@@ -43,9 +46,7 @@ class LlavaNext(Family):
         pixels = inputs["pixel_values"]
         return pixels.reshape(-1, *pixels.shape[-3:])
 
-    def pack(
-        self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Mapping[str, Any]
-    ) -> Array:
+    def pack(self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Runtime) -> Array:
         features, newline = outputs["image_features"], outputs["image_newline"]
         per_picture = features.reshape(len(inputs["image_sizes"]), -1, *features.shape[1:])
         rows = [
@@ -55,7 +56,7 @@ class LlavaNext(Family):
         return np.concatenate(rows)
 
 
-def _pack_picture(tiles: Array, size: list[int], newline: Array, runtime: Mapping[str, Any]) -> Array:
+def _pack_picture(tiles: Array, size: list[int], newline: Array, runtime: Runtime) -> Array:
     """One picture's rows: its overview, then its grid without the padding, a newline after each grid row.
 
     Args:
@@ -63,7 +64,7 @@ def _pack_picture(tiles: Array, size: list[int], newline: Array, runtime: Mappin
         size: the picture's (height, width) in pixels.
     """
     grid_height, grid_width = tile_grid(size, runtime)
-    side, width = runtime["tile_side"], tiles.shape[-1]
+    side, width = integer(runtime, "tile_side"), tiles.shape[-1]
     grid = tiles[1 : 1 + grid_height * grid_width].reshape(grid_height, grid_width, side, side, width)
     plane = grid.transpose(0, 2, 1, 3, 4).reshape(grid_height * side, grid_width * side, width)
     plane = unpadded(plane, size)
@@ -71,12 +72,12 @@ def _pack_picture(tiles: Array, size: list[int], newline: Array, runtime: Mappin
     return np.concatenate((tiles[0], np.concatenate((plane, ends), axis=1).reshape(-1, width)))
 
 
-def tile_grid(size: list[int], runtime: Mapping[str, Any]) -> tuple[int, int]:
+def tile_grid(size: list[int], runtime: Runtime) -> tuple[int, int]:
     """How many tiles, down and across, a picture of (height, width) pixels is cut into, the overview aside."""
     from transformers.image_processing_utils import select_best_resolution
 
-    height, width = select_best_resolution(tuple(size), runtime["grid_pinpoints"])
-    return height // runtime["tile_size"], width // runtime["tile_size"]
+    height, width = select_best_resolution(tuple(size), table(runtime, "grid_pinpoints"))
+    return height // integer(runtime, "tile_size"), width // integer(runtime, "tile_size")
 
 
 def unpadded(plane: Array, size: list[int]) -> Array:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 
 from scale_export.compat.transformers import has_torchvision, without_videos
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Config, ProcessorClass
 from scale_export.core.records import Array, DecoderSpec
 
+from ._runtime import Runtime, integer
 from .llava_next import LlavaNext, tile_grid, unpadded
 
 ASPECT_RATIO = "anyres_max_"
@@ -28,19 +30,17 @@ class LlavaOnevision(LlavaNext):
 
     model_type = "llava_onevision"
 
-    def processor_class(self) -> Any:
+    def processor_class(self) -> ProcessorClass:
         return super().processor_class() if has_torchvision() else without_videos(PROCESSOR)
 
-    def decoder_spec(self, config: Any) -> DecoderSpec:
+    def decoder_spec(self, config: Config) -> DecoderSpec:
         _max_tiles(config)  # refused before a weight is loaded
         return super().decoder_spec(config)
 
-    def runtime_config(self, config: Any) -> dict[str, Any]:
+    def runtime_config(self, config: Config) -> dict[str, JsonValue]:
         return super().runtime_config(config) | {"max_tiles": _max_tiles(config)}
 
-    def pack(
-        self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Mapping[str, Any]
-    ) -> Array:
+    def pack(self, outputs: Mapping[str, Array], inputs: Mapping[str, Array], runtime: Runtime) -> Array:
         features, newline = outputs["image_features"], outputs["image_newline"]
         sizes, counts = inputs["image_sizes"], inputs["batch_num_images"]
         per_picture = features.reshape(len(sizes), -1, *features.shape[1:])
@@ -53,7 +53,7 @@ class LlavaOnevision(LlavaNext):
         return np.concatenate(rows)
 
 
-def _max_tiles(config: Any) -> int:
+def _max_tiles(config: Config) -> int:
     """How many tiles' worth of rows a grid may keep: the 9 of ``anyres_max_9``."""
     kind = str(config.vision_aspect_ratio)
     if not kind.removeprefix(ASPECT_RATIO).isdecimal():
@@ -64,7 +64,7 @@ def _max_tiles(config: Any) -> int:
     return int(kind.removeprefix(ASPECT_RATIO))
 
 
-def _pack_tiles(tiles: Array, size: list[int], newline: Array, runtime: Mapping[str, Any]) -> Array:
+def _pack_tiles(tiles: Array, size: list[int], newline: Array, runtime: Runtime) -> Array:
     """One picture's rows: its overview, then its grid without padding and shrunk, a newline after each grid row.
 
     Args:
@@ -72,10 +72,10 @@ def _pack_tiles(tiles: Array, size: list[int], newline: Array, runtime: Mapping[
         size: the picture's (height, width) in pixels.
     """
     height, width = tile_grid(size, runtime)
-    side, depth = runtime["tile_side"], tiles.shape[-1]
+    side, depth = integer(runtime, "tile_side"), tiles.shape[-1]
     grid = tiles[1 : 1 + height * width].reshape(height, width, side, side, depth)
     plane = unpadded(grid.transpose(0, 2, 1, 3, 4).reshape(height * side, width * side, depth), size)
-    plane = _shrink(plane, runtime["max_tiles"] * side**2)
+    plane = _shrink(plane, integer(runtime, "max_tiles") * side**2)
     ends = np.broadcast_to(newline, (plane.shape[0], 1, depth))
     return np.concatenate((tiles[0], np.concatenate((plane, ends), axis=1).reshape(-1, depth)))
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Config, Model, Processor
 from scale_export.core.records import Array, DecoderSpec
 
 from ._family import Family
+from ._runtime import Runtime
 from ._text import text_spec
 
 if TYPE_CHECKING:
@@ -39,14 +41,14 @@ class PaliGemma(Family):
     takes_text_alone = False
     prompt_sees_itself = True
 
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path) -> Processor:
         """Hugging Face's processor; checkpoints have no chat template, and get the plain one."""
         processor = super().load_processor(directory)
         if processor.chat_template is None:
             processor.chat_template = CHAT_TEMPLATE
         validate = processor.validate_inputs
 
-        def with_a_picture(images: Any = None, **inputs: Any) -> None:
+        def with_a_picture(images: object = None, **inputs: object) -> None:
             if images is None:
                 raise UserError("PaliGemma answers questions about pictures only: give one with --image")
             validate(images=images, **inputs)
@@ -54,18 +56,18 @@ class PaliGemma(Family):
         processor.validate_inputs = with_a_picture
         return processor
 
-    def decoder_spec(self, config: Any) -> DecoderSpec:
+    def decoder_spec(self, config: Config) -> DecoderSpec:
         from scale_export.families._towers.siglip import check_tower
 
         check_tower(config)
         return text_spec(config.text_config, grouped_attention=True)
 
-    def vision_module(self, model: Any) -> VisionTower:
+    def vision_module(self, model: Model) -> VisionTower:
         from scale_export.families._towers.siglip import SiglipFeatures
 
         return SiglipFeatures(model.model.vision_tower, model.model.multi_modal_projector)
 
-    def attention_groups(self, inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> NDArray[np.int64]:
+    def attention_groups(self, inputs: Mapping[str, Array], runtime: Runtime) -> NDArray[np.int64]:
         """One group: the picture and the words after it."""
         return np.zeros(inputs["input_ids"].shape, np.int64)
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
+from scale_export.core.huggingface import Config, Model, Processor
 from scale_export.core.records import Array
 
 from ._patches import Grid
 from ._qwen import QwenVL, grids, token_grid
+from ._runtime import Runtime, integer
 
 if TYPE_CHECKING:
     from scale_export.families._towers.tower import VisionTower
@@ -29,32 +32,32 @@ class Qwen25VL(QwenVL):
     processor = "qwen2_5_vl.processing_qwen2_5_vl.Qwen2_5_VLProcessor"
     vision_rotary = "qwen2_5_vl.modeling_qwen2_5_vl.Qwen2_5_VLVisionRotaryEmbedding"
 
-    def vision_module(self, model: Any) -> VisionTower:
+    def vision_module(self, model: Model) -> VisionTower:
         from scale_export.families._towers.qwen import WindowTower
 
         return WindowTower(model.model.visual)
 
-    def runtime_config(self, config: Any) -> dict[str, Any]:
+    def runtime_config(self, config: Config) -> dict[str, JsonValue]:
         vision = config.vision_config
         side = vision.window_size // vision.spatial_merge_size // vision.patch_size
         return super().runtime_config(config) | {"window": side}
 
-    def most_places(self, processor: Any, runtime: Mapping[str, Any]) -> int:
-        tokens: int = runtime["window"] ** 2
+    def most_places(self, processor: Processor, runtime: Runtime) -> int:
+        tokens: int = integer(runtime, "window") ** 2
         return math.ceil(super().most_places(processor, runtime) / tokens)
 
-    def picture_inputs(self, patches: Array, grid: Grid, runtime: Mapping[str, Any]) -> dict[str, Array]:
+    def picture_inputs(self, patches: Array, grid: Grid, runtime: Runtime) -> dict[str, Array]:
         whole = super().picture_inputs(patches, grid, runtime)
-        tokens = runtime["window"] ** 2  # of a place
-        order, window = _by_window(token_grid(grid, runtime), runtime["window"])
-        of_patches = np.repeat(window.astype(np.int32)[:, None], runtime["merge"] ** 2, axis=1)
+        tokens = integer(runtime, "window") ** 2  # of a place
+        order, window = _by_window(token_grid(grid, runtime), integer(runtime, "window"))
+        of_patches = np.repeat(window.astype(np.int32)[:, None], integer(runtime, "merge") ** 2, axis=1)
         named = {"patches": whole["patches"], "cos": whole["cos"], "sin": whole["sin"], "window": of_patches}
         return {name: _in_places(values[order], tokens) for name, values in named.items()}
 
-    def packed(self, features: Array, inputs: Mapping[str, Array], runtime: Mapping[str, Any]) -> Array:
+    def packed(self, features: Array, inputs: Mapping[str, Array], runtime: Runtime) -> Array:
         pictures = []
         for rows, grid in zip(features, grids(inputs), strict=True):
-            order, _ = _by_window(token_grid(grid, runtime), runtime["window"])
+            order, _ = _by_window(token_grid(grid, runtime), integer(runtime, "window"))
             pictures.append(rows[np.argsort(order)])
         return np.concatenate(pictures)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scale_export.core.huggingface import Model
 
 from ._qwen import QwenVL
 
@@ -17,7 +19,7 @@ class Qwen2VL(QwenVL):
     processor = "qwen2_vl.processing_qwen2_vl.Qwen2VLProcessor"
     vision_rotary = "qwen2_vl.modeling_qwen2_vl.Qwen2VLVisionRotaryEmbedding"
 
-    def vision_module(self, model: Any) -> VisionTower:
+    def vision_module(self, model: Model) -> VisionTower:
         from scale_export.families._towers.qwen import QwenTower
 
         return QwenTower(model.model.visual)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from scale_export.compat.transformers import smolvlm_has_videos, smolvlm_without_videos
+from scale_export.core.huggingface import ProcessorClass
 
 from .idefics3 import Idefics3
 
@@ -14,7 +13,7 @@ class SmolVLM(Idefics3):
 
     model_type = "smolvlm"
 
-    def processor_class(self) -> Any:
+    def processor_class(self) -> ProcessorClass:
         return super().processor_class() if smolvlm_has_videos() else smolvlm_without_videos()
 
 

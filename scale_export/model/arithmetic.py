@@ -77,10 +77,11 @@ class TorchKernels(nn.Module):
     def begin(
         self,
         inputs_embeds: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
         attention_group: Tensor | None,
     ) -> TorchShared:
+        assert attention_mask is not None and position_ids is not None  # which emitters may leave out
         tokens, total = inputs_embeds.shape[1], attention_mask.shape[1]
         slots = torch.arange(total)
         new = slots[total - tokens :, None]

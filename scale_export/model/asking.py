@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Model, Processor, Tokenizer
 from scale_export.core.records import Float32
 from scale_export.device.prompts import LABELS, Message, assistant_message, user_message
 from scale_export.questions.question import Question
@@ -43,7 +43,7 @@ def conversation(question: Question, answer: str | None = None) -> list[Message]
     return [asked] if answer is None else [asked, assistant_message(answer)]
 
 
-def encode_prompts(processor: Any, questions: Sequence[Question]) -> dict[str, Tensor]:
+def encode_prompts(processor: Processor, questions: Sequence[Question]) -> dict[str, Tensor]:
     """The processor's inputs for a batch, padded on the left, generation prompt included.
 
     Returns ``input_ids`` and ``attention_mask`` ``[B, T]`` int64, ``pixel_values`` and whatever else the
@@ -67,7 +67,7 @@ def encode_prompts(processor: Any, questions: Sequence[Question]) -> dict[str, T
     return {name: value for name, value in inputs.items() if name != LABELS}
 
 
-def to_model(inputs: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+def to_model(inputs: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
     """The inputs on the model's device, floating ones in its dtype."""
     return {
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
@@ -75,7 +75,7 @@ def to_model(inputs: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     }
 
 
-def end_tokens(model: Any, processor: Any) -> list[int]:
+def end_tokens(model: Model, processor: Processor) -> list[int]:
     """The token ids that end an answer, the tokenizer's own first.
 
     Raises:
@@ -91,8 +91,8 @@ def end_tokens(model: Any, processor: Any) -> list[int]:
 
 @torch.no_grad()
 def answer_questions(
-    model: Any,
-    processor: Any,
+    model: Model,
+    processor: Processor,
     questions: Sequence[Question],
     *,
     batch_size: int = 32,
@@ -132,7 +132,7 @@ def answer_questions(
     return answers
 
 
-def _answer(tokens: list[int], logits: Tensor, ends: Iterable[int], tokenizer: Any) -> Answer:
+def _answer(tokens: list[int], logits: Tensor, ends: Iterable[int], tokenizer: Tokenizer) -> Answer:
     """One row of a batch, cut after its first end token; ``logits [steps, V]`` float32."""
     steps = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
     best = logits[:steps].topk(2, dim=-1).values
@@ -144,7 +144,7 @@ def _answer(tokens: list[int], logits: Tensor, ends: Iterable[int], tokenizer: A
     )
 
 
-def target_ids(processor: Any, question: Question, ends: Sequence[int]) -> tuple[int, ...]:
+def target_ids(processor: Processor, question: Question, ends: Sequence[int]) -> tuple[int, ...]:
     """The tokens that should follow the prompt: the answer as the chat template writes it, then an end token.
 
     Raises:

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Config, Model, Processor
 from scale_export.core.records import DecoderSpec
 from scale_export.families import resolve_family
 from scale_export.families._family import Family
@@ -29,7 +29,7 @@ class BaseModel:
 
     name: str
     checkpoint: Checkpoint
-    config: Any
+    config: Config
     family: Family
     picture_size: Mapping[str, int] | None = None
 
@@ -48,7 +48,7 @@ class BaseModel:
         return CheckpointWeights(checkpoint=self.checkpoint, spec=self.spec, prefix=self.family.text_prefix)
 
     @functools.cached_property
-    def processor(self) -> Any:
+    def processor(self) -> Processor:
         """Hugging Face's processor of this model."""
         processor = self.family.load_processor(self.directory)
         if self.picture_size is not None:
@@ -56,7 +56,7 @@ class BaseModel:
         return processor
 
     @functools.cached_property
-    def model(self) -> Any:
+    def model(self) -> Model:
         """The Hugging Face model in float32, in evaluation mode: the reference of every parity leg."""
         import torch
         from transformers import AutoModelForImageTextToText
@@ -64,12 +64,14 @@ class BaseModel:
         model = AutoModelForImageTextToText.from_pretrained(
             self.directory, dtype=torch.float32, trust_remote_code=False
         )
-        return model.eval().requires_grad_(False)
+        quiet: Model = model.eval().requires_grad_(False)
+        return quiet
 
     @functools.cached_property
-    def streamed_model(self) -> Any:
+    def streamed_model(self) -> Model:
         """The same model with its language decoder's weights left on disk; see ``streaming``."""
-        return streamed_model(self.checkpoint, self.config)
+        model: Model = streamed_model(self.checkpoint, self.config)
+        return model
 
     @functools.cached_property
     def vision(self) -> VisionTower:

@@ -8,9 +8,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scale_export.core.errors import UserError
+from scale_export.core.records import Json
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +81,7 @@ class Checkpoint:
                 f"{self.directory} holds no config.json, so it is not a Hugging Face model directory: "
                 "give the directory that save_pretrained wrote"
             )
-        self.config: dict[str, Any] = _read_json_object(config_file)
+        self.config: dict[str, Json] = _read_json_object(config_file)
         self._entries = _read_entries(self.directory)
 
     def stored_names(self) -> tuple[str, ...]:
@@ -192,7 +193,7 @@ def _stored_candidates(module_name: str) -> Iterator[str]:
                 yield alternative + module_name.removeprefix(prefix)
 
 
-def _without_volatile(value: Any) -> Any:
+def _without_volatile(value: Json) -> Json:
     if isinstance(value, dict):
         return {k: _without_volatile(v) for k, v in value.items() if k not in VOLATILE_CONFIG_KEYS}
     if isinstance(value, list):
@@ -259,7 +260,7 @@ def read_header(file: Path) -> Mapping[str, StoredTensor]:
     return entries
 
 
-def _entry(file: Path, data_start: int, value: Mapping[str, Any]) -> StoredTensor:
+def _entry(file: Path, data_start: int, value: Mapping[str, Json]) -> StoredTensor:
     shape = _lengths(value["shape"])
     begin, end = _lengths(value["data_offsets"])
     if begin > end or (end == begin) != (math.prod(shape) == 0):
@@ -269,13 +270,13 @@ def _entry(file: Path, data_start: int, value: Mapping[str, Any]) -> StoredTenso
     )
 
 
-def _lengths(value: Any) -> tuple[int, ...]:
+def _lengths(value: Json) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
         raise ValueError("a shape or an offset is not a list of lengths")
     return tuple(value)
 
 
-def _read_json_object(file: Path) -> dict[str, Any]:
+def _read_json_object(file: Path) -> dict[str, Json]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,11 @@ Cache = tuple[Tensor, Tensor]
 """Keys and values of one layer, each ``[B, K, P, hd]``."""
 
 
-class Kernels(Protocol):
+Shared = TypeVar("Shared")
+"""What all layers of one forward share, in a form of each kernels' own."""
+
+
+class Kernels(Protocol[Shared]):
     """The arithmetic that a backend supplies to the decoder."""
 
     def linear(self, name: str, x: Tensor) -> Tensor:
@@ -40,13 +44,17 @@ class Kernels(Protocol):
         ...
 
     def begin(
-        self, inputs_embeds: Tensor, attention_mask: Any, position_ids: Any, attention_group: Any
-    ) -> Any:
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        attention_group: Tensor | None,
+    ) -> Shared:
         """Whatever all layers of one forward share (rotary tables, masks); handed to ``attention``."""
         ...
 
     def attention(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, past: Cache, shared: Any
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, past: Cache, shared: Shared
     ) -> tuple[Tensor, Cache]:
         """Rotary causal attention of ``q [B, T, H·hd]`` over the cache and ``k, v [B, T, K·hd]``.
 
@@ -120,7 +128,7 @@ class PortableDecoder(nn.Module):
     def __init__(
         self,
         spec: DecoderSpec,
-        kernels: Kernels,
+        kernels: Kernels[Any],
         *,
         layers: range | None = None,
         last_logits_only: bool = False,

@@ -23,16 +23,26 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Model
 from scale_export.core.words import Scope
 
-from .sites import Site, attention_site, decoder_layers, head_count, mlp_site, mlp_site_of, text_decoder
+from .sites import (
+    Site,
+    attention_site,
+    decoder_layers,
+    head_count,
+    head_dim,
+    mlp_site,
+    mlp_site_of,
+    text_decoder,
+)
 
 __all__ = ["ScaleHandle", "ScaleSource", "attach"]
 
@@ -62,7 +72,7 @@ class _PaddingWatch:
         self._mask: Tensor | None = None
         self._unreadable = False
 
-    def enter(self, module: nn.Module, mask: Any) -> bool:
+    def enter(self, module: nn.Module, mask: object) -> bool:
         """Note the mask that ``module`` was called with; True if no forward was under way."""
         outermost = self._outermost is None
         if outermost:
@@ -107,7 +117,7 @@ class ScaleHandle:
         gate_mask: ``[B, T]`` of zeros and ones, the whole gate; goes before the other two.
     """
 
-    model: Any
+    model: Model
     scope: Scope
     strength: float = 1.0
     gate_enabled: bool = True
@@ -166,7 +176,7 @@ class _Fixed:
 
 
 @contextmanager
-def attach(model: Any, coefficients: Coefficients, *, strength: float = 1.0) -> Iterator[ScaleHandle]:
+def attach(model: Model, coefficients: Coefficients, *, strength: float = 1.0) -> Iterator[ScaleHandle]:
     """Run the model with ScAle inside the ``with`` block; every hook is gone after it, whatever happens.
 
     The model's weights are not touched. Plain forwards, ``generate`` (greedy, sampling, beams) and batches
@@ -188,7 +198,7 @@ def attach(model: Any, coefficients: Coefficients, *, strength: float = 1.0) -> 
 
 
 @contextmanager
-def attach_trainable(model: Any, parameters: ScaleSource) -> Iterator[ScaleHandle]:
+def attach_trainable(model: Model, parameters: ScaleSource) -> Iterator[ScaleHandle]:
     """The same hooks over scalars that may require a gradient.
 
     A trainer that runs prompt and answer in one forward states the gate itself: ``handle.gate_mask [B, T]``
@@ -198,7 +208,7 @@ def attach_trainable(model: Any, parameters: ScaleSource) -> Iterator[ScaleHandl
         yield handle
 
 
-def _check_fit(model: Any, coefficients: Coefficients, fixed: _Fixed) -> None:
+def _check_fit(model: Model, coefficients: Coefficients, fixed: _Fixed) -> None:
     """What the coefficients claim about their base must hold of this model."""
     found, wanted = model.config.model_type, coefficients.base.model_type
     if found != wanted:
@@ -208,11 +218,11 @@ def _check_fit(model: Any, coefficients: Coefficients, fixed: _Fixed) -> None:
     attention, _ = _sites(model, fixed)
     layers = decoder_layers(model)
     for site, index in zip(attention, coefficients.layer_indices, strict=True):
-        head_dim = int(site.module.in_features) // site.groups  # type: ignore[arg-type]
-        if head_dim != coefficients.head_dim:
+        columns = head_dim(site)
+        if columns != coefficients.head_dim:
             raise UserError(
                 f"the coefficients are for heads of {coefficients.head_dim} columns, those of decoder layer "
-                f"{index} have {head_dim}; load the base model that they were trained on"
+                f"{index} have {columns}; load the base model that they were trained on"
             )
         kind = mlp_site_of(layers[index], f"decoder layer {index}")
         if kind != coefficients.mlp_site:
@@ -228,7 +238,7 @@ def _layer_name(index: int, count: int) -> str:
     return f"decoder layer {index}"
 
 
-def _sites(model: Any, source: ScaleSource) -> tuple[list[Site], list[Site]]:
+def _sites(model: Model, source: ScaleSource) -> tuple[list[Site], list[Site]]:
     """The attention and the MLP sites of the listed layers, checked against the scalars' shapes."""
     layers, heads = decoder_layers(model), head_count(model)
     head_scales, mlp_scales = source.effective()
@@ -262,7 +272,7 @@ class _Scales:
 
 
 @contextmanager
-def _hooked(model: Any, source: ScaleSource, strength: float) -> Iterator[ScaleHandle]:
+def _hooked(model: Model, source: ScaleSource, strength: float) -> Iterator[ScaleHandle]:
     if not math.isfinite(strength):
         raise UserError(f"strength {strength} is no finite number; give one from 0 (base) to 1 (adapter)")
     attention, mlp = _sites(model, source)
@@ -278,7 +288,7 @@ def _hooked(model: Any, source: ScaleSource, strength: float) -> Iterator[ScaleH
 
 
 def _watch_forwards(
-    model: Any, padding: _PaddingWatch, refresh: Callable[[], None], stack: ExitStack
+    model: Model, padding: _PaddingWatch, refresh: Callable[[], None], stack: ExitStack
 ) -> None:
     """Tell ``padding`` of the mask of every module from the model down to its decoder (rule 4)."""
     decoder = text_decoder(model)
@@ -286,13 +296,16 @@ def _watch_forwards(
         signature = inspect.signature(module.forward)
 
         def enter(
-            module: nn.Module, args: Any, kwargs: Any, signature: inspect.Signature = signature
+            module: nn.Module,
+            args: tuple[object, ...],
+            kwargs: dict[str, object],
+            signature: inspect.Signature = signature,
         ) -> None:
             given = signature.bind_partial(*args, **kwargs).arguments
             if padding.enter(module, given.get("attention_mask")):
                 refresh()
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: tuple[object, ...], output: object) -> None:
             padding.leave(module)
 
         stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)

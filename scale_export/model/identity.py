@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from scale_export.coefficients.file import Coefficients, coefficient_fields, validated
 from scale_export.coefficients.formats import MAX_BYTES, read_capped, tensors_of_pickle
 from scale_export.coefficients.rules import BaseIdentity, Bound
 from scale_export.core.errors import UserError
-from scale_export.core.records import Float32
+from scale_export.core.huggingface import Model
+from scale_export.core.records import Float32, Json
 from scale_export.core.words import Scope
 
 from .checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = ["base_directory", "check_base", "import_state_dict", "make_coefficients"]
 
@@ -27,15 +32,15 @@ TOUCHED_WEIGHTS = ("self_attn.o_proj", "mlp.down_proj")
 
 
 def make_coefficients(
-    model: Any,
+    model: Model,
     base_dir: Path | str,
     *,
     scope: Scope,
-    head_scale: Any,
-    mlp_scale: Any,
+    head_scale: Iterable[ArrayLike | Tensor],
+    mlp_scale: ArrayLike | Tensor,
     layer_indices: Sequence[int] | None = None,
     bound: Bound | None = None,
-    training: Mapping[str, Any] | None = None,
+    training: Mapping[str, Json] | None = None,
 ) -> Coefficients:
     """The record of scalars that were trained on ``model``, with every hash of its files filled in.
 
@@ -52,11 +57,11 @@ def make_coefficients(
     Raises:
         UserError: scalars that don't fit the model, or files that don't hold the model.
     """
-    from .sites import attention_site, head_count, mlp_site_of
+    from .sites import attention_site, head_count, head_dim, mlp_site_of
 
     checkpoint, heads = Checkpoint(Path(base_dir)), head_count(model)
     layers = _named_layers(model, layer_indices)
-    projections = {name: attention_site(layer, heads, name).module for name, layer in layers.values()}
+    sites = {name: attention_site(layer, heads, name) for name, layer in layers.values()}
     name, layer = next(iter(layers.values()))
     made = Coefficients(
         scope=scope,
@@ -66,14 +71,14 @@ def make_coefficients(
         mlp_site=mlp_site_of(layer, name),
         bound=bound or Bound(kind="none", r=None),
         num_heads=heads,
-        head_dim=layer.self_attn.o_proj.in_features // heads,
-        base=_identity(model, checkpoint, tuple(projections)),
+        head_dim=head_dim(sites[name]),
+        base=_identity(model, checkpoint, tuple(sites)),
         training=training or {},
     )
     checked = validated(coefficient_fields(made), "these scalars")
     check_base(checked, checkpoint)
-    for name, projection in projections.items():
-        _check_loaded_from(checkpoint, f"{name}.self_attn.o_proj.weight", projection.weight)
+    for name, site in sites.items():
+        _check_loaded_from(checkpoint, f"{name}.self_attn.o_proj.weight", site.module.get_parameter("weight"))
     return checked
 
 
@@ -83,7 +88,7 @@ def import_state_dict(
     head_pattern: str,
     mlp_pattern: str | None,
     scope: Scope,
-    model: Any,
+    model: Model,
     base_dir: Path | str,
 ) -> Coefficients:
     """Another trainer's plain state dict (``.safetensors``, or a pickle of tensors) as coefficients.
@@ -209,7 +214,7 @@ def _depth_and_heads(checkpoint: Checkpoint) -> tuple[int, int]:
         ) from error
 
 
-def _named_layers(model: Any, chosen: Sequence[int] | None) -> dict[int, tuple[str, Any]]:
+def _named_layers(model: Model, chosen: Sequence[int] | None) -> dict[int, tuple[str, nn.Module]]:
     """Decoder layer number → (module name, module), in the order chosen."""
     from .sites import decoder_layers, text_decoder
 
@@ -224,7 +229,7 @@ def _named_layers(model: Any, chosen: Sequence[int] | None) -> dict[int, tuple[s
     return {number: (f"{path}.layers.{number}".removeprefix("."), layers[number]) for number in numbers}
 
 
-def _identity(model: Any, checkpoint: Checkpoint, layers: Sequence[str]) -> BaseIdentity:
+def _identity(model: Model, checkpoint: Checkpoint, layers: Sequence[str]) -> BaseIdentity:
     """Who the base model is; ``layers`` are the module names of the scaled decoder layers."""
     import transformers
 
@@ -256,7 +261,7 @@ def _name_and_revision(directory: Path) -> tuple[str, str | None]:
     return hub["id"].replace("--", "/"), hub["revision"]
 
 
-def _check_loaded_from(checkpoint: Checkpoint, name: str, weight: Any) -> None:
+def _check_loaded_from(checkpoint: Checkpoint, name: str, weight: Tensor) -> None:
     """The hashes are of files, so the model in memory must hold what they hold."""
     if weight.is_meta:  # of a streamed model, which reads that very file
         return
@@ -268,7 +273,7 @@ def _check_loaded_from(checkpoint: Checkpoint, name: str, weight: Any) -> None:
         )
 
 
-def _float32(values: Any) -> Float32:
+def _float32(values: ArrayLike | Tensor) -> Float32:
     if hasattr(values, "detach"):
         values = values.detach().cpu().float().numpy()
     elif isinstance(values, Sequence):
@@ -289,12 +294,13 @@ def _state_dict(path: Path) -> dict[str, Float32]:
     return {str(name): _float32(value).reshape(-1) for name, value in raw.items()}
 
 
-def _load_safetensors(path: Path, content: bytes) -> Any:
+def _load_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        return load(content)
+        tensors: dict[str, Tensor] = load(content)
+        return tensors
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}): get it again") from error
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Model
 from scale_export.core.words import MlpSite
 
 DECODER_PATHS = ("model.language_model", "language_model", "model.text_model", "text_model", "model", "")
@@ -35,7 +36,7 @@ class Site:
     groups: int
 
 
-def text_decoder(model: Any) -> nn.Module:
+def text_decoder(model: Model) -> nn.Module:
     """The module of a Hugging Face model that holds the language model's ``layers``.
 
     Raises:
@@ -54,7 +55,7 @@ def text_decoder(model: Any) -> nn.Module:
     )
 
 
-def decoder_layers(model: Any) -> list[nn.Module]:
+def decoder_layers(model: Model) -> list[nn.Module]:
     """The decoder layers of a Hugging Face model, in order.
 
     Raises:
@@ -65,7 +66,7 @@ def decoder_layers(model: Any) -> list[nn.Module]:
     return list(layers)
 
 
-def head_count(model: Any) -> int:
+def head_count(model: Model) -> int:
     """H, the number of query heads in the language model's config."""
     return int(model.config.get_text_config(decoder=True).num_attention_heads)
 
@@ -83,6 +84,13 @@ def attention_site(layer: nn.Module, heads: int, name: str) -> Site:
     if width % heads:
         raise UserError(f"{name}.self_attn.o_proj has {width} columns, which {heads} heads do not divide")
     return Site(module=o_proj, side="input", groups=heads)
+
+
+def head_dim(site: Site) -> int:
+    """Columns of one head, of an ``attention_site``."""
+    width = site.module.in_features
+    assert isinstance(width, int)
+    return width // site.groups
 
 
 def mlp_site_of(layer: nn.Module, name: str) -> MlpSite:

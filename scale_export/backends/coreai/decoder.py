@@ -59,9 +59,10 @@ class CoreAIKernels(TorchKernels):
         self,
         inputs_embeds: Tensor,
         attention_mask: Tensor | None,
-        position_ids: Tensor,
+        position_ids: Tensor | None,
         attention_group: Tensor | None,
     ) -> TorchShared:
+        assert position_ids is not None  # graphs have them as an input
         total = position_ids.shape[1]
         past = total - inputs_embeds.shape[1]
         slots = torch.arange(total)
@@ -91,6 +92,7 @@ class StatefulDecoder(nn.Module):
         self, inputs_embeds: Tensor, position_ids: Tensor, k_cache: Tensor, v_cache: Tensor
     ) -> Tensor:
         """Logits ``[1, T, V]`` in the embeddings' dtype."""
+        assert position_ids is not None  # graphs have them as an input
         total = position_ids.shape[1]
         past = total - inputs_embeds.shape[1]
         torch._check(past >= 0)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +92,11 @@ class CoreMLKernels(nn.Module):
         return self.rms_norm(name, total), total
 
     def begin(
-        self, inputs_embeds: Tensor, attention_mask: Any, position_ids: Any, attention_group: Any
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        attention_group: Tensor | None,
     ) -> dict[int | None, Tensor]:
         """A mask ``[G · T, C]`` for every window among the layers; G query heads share a key/value head."""
         return {}

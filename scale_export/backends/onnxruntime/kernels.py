@@ -145,10 +145,11 @@ class OnnxKernels(nn.Module):
     def begin(
         self,
         inputs_embeds: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
         attention_group: Tensor | None,
     ) -> AttentionInputs:
+        assert attention_mask is not None and position_ids is not None  # graphs have both as inputs
         lengths = attention_mask.sum(dim=1) - 1
         total = torch.ones((), dtype=torch.int32) * attention_mask.shape[1]
         several = self.spec.position_axes > 1

@@ -5,6 +5,8 @@ Shapes: B pictures, N patches, S patches of a block, H heads, hd head_dim.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,6 +60,20 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     width = weight.shape[0]
     both, weights = torch.cat((x, -x), dim=-1), torch.cat((weight, torch.zeros_like(weight)))
     return F.layer_norm(both, (2 * width,), weights, eps=epsilon)[..., :width]
+
+
+class RmsNorm(Protocol):
+    """Hugging Face's module."""
+
+    weight: Tensor
+    variance_epsilon: float
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+def normed(norm: RmsNorm, x: Tensor) -> Tensor:
+    """The same arithmetic by ``rms_norm``."""
+    return rms_norm(x, norm.weight, norm.variance_epsilon)
 
 
 def as_linear(convolution: torch.nn.Module) -> torch.nn.Linear:

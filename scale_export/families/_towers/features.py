@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 from torch import Tensor
 
@@ -11,12 +11,22 @@ from scale_export.core.errors import UserError
 from .tower import VisionTower
 
 
+class _Features(Protocol):
+    pooler_output: object
+
+
+class ImageModel(Protocol):
+    """A model that has image features."""
+
+    def get_image_features(self, pixel_values: Tensor) -> _Features: ...
+
+
 class ImageFeatures(VisionTower):
     """``get_image_features`` of a model that is called for nothing else."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: ImageModel):
         super().__init__()
-        self.model: Any = model
+        self.model = model
         self.constants = {}
 
     def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,28 @@ from scale_export.core.errors import UserError
 from .attention import fused_rms_norm
 
 
+class _SoftNorm(Protocol):
+    eps: float
+    weight: Tensor
+
+
+class Gemma3Projector(Protocol):
+    """Hugging Face's module."""
+
+    tokens_per_side: int
+    kernel_size: int
+    patches_per_image: int
+    mm_soft_emb_norm: _SoftNorm
+    mm_input_projection_weight: Tensor
+
+
 class PooledProjector(nn.Module):
     """Gemma 3's projector: squares of k × k patches averaged, a norm, one matrix.
 
     Hugging Face's module squares activations on the way, which float16 does not hold; the norm here is a fused one.
     """
 
-    def __init__(self, projector: Any):
+    def __init__(self, projector: Gemma3Projector):
         super().__init__()
         self.side: int = projector.tokens_per_side
         self.kernel: int = projector.kernel_size

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Config
 
 from .tower import VisionTower
+
+
+class _Embeddings(Protocol):
+    num_patches_per_side: int
+    image_size: int
+    patch_embedding: nn.Conv2d
+    position_embedding: nn.Embedding
+
+    def __call__(self, pixel_values: Tensor, patch_attention_mask: Tensor) -> Tensor: ...
+
+
+class _Encoder(Protocol):
+    layers: Iterable[nn.Module]
+
+
+class IdeficsTower(Protocol):
+    """Hugging Face's module."""
+
+    embeddings: _Embeddings
+    encoder: _Encoder
+    post_layernorm: nn.Module
 
 
 class FullTiles(VisionTower):
@@ -22,10 +45,10 @@ class FullTiles(VisionTower):
 
     positions: Tensor
 
-    def __init__(self, tower: Any, connector: Any, config: Any):
+    def __init__(self, tower: IdeficsTower, connector: nn.Module, config: Config):
         super().__init__()
-        self.tower: Any = tower
-        self.connector: Any = connector
+        self.tower = tower
+        self.connector = connector
         self.size: int = config.vision_config.image_size
         self.constants = {}
         self.register_buffer("positions", _positions(tower.embeddings), persistent=False)
@@ -45,7 +68,7 @@ class FullTiles(VisionTower):
 
 
 @torch.no_grad()
-def _positions(embeddings: Any) -> Tensor:
+def _positions(embeddings: _Embeddings) -> Tensor:
     """The position embeddings ``[1, side², C]`` that Hugging Face's module adds to the patches of a full tile."""
     side, size = embeddings.num_patches_per_side, embeddings.image_size
     weight: Tensor = embeddings.patch_embedding.weight

@@ -6,22 +6,68 @@ picture is a row of a batch, and masks say what belongs together. Shapes: B pict
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from .attention import as_linear, attend, rms_norm, turn, whole_pictures, windows, with_neighbours
+from .attention import RmsNorm, as_linear, attend, normed, turn, whole_pictures, windows, with_neighbours
 from .tower import VisionTower
+
+
+class _Attention(Protocol):
+    num_heads: int
+    qkv: nn.Module
+    proj: nn.Module
+
+
+class _Block(Protocol):
+    """Its norms are RMSNorms in Qwen2.5-VL, else layer norms, which are called only."""
+
+    norm1: RmsNorm
+    attn: _Attention
+    norm2: RmsNorm
+    mlp: nn.Module
+
+
+class _Merger(Protocol):
+    """Norm and MLP of the patches of a token, and Qwen3-VL's, which has other names for them."""
+
+    ln_q: RmsNorm
+    mlp: nn.Module
+
+    norm: nn.Module
+    use_postshuffle_norm: bool
+    linear_fc1: nn.Module
+    act_fn: nn.Module
+    linear_fc2: nn.Module
+
+
+class _PatchEmbedding(Protocol):
+    proj: nn.Module
+
+
+class Visual(Protocol):
+    """Hugging Face's module; the last three are Qwen3-VL's, the one before them Qwen2.5-VL's."""
+
+    patch_embed: _PatchEmbedding
+    blocks: Sequence[_Block]
+    merger: _Merger
+    spatial_merge_size: int
+    fullatt_block_indexes: Sequence[int]
+    pos_embed: nn.Module
+    deepstack_visual_indexes: Sequence[int]
+    deepstack_merger_list: Sequence[_Merger]
 
 
 class QwenTower(VisionTower):
     """Qwen2-VL's: attention over whole pictures, then M neighbouring patches become one row."""
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, visual: Visual) -> None:
         super().__init__()
         self.embedding = as_linear(visual.patch_embed.proj)
-        self.blocks: Any = visual.blocks
-        self.merger: Any = visual.merger
+        self.blocks = visual.blocks
+        self.merger = visual.merger
         self.merged: int = visual.spatial_merge_size**2
         self.constants = {}
 
@@ -36,14 +82,16 @@ class QwenTower(VisionTower):
         """Of attention over pictures; the patches of a token are all there or none."""
         return whole_pictures(valid.unsqueeze(-1).expand(-1, -1, self.merged).flatten(1))
 
-    def block(self, block: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    def block(self, block: _Block, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         """One block, ``x [B, N, D]``, over whole pictures."""
         q, k, v = self.heads(block.attn, block.norm1(x), cos, sin)
         x = x + block.attn.proj(attend(q, k, v, mask))
         residual: Tensor = x + block.mlp(block.norm2(x))
         return residual
 
-    def heads(self, attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(
+        self, attention: _Attention, x: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[B, N, H, hd]``, the first two turned."""
         q, k, v = (
             part.reshape(*part.shape[:2], attention.num_heads, -1)
@@ -68,7 +116,7 @@ class WindowTower(QwenTower):
     A window's patches lie one after the other, in blocks of as many as a whole window has.
     """
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, visual: Visual) -> None:
         super().__init__(visual)
         self.whole = frozenset(visual.fullatt_block_indexes)
 
@@ -86,22 +134,18 @@ class WindowTower(QwenTower):
         return {"image_features": self.merge(x)}
 
     def window_block(
-        self, block: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, *, near: bool
+        self, block: _Block, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, *, near: bool
     ) -> Tensor:
         """One block, over windows or whole pictures."""
-        q, k, v = self.heads(block.attn, _normed(block.norm1, x), cos, sin)
+        q, k, v = self.heads(block.attn, normed(block.norm1, x), cos, sin)
         attended = _within_blocks(q, k, v, mask, cos.shape[2]) if near else attend(q, k, v, mask)
         x = x + block.attn.proj(attended.reshape(x.shape))
-        residual: Tensor = x + block.mlp(_normed(block.norm2, x))
+        residual: Tensor = x + block.mlp(normed(block.norm2, x))
         return residual
 
     def merge(self, x: Tensor) -> Tensor:
-        rows: Tensor = self.merger.mlp(self.tokens(_normed(self.merger.ln_q, x)))
+        rows: Tensor = self.merger.mlp(self.tokens(normed(self.merger.ln_q, x)))
         return rows
-
-
-def _normed(norm: Any, x: Tensor) -> Tensor:
-    return rms_norm(x, norm.weight, norm.variance_epsilon)
 
 
 def _within_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, size: int) -> Tensor:
@@ -115,11 +159,11 @@ def _within_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, size: int) -> 
 class DeepstackTower(QwenTower):
     """Qwen3-VL's: learned positions interpolated to the grid, and rows of inner blocks for the decoder."""
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, visual: Visual) -> None:
         super().__init__(visual)
-        self.positions: Any = visual.pos_embed
+        self.positions = visual.pos_embed
         self.deepstack = tuple(visual.deepstack_visual_indexes)
-        self.deepstack_mergers: Any = visual.deepstack_merger_list
+        self.deepstack_mergers = visual.deepstack_merger_list
 
     def encode(  # type: ignore[override]
         self, patches: Tensor, cos: Tensor, sin: Tensor, valid: Tensor, taps: Tensor, shares: Tensor
@@ -138,7 +182,7 @@ class DeepstackTower(QwenTower):
     def merge(self, x: Tensor) -> Tensor:
         return self.merge_by(self.merger, x)
 
-    def merge_by(self, merger: Any, x: Tensor) -> Tensor:
+    def merge_by(self, merger: _Merger, x: Tensor) -> Tensor:
         """One of the mergers, whose norm sees patches or tokens."""
         tokens = merger.norm(self.tokens(x)) if merger.use_postshuffle_norm else self.tokens(merger.norm(x))
         rows: Tensor = merger.linear_fc2(merger.act_fn(merger.linear_fc1(tokens)))

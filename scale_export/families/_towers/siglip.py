@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Config
 
 from .tower import VisionTower
+
+
+class SiglipTower(Protocol):
+    """Hugging Face's module."""
+
+    embeddings: nn.Module
+    encoder: nn.Module
+    post_layernorm: nn.Module
 
 
 class SiglipFeatures(VisionTower):
     """SigLIP's last layer through its norm and a projector, without the pooling head that nothing reads."""
 
-    def __init__(self, tower: Any, projector: nn.Module):
+    def __init__(self, tower: SiglipTower, projector: nn.Module):
         super().__init__()
-        self.tower: Any = tower
+        self.tower = tower
         self.projector = projector
         self.constants = {}
 
@@ -25,7 +34,7 @@ class SiglipFeatures(VisionTower):
         return {"image_features": self.projector(self.tower.post_layernorm(states))}
 
 
-def check_tower(config: Any) -> None:
+def check_tower(config: Config) -> None:
     """Refuse a tower that is not SigLIP.
 
     Raises:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
+from scale_export.core.huggingface import Config
 from scale_export.core.records import TowerInput
 
 
@@ -46,7 +47,11 @@ class SelectedFeatures(VisionTower):
     """A tower whose chosen hidden layers go through a projector, as in LLaVA and LLaVA-NeXT."""
 
     def __init__(
-        self, tower: nn.Module, projector: nn.Module, config: Any, constants: dict[str, Tensor] | None = None
+        self,
+        tower: nn.Module,
+        projector: nn.Module,
+        config: Config,
+        constants: dict[str, Tensor] | None = None,
     ):
         super().__init__()
         self.tower = tower
@@ -62,6 +67,30 @@ class SelectedFeatures(VisionTower):
         return {"image_features": self.projector(torch.cat(chosen, dim=-1))}
 
 
+class _PatchEmbeddings(Protocol):
+    patch_shape: tuple[int, int]
+
+    def __call__(self, pixel_values: Tensor) -> Tensor: ...
+
+
+class _InternEmbeddings(Protocol):
+    patch_embeddings: _PatchEmbeddings
+    cls_token: Tensor
+    position_embeddings: Tensor | None
+
+
+class _InternEncoder(Protocol):
+    layer: Iterable[nn.Module]
+
+
+class InternTower(Protocol):
+    """InternVL's module."""
+
+    embeddings: _InternEmbeddings
+    encoder: _InternEncoder
+    layernorm: nn.Module
+
+
 class ShuffledFeatures(VisionTower):
     """InternVL's tower, whose patches are merged by pixel shuffle and go through a projector.
 
@@ -69,14 +98,14 @@ class ShuffledFeatures(VisionTower):
     the config, so they enter as they are.
     """
 
-    def __init__(self, tower: Any, projector: nn.Module, config: Any):
+    def __init__(self, tower: InternTower, projector: nn.Module, config: Config):
         super().__init__()
-        self.tower: Any = tower
+        self.tower = tower
         self.projector = projector
-        self.layer: int = config.vision_feature_layer
+        assert isinstance(config.vision_feature_layer, int)  # the family refuses others
+        self.layer = config.vision_feature_layer
         self.factor = int(1 / config.downsample_ratio)
-        vision = config.vision_config
-        self.side: int = vision.image_size[0] // vision.patch_size[0]
+        self.side = tower.embeddings.patch_embeddings.patch_shape[0]
         self.constants = {}
 
     def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:

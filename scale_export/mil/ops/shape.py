@@ -79,7 +79,7 @@ def split(x: Array, axis: int, num_splits: int | None = None, split_sizes: Ints 
     """``x`` cut along ``axis``, evenly or into ``split_sizes``."""
     if split_sizes is not None:
         return np.split(x, np.cumsum(split_sizes)[:-1].tolist(), axis)
-    assert num_splits is not None, "MIL demands one of the two"
+    assert num_splits is not None  # MIL demands one of the two
     return np.split(x, num_splits, axis)
 
 
