@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import psutil
@@ -48,7 +47,7 @@ class BenchResult:
     bandwidth_bytes_per_second: float
     bandwidth_share: float | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, str | int | float | None]:
         """All fields as plain values."""
         return asdict(self)
 

@@ -82,7 +82,7 @@ class Engine(Protocol):
         """``input_ids [B, T]`` and the rows ``[image tokens, D]`` for their image tokens → ``[B, T, D]``."""
         ...
 
-    def new_cache(self, rows: int) -> Any:
+    def new_cache(self, rows: int) -> object:
         """An empty KV cache for that many rows."""
         ...
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from scale_export.core.records import Array, Float32
 from scale_export.core.words import FoldMode
 from scale_export.families._family import Family
+from scale_export.families._runtime import Runtime
 
 from .engine import Engine, Scalars, Step
 
@@ -55,7 +55,7 @@ class EmbeddedPrompt:
 class Prefilled:
     """A cache that holds a prompt, the logits ``[1, V]`` after it, and where generation goes on."""
 
-    cache: Any
+    cache: object
     logits: Float32
     next_position: int
 
@@ -68,7 +68,7 @@ class Generator:
     family: Family
     fold: FoldMode
     image_token_id: int
-    runtime_config: Mapping[str, Any]
+    runtime_config: Runtime
     scalars: Scalars | None = None
     """Scalars in place of the package's own; only where the engine can override them."""
 
@@ -120,7 +120,7 @@ class Generator:
         logits = self.forward(cache, prompt.step(slice(split, prompt.tokens), gated=True))
         return Prefilled(cache=cache, logits=logits, next_position=prompt.next_position)
 
-    def decode(self, cache: Any, token: int, position: int) -> Float32:
+    def decode(self, cache: object, token: int, position: int) -> Float32:
         """Run one generated token at its position; the logits ``[1, V]`` after it."""
         return self.forward(cache, self.decode_step(token, position))
 
@@ -133,7 +133,7 @@ class Generator:
             position_ids=np.full(shape, position, np.int64),
         )
 
-    def forward(self, cache: Any, step: Step) -> Float32:
+    def forward(self, cache: object, step: Step) -> Float32:
         """One step on the weights of its phase; logits ``[B, V]``."""
         return self.engine.forward(cache, step, self.scalars, "scaled" if step.gated else "base")
 

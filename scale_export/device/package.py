@@ -9,13 +9,13 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from scale_export.coefficients.file import Coefficients, load_coefficients
 from scale_export.core.defaults import ANSWER_TOKENS
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Processor
 from scale_export.core.records import Array, Float32
 from scale_export.families import load_family
 from scale_export.families._family import Family
@@ -52,7 +52,7 @@ PROCESSOR_FILES = (
 class Responder:
     """A generator with its processor: from a conversation to text."""
 
-    processor: Any
+    processor: Processor
     generator: Generator
     eos_token_ids: frozenset[int]
 
@@ -98,7 +98,7 @@ class Package:
         return load_family(manifest.model_type, generic=manifest.generic)
 
     @functools.cached_property
-    def processor(self) -> Any:
+    def processor(self) -> Processor:
         """Hugging Face's processor, from the package's own files."""
         return self._family.load_processor(self.files.directory)
 

@@ -5,15 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Processor
 from scale_export.core.records import Array
 
-Message = dict[str, Any]
+
+class Part(TypedDict, total=False):
+    """A part of a turn: its ``type``, and the ``image`` or the ``text`` itself."""
+
+    type: Literal["image", "text"]
+    image: Image.Image
+    text: str
+
+
+class Message(TypedDict):
+    """One turn of a chat, as chat templates take it."""
+
+    role: str
+    content: list[Part]
+
 
 LABELS = "labels"
 """What some processors add for fine-tuning; no input of a model that answers."""
@@ -21,7 +36,7 @@ LABELS = "labels"
 
 def user_message(images: Sequence[Image.Image], text: str) -> Message:
     """One user turn: the pictures first, then the words."""
-    pictures = [{"type": "image", "image": image} for image in images]
+    pictures: list[Part] = [{"type": "image", "image": image} for image in images]
     return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
 
 
@@ -30,7 +45,7 @@ def assistant_message(text: str) -> Message:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
-def encode_messages(processor: Any, messages: Sequence[Message]) -> dict[str, Array]:
+def encode_messages(processor: Processor, messages: Sequence[Message]) -> dict[str, Array]:
     """The processor's inputs for one conversation, generation prompt included.
 
     Returns ``input_ids`` and ``attention_mask`` ``[1, T]``, ``pixel_values`` and whatever else the family takes.
@@ -63,7 +78,7 @@ def open_image(path: Path) -> Image.Image:
         raise UserError(f"{path} is not a picture that can be read: give a PNG or JPEG file") from error
 
 
-def end_token_ids(processor: Any, directory: Path) -> frozenset[int]:
+def end_token_ids(processor: Processor, directory: Path) -> frozenset[int]:
     """The tokens that end an answer: the tokenizer's own and the generation config's."""
     ids = {processor.tokenizer.eos_token_id}
     path = directory / "generation_config.json"

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError, field_validator
 
@@ -215,14 +215,14 @@ def _unseal(raw: bytes) -> bytes:
     return content
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     table = dict(pairs)
     if len(table) != len(pairs):
         raise ValueError("a key stands twice")
     return table
 
 
-def canonical_json(table: Mapping[str, Any]) -> bytes:
+def canonical_json(table: Mapping[str, JsonValue]) -> bytes:
     """The one way to write a manifest's bytes."""
     return (json.dumps(table, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 

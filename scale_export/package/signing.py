@@ -16,7 +16,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from scale_export.core.errors import UserError
 
@@ -114,7 +114,7 @@ def _covered(signature: Path) -> set[str]:
     return {resource["name"] for resource in statement["predicate"]["resources"]}
 
 
-def _library() -> tuple[Any, Any, Any]:
+def _library() -> tuple[ModuleType, ModuleType, ModuleType]:
     """The library's modules that sign, verify and hash."""
     try:
         from model_signing import hashing, signing, verifying

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from scale_export.model.asking import end_tokens, target_ids
 from scale_export.model.base import BaseModel
 from scale_export.model.decoder import Cache, Gate, PortableDecoder
 from scale_export.model.engine import ReferenceInputs
+from scale_export.model.weights import DecoderWeights
 from scale_export.questions import load_questions
 from scale_export.questions.question import Question
 
@@ -207,10 +208,8 @@ def _collect(
             *([entry / "output.safetensors"] if layer == last else []),
         ]
         whole = all(file.exists() for file in files)
-        kernels = _Recorder(TorchKernels(base.weights, layer=layer), _Sums())
-        decoder = PortableDecoder(
-            spec, cast(Any, kernels), layers=range(layer, layer + 1), last_logits_only=True
-        )
+        kernels = _Recorder(base.weights, layer=layer)
+        decoder = PortableDecoder(spec, kernels, layers=range(layer, layer + 1), last_logits_only=True)
         rows = slice(layer, layer + 1)
         gate = Gate(scope=coefficients.scope, attn_scale=attn[rows], mlp_scale=mlp[rows])
         for done, path in enumerate(paths, 1):
@@ -274,7 +273,7 @@ def _advance(
     for index, (step, hidden) in enumerate(zip(path.steps, path.hidden, strict=True)):
         seen += hidden.shape[1]
         group, deepstack = step.attention_group, step.deepstack
-        kernels.weights = path.token_weights[index] if recorded else None
+        kernels.token_weights = path.token_weights[index] if recorded else None
         path.hidden[index], cache = decoder(
             hidden,
             torch.ones(1, seen, dtype=torch.int64),
@@ -312,23 +311,20 @@ class _Sums:
         return moments | {f"{name}{PEAKS}": peaks.numpy() for name, peaks in self.peaks.items()}
 
 
-class _Recorder:
-    """Kernels that take note of what goes into each matrix, once where several share it; else those within."""
+class _Recorder(TorchKernels):
+    """Kernels of one layer that take note of what goes into each matrix, once where several share it."""
 
-    def __init__(self, kernels: TorchKernels, sums: _Sums) -> None:
-        self.kernels = kernels
-        self.sums = sums
-        self.weights: Tensor | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.kernels, name)
+    def __init__(self, weights: DecoderWeights, *, layer: int) -> None:
+        super().__init__(weights, layer=layer)
+        self.sums = _Sums()
+        self.token_weights: Tensor | None = None
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        if self.weights is not None and name.rpartition(".")[2] not in REPRESENTATIVE:
+        if self.token_weights is not None and name.rpartition(".")[2] not in REPRESENTATIVE:
             # The output's matrix sees one position of each forward (rule 4).
-            weights = self.weights if x.shape[1] == len(self.weights) else torch.ones(x.shape[1])
+            weights = self.token_weights if x.shape[1] == len(self.token_weights) else torch.ones(x.shape[1])
             self.sums.add(name, x[0], weights)
-        return self.kernels.linear(name, x)
+        return super().linear(name, x)
 
 
 def _write(tensors: dict[str, Array], file: Path) -> None:

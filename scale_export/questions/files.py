@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from scale_export.core.errors import UserError
 from scale_export.core.words import Split
@@ -92,25 +92,25 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"{path} cannot be read as text ({error}): fetch it again") from None
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> object:
     """A JSON file; raises UserError where it is none."""
     return _parsed("\n".join(read_lines(path)), str(path))
 
 
-def read_jsonl(path: Path) -> list[Any]:
+def read_jsonl(path: Path) -> list[object]:
     """A file with one JSON value a line, empty lines aside; raises UserError where one is none."""
     lines = enumerate(read_lines(path), 1)
     return [_parsed(line, f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str, where: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is no JSON ({error}): fetch it again") from None
 
 
-def text_field(row: Any, field: str, where: str) -> str:
+def text_field(row: object, field: str, where: str) -> str:
     """A text of a record; raises UserError where the record has none of that name."""
     value = row.get(field) if isinstance(row, dict) else None
     if not isinstance(value, str):

@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import nn
 
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Model
 from scale_export.model.sites import text_decoder
 
 from .examples import Example
@@ -28,7 +29,7 @@ class Baseline:
 
     name: str
     learning_rate: float
-    config: Callable[[Any, Sequence[str]], Any]
+    config: Callable[[ModuleType, Sequence[str]], object]
 
 
 def _ending(modules: Sequence[str], *names: str) -> list[str]:
@@ -55,7 +56,7 @@ BASELINES: tuple[Baseline, ...] = (
 """Learning rates were chosen on the validation split of the shipped grid world."""
 
 
-def import_peft() -> Any:
+def import_peft() -> ModuleType:
     """The ``peft`` library.
 
     Raises:
@@ -70,14 +71,14 @@ def import_peft() -> Any:
 @contextmanager
 def trained_baseline(
     baseline: Baseline,
-    model: Any,
+    model: Model,
     pad_id: int,
     *,
     train: Sequence[Example],
     validation: Sequence[Example],
     options: TrainOptions,
     progress: ProgressCallback,
-) -> Iterator[tuple[Any, int, Fit]]:
+) -> Iterator[tuple[Model, int, Fit]]:
     """The model with a trained baseline in it: (model, trained parameters, course); the base comes back.
 
     Raises:
@@ -107,12 +108,12 @@ def trained_baseline(
         _restore_gradients(model, wanted)
 
 
-def _restore_gradients(model: Any, wanted: Mapping[str, bool]) -> None:
+def _restore_gradients(model: Model, wanted: Mapping[str, bool]) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(wanted[name])
 
 
-def decoder_linears(model: Any) -> list[str]:
+def decoder_linears(model: Model) -> list[str]:
     """The names of every linear layer inside the decoder's layers."""
     inside = {id(m) for m in text_decoder(model).layers.modules()}  # type: ignore[union-attr]
     return [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) in inside]

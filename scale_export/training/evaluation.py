@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from scale_export.core.huggingface import Model, Processor
 from scale_export.core.intervals import wilson
 from scale_export.model.asking import answer_questions
 from scale_export.questions.question import Kind, Question
@@ -57,7 +57,12 @@ class Row:
 
 
 def measure_accuracy(
-    model: Any, processor: Any, questions: Sequence[Question], *, progress: ProgressCallback, stage: str
+    model: Model,
+    processor: Processor,
+    questions: Sequence[Question],
+    *,
+    progress: ProgressCallback,
+    stage: str,
 ) -> dict[Kind, Accuracy]:
     """Right greedy answers by strict scoring, for each kind that occurs."""
     longest = max(len(processor.tokenizer(q.answer, add_special_tokens=False).input_ids) for q in questions)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from scale_export.core.huggingface import Model, Processor
 from scale_export.families import prompt_sees_itself
 from scale_export.model.asking import encode_prompts, end_tokens, target_ids, to_model
 from scale_export.questions.question import Question
@@ -53,13 +53,13 @@ class Batch:
         gate: float32 ``[B, T]``, 1 at the last prompt token and at every answer token.
     """
 
-    inputs: dict[str, Any]
+    inputs: Mapping[str, object]
     targets: Tensor
     gate: Tensor
 
 
 def encode_examples(
-    model: Any, processor: Any, questions: Sequence[Question], progress: ProgressCallback, stage: str
+    model: Model, processor: Processor, questions: Sequence[Question], progress: ProgressCallback, stage: str
 ) -> list[Example]:
     """Every question through the processor, in order.
 
@@ -86,10 +86,10 @@ def prefix_inputs(examples: Sequence[Example]) -> dict[str, Tensor]:
     return inputs
 
 
-def _sorted_inputs(examples: Sequence[Example]) -> tuple[dict[str, list[Tensor]], dict[str, Any]]:
+def _sorted_inputs(examples: Sequence[Example]) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
     """The inputs that hold one value per token, one by one, and the others (pictures) joined."""
     sequences: dict[str, list[Tensor]] = {}
-    joined: dict[str, Any] = {}
+    joined: dict[str, Tensor] = {}
     for name in dict.fromkeys(name for example in examples for name in example.prompt):
         owners = [example for example in examples if name in example.prompt]
         parts = [example.prompt[name] for example in owners]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Model
 from scale_export.model.hooks import ScaleHandle
 from scale_export.questions.question import Kind
 
@@ -43,7 +44,7 @@ class Scorer(Protocol):
     def __call__(self, examples: Sequence[Example]) -> Score: ...
 
 
-def score(model: Any, batch: Batch) -> Score:
+def score(model: Model, batch: Batch) -> Score:
     """One forward over a batch; logits are asked for from its first target on."""
     first = int((batch.targets != IGNORED).any(dim=0).int().argmax())
     targets = batch.targets[:, first:]
@@ -56,7 +57,7 @@ def score(model: Any, batch: Batch) -> Score:
 class FullScorer:
     """Prompt and answer in one forward. ``handle`` is that of attached scalars, None without any."""
 
-    def __init__(self, model: Any, handle: ScaleHandle | None, pad_id: int) -> None:
+    def __init__(self, model: Model, handle: ScaleHandle | None, pad_id: int) -> None:
         self._model = model
         self._handle = handle
         self._pad_id = pad_id
@@ -71,7 +72,7 @@ class FullScorer:
 class PrefixScorer:
     """The short forward over cached prefixes: the same loss as ``FullScorer`` under scope ``last``."""
 
-    def __init__(self, model: Any, handle: ScaleHandle, store: PrefixStore) -> None:
+    def __init__(self, model: Model, handle: ScaleHandle, store: PrefixStore) -> None:
         self._model = model
         self._handle = handle
         self._store = store

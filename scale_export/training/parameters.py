@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Model
 from scale_export.core.records import Float32
 from scale_export.core.words import Scope
 from scale_export.model.sites import decoder_layers, head_count
@@ -21,7 +21,7 @@ class ScaleParameters:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         layer_indices: tuple[int, ...],
         *,
         scope: Scope,
@@ -60,7 +60,7 @@ class ScaleParameters:
 class ProbeScales:
     """A ``ScaleSource`` of ones in which a prober moves single scalars: ``heads [nL, H]``, ``mlp [nL]``."""
 
-    def __init__(self, model: Any, layer_indices: tuple[int, ...], *, scope: Scope) -> None:
+    def __init__(self, model: Model, layer_indices: tuple[int, ...], *, scope: Scope) -> None:
         self.scope: Scope = scope
         self.layer_indices = layer_indices
         self.heads = torch.ones(len(layer_indices), head_count(model))
@@ -70,7 +70,7 @@ class ProbeScales:
         return tuple(self.heads), self.mlp
 
 
-def chosen_layers(model: Any, layers: tuple[int, ...] | None) -> tuple[int, ...]:
+def chosen_layers(model: Model, layers: tuple[int, ...] | None) -> tuple[int, ...]:
     """The decoder layers to train, sorted; all of them for None.
 
     Raises:

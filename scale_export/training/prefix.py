@@ -12,12 +12,12 @@ moves the loss by 1e-5 and its gradient by 1e-4, where the full forward and the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from scale_export.core.huggingface import Model
 from scale_export.families import prompt_sees_itself
 from scale_export.model.hooks import ScaleHandle
 
@@ -27,7 +27,7 @@ Prefix = list[Tensor]
 """Per layer ``[2, Hkv, P, hd]``: the keys and the values of one question's prompt but its last token."""
 
 
-def can_cache_prefix(model: Any) -> bool:
+def can_cache_prefix(model: Model) -> bool:
     """Whether a prefix is plain keys and values at consecutive positions, whatever the prompt's last token is.
 
     Not so with states, with 3-D positions, or where a prompt's tokens see its last one.
@@ -47,7 +47,7 @@ class PrefixStore:
     always drop the next one needed.
     """
 
-    def __init__(self, model: Any, budget: int) -> None:
+    def __init__(self, model: Model, budget: int) -> None:
         self._model = model
         self._budget = budget
         self._kept: dict[Example, Prefix] = {}
@@ -94,9 +94,9 @@ class PrefixStore:
     @torch.no_grad()
     def _compute(self, examples: Sequence[Example], handle: ScaleHandle) -> list[Prefix]:
         """The base model over the prompts but their last tokens, left-padded."""
-        inputs: dict[str, Any] = prefix_inputs(examples)
+        inputs = prefix_inputs(examples)
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-        cache: Any = DynamicCache()
+        cache = DynamicCache()
         mask, enabled = handle.gate_mask, handle.gate_enabled
         handle.gate_mask, handle.gate_enabled = None, False
         try:

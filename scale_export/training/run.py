@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -19,8 +18,9 @@ from scale_export.charts.style import save_png
 from scale_export.coefficients.file import Coefficients, save_coefficients
 from scale_export.coefficients.rules import Bound
 from scale_export.core.errors import UserError
+from scale_export.core.huggingface import Model
 from scale_export.core.progress import WorkLog
-from scale_export.core.records import Float32
+from scale_export.core.records import Float32, Json
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.hooks import attach
 from scale_export.model.identity import make_coefficients
@@ -56,7 +56,7 @@ class TrainReport:
     result: TrainResult
     rows: tuple[Row, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """The content of ``<out>.train.json``: plain JSON values, paths by file name."""
         result = self.result
         return {
@@ -88,7 +88,7 @@ class _Run:
     def pad_id(self) -> int:
         return int(self.base.processor.tokenizer.pad_token_id or 0)
 
-    def measure(self, who: str, model: Any = None) -> dict[Kind, Accuracy]:
+    def measure(self, who: str, model: Model | None = None) -> dict[Kind, Accuracy]:
         """The accuracy on the report split, of the base model's module or of another."""
         asked = self.base.model if model is None else model
         return measure_accuracy(
@@ -283,21 +283,22 @@ def _write(report: TrainReport, base: BaseModel) -> None:
     files["report"].write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
 
 
-def _row_json(row: Row) -> dict[str, Any]:
+def _row_json(row: Row) -> dict[str, Json]:
     accuracy = {
         kind: {**asdict(a), "share": a.share, "wilson_95": a.interval} for kind, a in row.accuracy.items()
     }
     return {**asdict(row), "accuracy": accuracy}
 
 
-def _sensitivity_json(table: Sensitivity) -> dict[str, Any]:
+def _sensitivity_json(table: Sensitivity) -> dict[str, Json]:
     """NaN, the mark of what was not probed, becomes null."""
 
-    def plain(values: Float32) -> Any:
+    def plain(values: Float32) -> list[Json]:
         nothing = np.isnan(values)
         mixed = values.astype(object)
         mixed[nothing] = None
-        return mixed.tolist()
+        rows: list[Json] = mixed.tolist()
+        return rows
 
     return {
         "layers": list(table.layer_indices),

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
+from scale_export.core.huggingface import Model, Processor
 from scale_export.core.records import Float32
 from scale_export.core.words import Scope
 from scale_export.model.hooks import ScaleHandle, attach_trainable
@@ -45,8 +45,8 @@ class TrainResult:
 
 
 def train_scale(
-    model: Any,
-    processor: Any,
+    model: Model,
+    processor: Processor,
     options: TrainOptions,
     train: Sequence[Question],
     validation: Sequence[Question],
@@ -69,7 +69,7 @@ def train_scale(
 
 
 def train_on_examples(
-    model: Any,
+    model: Model,
     options: TrainOptions,
     train: Sequence[Example],
     validation: Sequence[Example],
@@ -117,7 +117,7 @@ def _result(
     )
 
 
-def _scorers(model: Any, options: TrainOptions, pad_id: int) -> Callable[[ScaleHandle], Scorer]:
+def _scorers(model: Model, options: TrainOptions, pad_id: int) -> Callable[[ScaleHandle], Scorer]:
     """The quickest exact way to score for these options, over one store of prefixes."""
     if options.scope == "all" or not can_cache_prefix(model):
         return lambda handle: FullScorer(model, handle, pad_id)
@@ -126,7 +126,7 @@ def _scorers(model: Any, options: TrainOptions, pad_id: int) -> Callable[[ScaleH
 
 
 @contextmanager
-def frozen(model: Any) -> Iterator[None]:
+def frozen(model: Model) -> Iterator[None]:
     """Evaluation mode and no gradients for weights inside the block; as before after it."""
     training, wanted = model.training, [(p, p.requires_grad) for p in model.parameters()]
     model.eval().requires_grad_(False)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import Float32
@@ -102,7 +100,7 @@ def measure_sensitivity(
 
     base = measure()
     layers, heads = probe.heads.shape
-    changes: NDArray[Any] = np.full((2, 2, layers, heads + 1), np.nan, np.float32)
+    changes: Float32 = np.full((2, 2, layers, heads + 1), np.nan, np.float32)
     moves = list(product(range(layers), _columns(options.sites, heads), (0, 1)))
     for done, (row, column, sign) in enumerate(moves, 1):
         scalars, place = (probe.mlp, row) if column == heads else (probe.heads[row], column)

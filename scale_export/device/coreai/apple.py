@@ -7,7 +7,7 @@ of them goes through ``load_apple``.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 from scale_export.compat.process import quiet
 from scale_export.core.errors import UserError
@@ -16,7 +16,7 @@ PARITY = "graph parity, not device parity"
 """What running the assets by Apple's runtime for Linux proves: the program, not a device's arithmetic."""
 
 
-def load_apple(module: str) -> Any:
+def load_apple(module: str) -> ModuleType:
     """The named module of Apple's ``coreai`` packages.
 
     Raises:

@@ -7,14 +7,15 @@ import hashlib
 import json
 import threading
 import weakref
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Float32
@@ -28,6 +29,37 @@ FIRST_SLOTS = 256
 """Slots of a cache that holds nothing yet; it doubles as it fills, up to the context."""
 
 
+class AppleArray(Protocol):
+    """``coreai.runtime.NDArray``."""
+
+    shape: Sequence[int]
+
+    def numpy(self) -> Array: ...
+
+
+class _Descriptor(Protocol):
+    shape: Sequence[int]
+    dtype: DTypeLike
+
+
+class _Description(Protocol):
+    state_names: Sequence[str]
+
+    def input_descriptor(self, name: str) -> _Descriptor: ...
+
+    def state_descriptor(self, name: str) -> _Descriptor: ...
+
+
+class AppleFunction(Protocol):
+    """A loaded function; it changes ``state`` in place."""
+
+    desc: _Description
+
+    def __call__(
+        self, inputs: Mapping[str, AppleArray], *, state: Mapping[str, AppleArray]
+    ) -> Coroutine[object, None, Mapping[str, AppleArray]]: ...
+
+
 class PrivateLoop:
     """An event loop in a thread of its own, so that Apple's coroutines run whatever loop the caller has."""
 
@@ -36,7 +68,7 @@ class PrivateLoop:
         self._thread = threading.Thread(target=self._loop.run_forever, name="coreai", daemon=True)
         self._thread.start()
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def run(self, coroutine: Coroutine[object, None, T]) -> T:
         """Run to the end and return what it returns."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
@@ -52,7 +84,7 @@ class PrivateLoop:
 class RowCache:
     """One row's keys and values, ``[L, 1, K, slots, hd]`` each, and how many slots hold a token."""
 
-    states: dict[str, Any]
+    states: dict[str, AppleArray]
     length: int = 0
 
 
@@ -69,7 +101,7 @@ class CoreAIEngine:
     """
 
     def __init__(self, graphs: Mapping[str, Path], *, context_length: int) -> None:
-        self._array = load_apple("coreai.runtime").NDArray
+        self._array: Callable[[Array], AppleArray] = load_apple("coreai.runtime").NDArray
         metadata = json.loads((graphs["decoder"].parent / "metadata.json").read_text(encoding="utf-8"))
         self._image_token_id = int(metadata["vision"]["image_token_id"])
         self._gated = (metadata["user_data"]["fold"], metadata["user_data"]["scope"]) == ("gate", "last")
@@ -129,7 +161,9 @@ class CoreAIEngine:
             logits.append(found["logits"][:, -1])
         return np.concatenate(logits).astype(np.float32)
 
-    def _run(self, function: Any, states: dict[str, Any] | None = None, **inputs: Array) -> dict[str, Array]:
+    def _run(
+        self, function: AppleFunction, states: dict[str, AppleArray] | None = None, **inputs: Array
+    ) -> dict[str, Array]:
         arrays = {name: self._array(value) for name, value in inputs.items()}
         found = self._loop.run(function(arrays, state=states or {}))
         return {name: np.array(value.numpy()) for name, value in found.items()}
@@ -138,7 +172,7 @@ class CoreAIEngine:
     def _states(self) -> list[str]:
         return list(self._decoder.desc.state_names)
 
-    def _state(self, name: str, slots: int, held: Array | None = None) -> Any:
+    def _state(self, name: str, slots: int, held: Array | None = None) -> AppleArray:
         shape = list(self._decoder.desc.state_descriptor(name).shape)
         shape[3] = slots
         values = np.zeros(shape, self._dtype)
@@ -159,10 +193,10 @@ class CoreAIEngine:
                 cache.states[name] = self._state(name, grown, state.numpy())
 
 
-async def _open(graphs: Mapping[str, Path], stack: AsyncExitStack) -> dict[str, Any]:
+async def _open(graphs: Mapping[str, Path], stack: AsyncExitStack) -> dict[str, AppleFunction]:
     """The function ``main`` of each asset, usable until ``stack`` is left."""
     assets = load_apple("coreai.authoring").AIModelAsset
-    opened = {}
+    opened: dict[str, AppleFunction] = {}
     for role, path in graphs.items():
         if not _is_whole(path):
             raise UserError(f"{path} is not a whole Core AI asset: export it again")

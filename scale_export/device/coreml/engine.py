@@ -24,7 +24,7 @@ MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "dow
 
 @dataclass(kw_only=True)
 class StateCache:
-    """The states of every part of the decoder, and how many slots are filled."""
+    """The states of every part of the decoder, each of its predictor's own kind, and how many slots are filled."""
 
     states: list[Any]
     length: int = 0

@@ -27,12 +27,12 @@ class Predictor(Protocol):
         """What ``predict`` takes for that function: name → shape."""
         ...
 
-    def new_state(self) -> Any:
+    def new_state(self) -> object:
         """An empty state that every function of the package shares."""
         ...
 
     def predict(self, function: str, feeds: Mapping[str, Array], state: Any) -> Mapping[str, Array]:
-        """Run a function, updating ``state`` in place."""
+        """Run a function, updating ``state``, which is of this predictor's own kind, in place."""
         ...
 
 
@@ -51,11 +51,15 @@ class Interpreter:
     def inputs(self, function: str) -> Mapping[str, tuple[int, ...]]:
         return _shapes(self._model.functions[function])
 
-    def new_state(self) -> Any:
+    def new_state(self) -> mil.State:
         return self._model.new_state()
 
     def predict(
-        self, function: str, feeds: Mapping[str, Array], state: Any, products: Products | None = None
+        self,
+        function: str,
+        feeds: Mapping[str, Array],
+        state: mil.State | None,
+        products: Products | None = None,
     ) -> Mapping[str, Array]:
         observe = None if products is None else self._observe(function, products)
         outputs: Mapping[str, Array] = self._model.run(function, feeds, state, observe)
@@ -98,10 +102,10 @@ class Device:
     def inputs(self, function: str) -> Mapping[str, tuple[int, ...]]:
         return _shapes(self._described.functions[function])
 
-    def new_state(self) -> Any:
+    def new_state(self) -> object:
         return next(iter(self._models.values())).make_state()
 
-    def predict(self, function: str, feeds: Mapping[str, Array], state: Any) -> Mapping[str, Array]:
+    def predict(self, function: str, feeds: Mapping[str, Array], state: object) -> Mapping[str, Array]:
         typed = {
             name: value.astype(np.int32 if value.dtype.kind == "i" else np.float32)
             for name, value in feeds.items()

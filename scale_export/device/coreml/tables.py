@@ -7,9 +7,9 @@ beside int4 matrices, since a token reads one row only. Further tensors are cons
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import safetensors
@@ -28,11 +28,27 @@ def write_tables(embedding: Mapping[str, Array], constants: Mapping[str, Float32
     path.write_bytes(save(tensors))
 
 
+class _Slice(Protocol):
+    def get_shape(self) -> list[int]: ...
+
+    def __getitem__(self, rows: slice) -> Array: ...
+
+
+class _TensorFile(Protocol):
+    """What safetensors opens."""
+
+    def keys(self) -> list[str]: ...
+
+    def get_tensor(self, name: str) -> Array: ...
+
+    def get_slice(self, name: str) -> _Slice: ...
+
+
 class HostTables:
     """The opened file. Rows are read as they are asked for."""
 
     def __init__(self, path: Path) -> None:
-        opened: Any = safetensors.safe_open
+        opened: Callable[..., _TensorFile] = safetensors.safe_open
         self._file = opened(path, framework="numpy")
         names = set(self._file.keys())
         self.constants: dict[str, Float32] = {

@@ -22,7 +22,7 @@ QUIET = 3  # errors only: the warnings about overridable inputs are what the gat
 STATIC_SETTINGS = {False: {"session.qdqisint8allowed": "1"}, True: {"session.disable_quant_qdq": "1"}}
 """How rounded products run, by ``strict``: in integers (x86's default is to leave them in floats), or as written."""
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
-NUMPY_TYPES: dict[str, np.dtype[Any]] = {
+NUMPY_TYPES: dict[str, np.dtype[np.generic]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
 }

@@ -7,7 +7,7 @@ counts positions on its own, by the configuration's model type. Nothing here imp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scale_export.core.records import Array
 from scale_export.device.engine import tower_feeds
 from scale_export.families._family import Family
+from scale_export.families._runtime import Runtime
 
 CONFIG: Final = "genai_config.json"
 MODEL_TYPES: Final = frozenset({"gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl"})
@@ -28,7 +29,7 @@ GRID: Final = "image_grid_thw"
 
 
 def genai_inputs(
-    inputs: Mapping[str, Array], family: Family, runtime: Mapping[str, Any], image_token_id: int
+    inputs: Mapping[str, Array], family: Family, runtime: Runtime, image_token_id: int
 ) -> dict[str, Array]:
     """A prepared prompt, ``input_ids [1, T]`` and its pictures, as the runtime's named tensors."""
     ids = inputs["input_ids"].astype(np.int32)
@@ -46,7 +47,7 @@ def genai_inputs(
 
 
 def image_places(
-    inputs: Mapping[str, Array], family: Family, runtime: Mapping[str, Any], shape: tuple[int, int]
+    inputs: Mapping[str, Array], family: Family, runtime: Runtime, shape: tuple[int, int]
 ) -> NDArray[np.int64]:
     """``[image tokens, 2]``: what ``pack`` takes from a tower's output of ``shape`` or less, as indices into it."""
     places = np.moveaxis(np.indices(shape, np.int64), 0, -1)

@@ -19,12 +19,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scale_export.core.errors import UserError
 from scale_export.core.words import Split
 from scale_export.questions.files import find, place_of, read_json, read_jsonl, stored
-from scale_export.questions.question import Question
+from scale_export.questions.question import Question, StoredImage
 
 FOLDERS = ("", "data", "prompts")
 OBJECTS = ("one", "two")
@@ -82,7 +81,7 @@ class Files:
         records = enumerate(read_jsonl(path), 1)
         return dict(_adaptvis(record, f"{path}, record {number},") for number, record in records)
 
-    def _picture(self, directory: Path, image_id: str) -> Any:
+    def _picture(self, directory: Path, image_id: str) -> StoredImage:
         name = self.picture.format(int(image_id))
         path = find(directory, name, FOLDERS)
         return stored(path or directory / name)
@@ -101,7 +100,7 @@ class Asked:
     options: tuple[str, ...]
     rule: str
 
-    def question(self, picture: Any) -> Question:
+    def question(self, picture: StoredImage) -> Question:
         """The same with it."""
         return Question(
             id=self.key,
@@ -116,7 +115,7 @@ class Asked:
         )
 
 
-def _captions(record: Any, where: str) -> tuple[str, str, str]:
+def _captions(record: object, where: str) -> tuple[str, str, str]:
     """Image id, true caption, false caption."""
     if isinstance(record, list) and len(record) == 3:
         image_id, true, false = record
@@ -125,7 +124,7 @@ def _captions(record: Any, where: str) -> tuple[str, str, str]:
     raise UserError(f"{where} is not [image id, true caption, false caption]: fetch the file again")
 
 
-def _adaptvis(record: Any, where: str) -> tuple[int, tuple[str, str]]:
+def _adaptvis(record: object, where: str) -> tuple[int, tuple[str, str]]:
     """Record number, question, answer."""
     if isinstance(record, dict):
         number, question, answer = (record.get(field) for field in ("id", "question", "answer"))

@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scale_export.core.errors import UserError
 from scale_export.core.words import Split
@@ -120,7 +119,7 @@ def options_in(text: str) -> tuple[str, ...]:
     return tuple(option.rstrip(".") for _, option in lettered) if len(lettered) > 1 and in_turn else ()
 
 
-def _row(record: Any, where: str, image: Path | None) -> Row:
+def _row(record: object, where: str, image: Path | None) -> Row:
     identity, text, answer = (text_field(record, field, where) for field in TEXTS)
     row = Row(identity, text, answer, image)
     parts = row.id.split(".")
@@ -164,7 +163,7 @@ def _parquet_pictures(files: Iterable[Path], ids: set[str]) -> dict[str, StoredI
 
 def _records(
     files: Iterable[Path], columns: list[str], *, optional: bool = False
-) -> Iterator[tuple[Path, dict[str, Any]]]:
+) -> Iterator[tuple[Path, dict[str, object]]]:
     """Every record of parquet files, some columns of it."""
     try:
         from pyarrow import ArrowInvalid
