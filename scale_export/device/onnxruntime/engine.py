@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Float32
 from scale_export.device.engine import Phase, Scalars, Step, Tap, tower_feeds
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
 
 DEFAULT_THREADS: int | None = None
 """Threads of a session that was not told how many; None leaves it to ONNX Runtime."""
@@ -93,7 +96,7 @@ def tap_names(matrix: str) -> tuple[str, str]:
     return f"tap.{matrix}.input", f"tap.{matrix}.output"
 
 
-def _expose_products(graph: Any) -> None:
+def _expose_products(graph: GraphProto) -> None:
     """Copy the input and the output of every matrix product (its bias added) to outputs of the graph."""
     from onnx import helper
 
