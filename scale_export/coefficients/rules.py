@@ -169,7 +169,7 @@ class _Fields:
     def choice(self, name: str, known: tuple[Choice, ...]) -> Choice:
         value = self.values[name]
         for choice in known:
-            if value == choice and isinstance(value, str):
+            if isinstance(value, str) and value == choice:
                 return choice
         near = did_you_mean(value, known) if isinstance(value, str) else ""
         raise self.refusal(name, f"is {_shown(value)}{near}", f"it must be one of {', '.join(known)}")
