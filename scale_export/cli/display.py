@@ -86,7 +86,7 @@ def say(sentence: str) -> None:
     console.print(sentence, soft_wrap=True)
 
 
-def show(as_object: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> int:
+def show(as_object: Mapping[str, object], lines: Sequence[str], as_json: bool) -> int:
     """Print either form of a result."""
     if as_json:
         print(json.dumps(as_object))

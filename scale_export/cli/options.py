@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, TypeVar, get_origin
+from typing import Annotated, Concatenate, TypeVar, get_origin
 
 import typer
 from rich.markup import escape
@@ -29,7 +29,7 @@ def command(record: Callable[..., R]) -> Callable[[Callable[Concatenate[R, ...],
         typed = [field for field in option_fields(record) if field.option.on_command_line]
         own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
 
-        def run(**given: Any) -> int:
+        def run(**given: object) -> int:
             asked = record(**{field.name: given.pop(field.name) for field in typed})
             return body(asked, **given)
 
@@ -47,7 +47,7 @@ def _parameter(field: OptionField) -> inspect.Parameter:
     """What Typer reads of a record's field. Words stay strings: the record refuses others, and says what was meant."""
     option = field.option
     text = escape(option.help)
-    shown: Any
+    shown: object
     if option.argument:
         shown = typer.Argument(metavar=option.argument, help=text)
     else:
@@ -57,14 +57,11 @@ def _parameter(field: OptionField) -> inspect.Parameter:
     )
 
 
-def _typed(field: OptionField) -> Any:
+def _typed(field: OptionField) -> object:
     """The type of what is typed on the command line for a field."""
     kinds = field.kinds
-    optional = type(None) in kinds
-    for plain in (bool, int, float):
-        if plain in kinds:
-            return plain | None if optional else plain
     if any(get_origin(kind) is Sequence for kind in kinds):
         return list[str]
-    ways: Any = Path if Path in kinds and field.option.parse is None else str
-    return ways | None if optional else ways
+    plain = (bool, int, float, Path)
+    typed: type = next((one for one in plain if one in kinds and field.option.parse is None), str)
+    return typed | None if type(None) in kinds else typed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .words import Scoring, Weighting
+from .words import ParityMode, Scoring, Weighting
 
 CALIBRATION_QUESTIONS: Final = 128
 """How many questions a model is calibrated on at the most."""
@@ -12,6 +12,8 @@ WEIGHTING: Final[Weighting] = "uniform"
 """What a calibration token counts for."""
 SCORING: Final[Scoring] = "strict"
 """Whose rules judge answers."""
+PARITY: Final[ParityMode] = "auto"
+"""Whether the float32 reference is held in memory."""
 QUESTION_SET: Final = "gridworld"
 """The question set that needs nothing from a disk: to train on, and for prompts where no other set is known."""
 ANSWER_TOKENS: Final = 64

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import UserError, did_you_mean
 
@@ -57,7 +57,7 @@ class OptionField:
     """One field of a record; ``parameter`` is that of the record's constructor, ``type`` has its ``Option`` off."""
 
     parameter: inspect.Parameter
-    type: Any
+    type: object
     option: Option
 
     @property
@@ -76,7 +76,7 @@ class OptionField:
         return self.flags[0] if self.option.on_command_line else self.name
 
     @property
-    def kinds(self) -> tuple[Any, ...]:
+    def kinds(self) -> tuple[object, ...]:
         """The types that a value may have, ``NoneType`` among them."""
         return get_args(self.type) if get_origin(self.type) in (Union, UnionType) else (self.type,)
 

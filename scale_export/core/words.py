@@ -29,4 +29,3 @@ decides between the first two by memory."""
 Split = Literal["train", "calibration", "validation", "test"]
 Scoring = Literal["strict", "official"]
 """Whose rules judge answers: ours, or those of a question set's authors (``questions.scoring``)."""
-SCORINGS: tuple[Scoring, ...] = get_args(Scoring)

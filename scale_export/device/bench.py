@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import psutil
 
+from scale_export.core.defaults import QUESTION_SET
 from scale_export.core.errors import UserError
 from scale_export.core.progress import peak_memory
 
@@ -137,7 +138,7 @@ def _time_first_token(package: Package) -> float:
     """Seconds from a picture and a question to the first token's logits."""
     from scale_export.questions import load_questions
 
-    question = load_questions("gridworld", "calibration", limit=1)[0]
+    question = load_questions(QUESTION_SET, "calibration", limit=1)[0]
     started = time.perf_counter()
     package.generator.prefill(package.prepare([question.image] if question.image else [], question.prompt))
     return time.perf_counter() - started

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from scale_export.core.defaults import CALIBRATION_QUESTIONS, SCORING, WEIGHTING
+from scale_export.core.defaults import CALIBRATION_QUESTIONS, PARITY, SCORING, WEIGHTING
 from scale_export.core.options import Option, StrPath, check
 from scale_export.core.words import FoldMode, ParityMode, Precision, Scoring, Weighting
 
@@ -92,7 +92,7 @@ class ProofOptions:
             help="The float32 reference: full (held in memory), streamed (read from disk, two prompts), auto (full "
             "where memory allows), or files (for a checkpoint: compare files, run no model)."
         ),
-    ] = "auto"
+    ] = PARITY
 
     def __post_init__(self) -> None:
         check(self)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from scale_export.coefficients.file import Coefficients
+from scale_export.core.defaults import QUESTION_SET
 from scale_export.core.records import Float32
 from scale_export.device.generation import Inputs
 from scale_export.device.prompts import encode_messages, user_message
@@ -76,11 +77,11 @@ def parity_questions(coefficients: Coefficients) -> str:
     lies on somebody's disk, others could not verify the package with it.
     """
     trained_on = str(coefficients.training.get("data", ""))
-    return trained_on if is_generated(trained_on) else "gridworld"
+    return trained_on if is_generated(trained_on) else QUESTION_SET
 
 
 def parity_prompts(
-    count: int = PROMPTS, *, text_alone: bool = True, questions: str = "gridworld"
+    count: int = PROMPTS, *, text_alone: bool = True, questions: str = QUESTION_SET
 ) -> list[Prompt]:
     """Prompts of a set's calibration split, one of them on a picture that is not square, one without picture.
 
@@ -119,7 +120,7 @@ def parity_cases(
     return cases
 
 
-def few_prompts(*, text_alone: bool = True, questions: str = "gridworld") -> list[Prompt]:
+def few_prompts(*, text_alone: bool = True, questions: str = QUESTION_SET) -> list[Prompt]:
     """The first and the last of them, with and without a picture: for models that are streamed from disk."""
     prompts = parity_prompts(1, text_alone=text_alone, questions=questions)
     return [prompts[0], prompts[-1]]

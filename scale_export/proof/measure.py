@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scale_export.backends.interface import backend_of, load_backend
+from scale_export.core.defaults import PARITY, SCORING
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
 from scale_export.core.words import ParityMode, Scoring
@@ -104,8 +105,8 @@ class Measurement:
     graphs: Mapping[str, Path]
     log: WorkLog
     scratch: Path | None = None
-    parity: ParityMode = "auto"
-    scoring: Scoring = "strict"
+    parity: ParityMode = PARITY
+    scoring: Scoring = SCORING
     statistics_sha256: str | None = None
 
     def run(self, eval_spec: str | None, limit: int | None) -> Measured:

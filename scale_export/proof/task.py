@@ -10,6 +10,7 @@ import numpy as np
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.compare import Leg
+from scale_export.core.defaults import SCORING
 from scale_export.core.intervals import (
     Bools,
     equivalence,
@@ -89,7 +90,7 @@ def is_near_tie(reference: Answer) -> bool:
     return bool((reference.margins < NEAR_TIE_MARGIN * reference.peaks).any())
 
 
-def agreement(answered: Sequence[Answered], scoring: Scoring = "strict") -> Leg:
+def agreement(answered: Sequence[Answered], scoring: Scoring = SCORING) -> Leg:
     """How often the export's answer is PyTorch ScAle's, and where not; any model has it, no right answers needed."""
     clear = [a for a in answered if not a.near_tie]
     return {
@@ -125,7 +126,7 @@ def task_leg(
     answered: Sequence[Answered],
     limits: ParityLimits,
     *,
-    scoring: Scoring = "strict",
+    scoring: Scoring = SCORING,
     questions_sha256: str | None = None,
 ) -> Leg:
     """Accuracy of the three with intervals, their paired difference and equivalence, gain retention and agreement.

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from scale_export.core.defaults import CALIBRATION_QUESTIONS, WEIGHTING
 from scale_export.core.records import Float32
 from scale_export.core.words import BLOCKWISE, Precision, Weighting
 from scale_export.model.blocks import Bits, BlockMatrix
@@ -70,8 +71,8 @@ class CalibrationOptions:
     """
 
     questions: str
-    limit: int = 128
-    weighting: Weighting = "uniform"
+    limit: int = CALIBRATION_QUESTIONS
+    weighting: Weighting = WEIGHTING
     pictures: bool = True
 
     def __str__(self) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from scale_export.core.defaults import SCORING
 from scale_export.core.words import Scoring
 
 from .question import Question
@@ -58,7 +59,7 @@ _TURNS = (
 )
 
 
-def is_right(given: str, question: Question, scoring: Scoring = "strict") -> bool | None:
+def is_right(given: str, question: Question, scoring: Scoring = SCORING) -> bool | None:
     """The verdict on an answer; None where official scoring has no rule for the question."""
     if scoring == "strict":
         return _strict(given, question)
