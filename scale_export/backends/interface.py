@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_export.core.records import NotChecked
 from scale_export.core.words import Precision
 from scale_export.device.engine import Engine, Tap
 from scale_export.families._towers.tower import VisionTower
@@ -24,8 +25,8 @@ class Backend(Protocol):
         """Refuse what this runtime can't run faithfully; raises UserError."""
         ...
 
-    def not_checked(self) -> Sequence[str]:
-        """What running its files here can't prove of the device, a sentence each."""
+    def not_checked(self) -> Sequence[NotChecked]:
+        """What running its files here can't prove of the device."""
         ...
 
     @property

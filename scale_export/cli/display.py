@@ -5,70 +5,54 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from scale_export.core.errors import EXIT_OK
 
+if TYPE_CHECKING:
+    from scale_export.proof.report import ParityReport
+
 console = Console(highlight=False)
 
 
-def show_parity(parity: Mapping[str, Any]) -> None:
-    """The parity report as a terminal table."""
+def show_parity(report: ParityReport) -> None:
+    """The parity report as a terminal table, a line for each row of a leg."""
     table = Table(title="parity against PyTorch ScAle")
-    for heading in ("leg", "measured", "limit", "cases", "verdict"):
+    for heading in ("leg", "measured", "value", "limit", "on", "verdict"):
         table.add_column(heading)
-    for name, leg in parity["legs"].items():
+    for name, leg in report.legs.items():
         if leg is None:
-            table.add_row(name, "", "", "", "[dim]not checked[/]")
-        else:
-            measured, limit = _leg_figures(leg)
-            table.add_row(name, measured, limit, str(leg["cases"]), verdict(leg["passed"]))
+            table.add_row(name, "", "", "", "", "[dim]not checked[/]")
+            continue
+        shown = "[dim]no limit[/]" if leg.passed is None else verdict(leg.passed)
+        for number, row in enumerate(leg.rows()):
+            value = f"[bold red]{row.value}[/]" if row.beyond else row.value
+            ends = ("", "", "") if number else (name, leg.counted, shown)
+            table.add_row(ends[0], row.label, value, row.limit, *ends[1:])
     console.print(table)
-    agreement = parity["answer_agreement"]
-    if agreement:
-        say(
-            f"Answers as PyTorch ScAle's on {agreement['cases']} parity prompts: {agreement['agreement']:.1%}"
-        )
-    attribution = parity["attribution"]
-    if attribution:
-        parts = ", ".join(f"{step} {figure(part['kl'])}" for step, part in attribution["parts"].items())
-        say(f"KL from PyTorch ScAle along its answers {figure(attribution['whole']['kl'])}: {parts}")
-    say(f"Executed by {parity['executed_by']}")
-    for line in parity["not_checked"]:
-        say(f"Not checked: {line}")
+    for line in _answers(report):
+        say(line)
+    if report.attribution:
+        parts = ", ".join(f"{step} {figure(part.kl)}" for step, part in report.attribution.parts.items())
+        say(f"KL from PyTorch ScAle along its answers {figure(report.attribution.whole.kl)}: {parts}")
+    say(f"Executed by {report.executed_by}")
+    for missing in report.not_checked:
+        say(f"Not checked: {missing}")
 
 
-def _leg_figures(leg: Mapping[str, Any]) -> tuple[str, str]:
-    """A leg's figures and limits in words."""
-    if "kl" in leg:
-        limits = leg["limits"]
-        return (
-            f"KL {leg['kl']:.2g}, top-1 {leg['top1_agreement']:.1%} of {leg['steps']} answer positions",
-            f"KL {figure(limits['kl'])}, top-1 {figure(limits['top1_agreement'])}",
-        )
-    if "accuracy" in leg:
-        shares = {who: kinds["spatial"] for who, kinds in leg["accuracy"].items()}
-        words = ", ".join(f"{who} {share['value']:.1%}" for who, share in shares.items() if share)
-        kept = leg["gain_retention"]
-        shown = leg["equivalence"]["all"]
-        within = f"; equally accurate within ±{shown['within']:.1%}" if shown else ""
-        limits = leg["limits"]
-        return (
-            f"spatial: {words}; agreement {leg['agreement']:.1%}; gain kept {'—' if kept is None else f'{kept:.1%}'}"
-            f"{within}",
-            f"gain kept {figure(limits['gain_retention'])}, agreement {figure(limits['agreement_outside_near_ties'])}"
-            f", margin {figure(limits['equivalence_margin'])}",
-        )
-    if "products" in leg:
-        own = leg["products"]
-        return (
-            f"{figure(leg['value'])}, rounded products {figure(own['value'])}",
-            f"{figure(leg['limit'])}, {figure(own['limit'])}",
-        )
-    return figure(leg["value"]), figure(leg["limit"])
+def _answers(report: ParityReport) -> Iterator[str]:
+    """What was answered on the parity prompts, and on the questions of the task leg."""
+    agreement, task = report.answer_agreement, report.task
+    if agreement and agreement.share is not None:
+        yield f"Answers as PyTorch ScAle's on {agreement.cases} parity prompts: {agreement.share:.1%}"
+    if task:
+        shares = {who: accuracy.spatial for who, accuracy in task.accuracy.items()}
+        words = ", ".join(f"{who} {share.value:.1%}" for who, share in shares.items() if share)
+        yield f"Spatial questions right: {words or 'not measured'}"
+        yield from (f"{label}: {value}" for label, value in task.facts())
 
 
 def figure(value: float | None) -> str:

@@ -46,7 +46,7 @@ def fold(
     else:
         for decision in outcome.plan.decisions:
             say(decision)
-        show_parity(outcome.parity)
+        show_parity(outcome.report)
         say(f"{'Package' if outcome.passed else 'Kept for inspection, not shipped'}: {outcome.path}")
         say(f"Report: {outcome.path / 'report.html'}")
     return EXIT_OK if outcome.passed else EXIT_PARITY_FAILED

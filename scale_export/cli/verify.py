@@ -51,14 +51,14 @@ def _record(found: Verification) -> dict[str, object]:
 def _show(found: Verification) -> None:
     if found.signature:
         say(f"Signature: {verdict(True)}, by the key with SHA-256 {found.signature.public_key_sha256}")
-    if found.selftest is None:
+    if found.golden is None:
         say("Hashes: right. Self-test: not checked (a checkpoint holds no graphs that this tool runs)")
     else:
-        error, limit = figure(found.selftest["value"]), found.selftest["limit"]
-        say(f"Self-test: {verdict(found.selftest['passed'])}, error {error} of {limit:g}")
-    if found.parity is None:
+        error = found.golden.error
+        say(f"Self-test: {verdict(found.golden.passed)}, error {figure(error.finite)} of {error.limit:g}")
+    if found.report is None:
         say("Parity legs: not checked (they need the base model; leave out --selftest)")
     else:
-        show_parity(found.parity)
+        show_parity(found.report)
     for checked in found.requirements:
         say(f"Required {checked.requirement}: {verdict(checked.passed)}, measured {figure(checked.value)}")

@@ -18,6 +18,17 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 """What a JSON file can hold."""
 
 
+@dataclass(frozen=True, slots=True)
+class NotChecked:
+    """What a measurement says nothing of (a leg, a device, a file), and why."""
+
+    subject: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.reason}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TowerInput:
     """One input of a vision tower: its shape for one picture or tile, and whether it holds int32 or float32."""

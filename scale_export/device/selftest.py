@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-from scale_export.core.compare import Leg, relative_error
+from scale_export.core.compare import LargestError, relative_error
 
 from .package import Package
 
@@ -16,33 +17,80 @@ FOLDER = "selftest"
 CASES = f"{FOLDER}/cases.json"
 EXPECTED = f"{FOLDER}/expected.safetensors"
 COUNT = 4
+MAX_NEW_TOKENS = 16
+"""Of an answer that is compared with PyTorch ScAle's, here as at export."""
 
 
-def run_selftest(package: Package) -> Leg:
-    """Ask the package its own golden cases on this machine.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenCase:
+    """One case of ``cases.json``.
 
-    Passes where every prompt gives the recorded token ids and logits within the recorded tolerance. Whether
-    the answers are PyTorch ScAle's is reported beside.
+    Attributes:
+        images: names of the pictures' files, in ``FOLDER``.
+        input_ids: what a processor makes of the prompt.
+        tokens: the reference's greedy tokens, which every engine is fed.
+        answer: the reference's; None where it was not asked for any.
     """
+
+    name: str
+    images: tuple[str, ...]
+    prompt: str
+    input_ids: tuple[int, ...]
+    tokens: tuple[int, ...]
+    answer: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelftestResult:
+    """What a package's own golden cases came to on this machine.
+
+    Attributes:
+        error: against the logits that were recorded at export; infinite where some prompt has other token ids.
+        answers_as_pytorch: how many answers are PyTorch ScAle's; None where none was recorded. No limit holds them.
+    """
+
+    error: LargestError
+    cases: int
+    ids_identical: bool
+    answers_as_pytorch: int | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every prompt gives the recorded token ids, and logits within the recorded tolerance."""
+        return self.ids_identical and self.error.passed
+
+    def to_json(self) -> dict[str, object]:
+        """As ``verify --json`` prints it."""
+        return {
+            **self.error.to_json(),
+            "cases": self.cases,
+            "ids_identical": self.ids_identical,
+            "answers_as_pytorch": self.answers_as_pytorch,
+            "passed": self.passed,
+        }
+
+
+def run_selftest(package: Package) -> SelftestResult:
+    """Ask the package its own golden cases on this machine."""
     table = json.loads(package.files.path(CASES).read_text(encoding="utf-8"))
+    cases = [GoldenCase(**case) for case in table["cases"]]
     expected = load_file(package.files.path(EXPECTED))
-    worst, ids, answers = 0.0, True, []
-    for index, case in enumerate(table["cases"]):
-        images = [Image.open(package.files.path(f"{FOLDER}/{name}")) for name in case["images"]]
-        inputs = package.prepare(images, case["prompt"])
-        same = inputs["input_ids"][0].tolist() == case["input_ids"]
-        ids = ids and same
-        if same:
-            logits = package.generator.forced_logits(inputs, case["tokens"])
-            worst = max(worst, relative_error(expected[str(index)], logits))
-        if case["answer"] is not None:
-            answers.append(package.answer(images, case["prompt"], max_new_tokens=16) == case["answer"])
-    return {
-        "metric": "max |Δlogit| / max |logit| against the logits recorded at export",
-        "value": worst if ids and np.isfinite(worst) else None,
-        "limit": table["tolerance"],
-        "cases": len(table["cases"]),
-        "ids_identical": ids,
-        "answers_as_pytorch": sum(answers) if answers else None,
-        "passed": bool(ids and worst <= table["tolerance"]),
-    }
+    errors, same, answers = [0.0], [], []
+    for index, case in enumerate(cases):
+        images = [Image.open(package.files.path(f"{FOLDER}/{name}")) for name in case.images]
+        inputs = package.prepare(images, case.prompt)
+        same.append(inputs["input_ids"][0].tolist() == list(case.input_ids))
+        logits = package.generator.forced_logits(inputs, case.tokens) if same[-1] else None
+        errors.append(float("inf") if logits is None else relative_error(expected[str(index)], logits))
+        if case.answer is not None:
+            answers.append(package.answer(images, case.prompt, max_new_tokens=MAX_NEW_TOKENS) == case.answer)
+    return SelftestResult(
+        error=LargestError(
+            metric="max |Δlogit| / max |logit| against the logits recorded at export",
+            value=float(np.max(errors)),
+            limit=table["tolerance"],
+        ),
+        cases=len(cases),
+        ids_identical=all(same),
+        answers_as_pytorch=sum(answers) if answers else None,
+    )

@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,9 +38,8 @@ from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.record import Plan
 from scale_export.plan.weights import plan_statistics, quantized
 from scale_export.proof.cases import parity_prompts, parity_questions, reference_cases
-from scale_export.proof.legs import preprocessing_leg
 from scale_export.proof.lockstep import Lockstep
-from scale_export.proof.measure import levels_per_unit
+from scale_export.proof.preprocessing import levels_per_unit, preprocessing_leg
 from scale_export.proof.products import (
     Departure,
     Product,
@@ -52,6 +50,7 @@ from scale_export.proof.products import (
     follow,
     largest_error,
 )
+from scale_export.proof.report import stored_failures
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, StaticWeights
 
 from .codes import CodeEvidence, Moved
@@ -121,10 +120,7 @@ class Examination:
     def run(self) -> Diagnosis:
         """Every stage, in order."""
         plan, base = self.plan, self.plan.base
-        report = json.loads(self.files.path("parity.json").read_text(encoding="utf-8"))
-        self.failed_legs = tuple(
-            name for name, leg in report["legs"].items() if leg is not None and leg["passed"] is False
-        )
+        self.failed_legs = stored_failures(self.files.path("parity.json"))
         self.folded = quantized(fold(base.weights, plan.coefficients, plan.fold), plan)
         with self.log.stage("reference"):
             questions = parity_questions(plan.coefficients)
@@ -147,13 +143,17 @@ class Examination:
         inputs = encode_messages(processor, [user_message(case.prompt.images, case.prompt.text)])
         leg = preprocessing_leg([case.inputs], [inputs], levels_per_unit(base.processor))
         words = "the package's processor prepares what the base model's does"
-        if not leg["passed"]:
-            what = "pixels" if leg["ids_identical"] else "token ids"
+        if not leg.passed:
+            what = "pixels" if leg.ids_identical else "token ids"
             words = (
                 f"the package's processor files give other {what} than the base model's: compare the files"
             )
         return Stage(
-            name="preprocessing", passed=leg["passed"], value=leg["value"], limit=leg["limit"], words=words
+            name="preprocessing",
+            passed=leg.passed,
+            value=leg.error.finite,
+            limit=leg.error.limit,
+            words=words,
         )
 
     def _towers(self) -> tuple[Stage, Stage]:

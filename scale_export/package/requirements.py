@@ -10,34 +10,33 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from scale_export.core.errors import UserError, did_you_mean
 from scale_export.core.words import PRECISIONS, Precision
 
-NAMES: Mapping[str, tuple[str, ...]] = {
-    "fold": ("legs", "fold", "value"),
-    "lowering": ("legs", "lowering", "value"),
-    "kl": ("legs", "quantization", "kl"),
-    "top1": ("legs", "quantization", "top1_agreement"),
-    "runtime.kl": ("legs", "runtime", "kl"),
-    "runtime.top1": ("legs", "runtime", "top1_agreement"),
-    "preprocessing": ("legs", "preprocessing", "value"),
-    "retention": ("legs", "task", "gain_retention"),
-    "agreement": ("legs", "task", "agreement_outside_near_ties"),
-    "parity.agreement": ("answer_agreement", "agreement_outside_near_ties"),
-    "task.accuracy": ("legs", "task", "accuracy", "export", "all", "value"),
-    "task.accuracy.spatial": ("legs", "task", "accuracy", "export", "spatial", "value"),
-    "task.accuracy.other": ("legs", "task", "accuracy", "export", "other", "value"),
-    "task.loss": ("legs", "task", "difference"),
-    "task.within": ("legs", "task", "equivalence", "all", "within"),
-    "task.within.spatial": ("legs", "task", "equivalence", "spatial", "within"),
-    "task.cases": ("legs", "task", "cases"),
-    "loss": ("attribution", "whole", "kl"),
-    "selftest": ("selftest", "value"),
-    "size": ("size",),
-}
-"""Name → where its value stands: in ``parity.json``, or beside it (``selftest``, ``size``)."""
+NAMES = (
+    "fold",
+    "lowering",
+    "kl",
+    "top1",
+    "runtime.kl",
+    "runtime.top1",
+    "preprocessing",
+    "retention",
+    "agreement",
+    "parity.agreement",
+    "task.accuracy",
+    "task.accuracy.spatial",
+    "task.accuracy.other",
+    "task.loss",
+    "task.within",
+    "task.within.spatial",
+    "task.cases",
+    "loss",
+    "selftest",
+    "size",
+)
+"""What a requirement may name: the figures that the legs' records give, the self-test's error, the package's bytes."""
 
 OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -104,22 +103,14 @@ def _number(text: str) -> float | None:
 
 
 def check_requirements(
-    requirements: Iterable[Requirement],
-    *,
-    parity: Mapping[str, Any] | None,
-    selftest: Mapping[str, Any] | None,
-    size: int,
+    requirements: Iterable[Requirement], measured: Mapping[str, float | None]
 ) -> tuple[Checked, ...]:
-    """Each requirement against ``parity.json``'s object (None where no leg ran), the self-test and the bytes."""
-    measured = {**(parity or {}), "selftest": selftest, "size": size}
-    return tuple(_check(requirement, measured) for requirement in requirements)
+    """Each requirement against the figure of its name; one that is None or isn't there was not measured."""
+    return tuple(_check(requirement, measured.get(requirement.name)) for requirement in requirements)
 
 
-def _check(requirement: Requirement, measured: Mapping[str, Any]) -> Checked:
-    value: Any = measured
-    for key in NAMES[requirement.name]:
-        value = value.get(key) if isinstance(value, Mapping) else None
+def _check(requirement: Requirement, value: float | None) -> Checked:
     if value is None:
         return Checked(requirement.text, None, passed=False)
     passed = OPERATORS[requirement.operator](value, requirement.number)
-    return Checked(requirement.text, float(value), passed=bool(passed))
+    return Checked(requirement.text, float(value), passed=passed)

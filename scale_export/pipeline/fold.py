@@ -23,6 +23,7 @@ from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
 from scale_export.proof.choose import measurement_of
+from scale_export.proof.report import ParityReport
 from scale_export.quantize import write_bits_plan
 from scale_export.search.budget import BitsChoice, Timer, parse_budget, search_bits
 from scale_export.search.timing import seconds_per_token
@@ -50,8 +51,13 @@ class Outcome:
 
     path: Path
     passed: bool
-    parity: Mapping[str, Any]
+    report: ParityReport
     plan: Plan
+
+    @property
+    def parity(self) -> Mapping[str, Any]:
+        """What was measured, as it stands in ``parity.json``."""
+        return self.report.to_json()
 
 
 def plan_fold(request: FoldRequest) -> Plan:
@@ -111,7 +117,7 @@ def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
         check_budget(plan, directory)
         passed, described = measured.report.passed, manifest(plan, graphs, request.destination.name)
         path = staged.commit(described) if passed else staged.fail(described)
-    return Outcome(path=path, passed=passed, parity=measured.report.to_json(), plan=plan)
+    return Outcome(path=path, passed=passed, report=measured.report, plan=plan)
 
 
 def bits_by_matrix(plan: Plan) -> dict[str, Bits]:

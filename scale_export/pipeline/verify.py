@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.device.package import open_package
-from scale_export.device.selftest import run_selftest
+from scale_export.device.selftest import SelftestResult, run_selftest
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.signing import Signature, check_signature
 
 from .request import VerifyRequest
+
+if TYPE_CHECKING:
+    from scale_export.proof.report import ParityReport
 
 __all__ = ["Verification", "verify_package"]
 
@@ -23,15 +26,25 @@ __all__ = ["Verification", "verify_package"]
 class Verification:
     """What ``verify`` found.
 
-    ``selftest`` is None where the package holds no graphs that this tool runs, ``parity`` where only the
-    self-test was asked for.
+    ``golden`` (the self-test) is None where the package holds no graphs that this tool runs, ``report`` where only
+    the self-test was asked for.
     """
 
     passed: bool
-    selftest: Mapping[str, Any] | None
-    parity: Mapping[str, Any] | None
+    golden: SelftestResult | None
+    report: ParityReport | None
     requirements: tuple[Checked, ...] = ()
     signature: Signature | None = None
+
+    @property
+    def selftest(self) -> Mapping[str, Any] | None:
+        """The self-test as JSON has it."""
+        return self.golden.to_json() if self.golden else None
+
+    @property
+    def parity(self) -> Mapping[str, Any] | None:
+        """What was measured, as in ``parity.json``."""
+        return self.report.to_json() if self.report else None
 
 
 def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
@@ -49,17 +62,16 @@ def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
     package = open_package(path)
     requirements = read_requirements(request.require, package.files.manifest.precision)
     size = sum(entry.size for entry in package.files.manifest.files.values())
-    selftest = None
+    golden = None
     if package.files.manifest.backend != "checkpoint":
         with log.stage("self-test"):
-            selftest = run_selftest(package)
-    sound = selftest is None or bool(selftest["passed"])
+            golden = run_selftest(package)
+    sound = golden is None or golden.passed
+    figures: dict[str, float | None] = {"selftest": golden.error.finite if golden else None, "size": size}
     if request.selftest_only:
-        checked = check_requirements(requirements, parity=None, selftest=selftest, size=size)
+        checked = check_requirements(requirements, figures)
         passed = sound and all(c.passed for c in checked)
-        return Verification(
-            passed=passed, selftest=selftest, parity=None, requirements=checked, signature=signed
-        )
+        return Verification(passed=passed, golden=golden, report=None, requirements=checked, signature=signed)
     from scale_export.plan.again import plan_again
     from scale_export.plan.evaluation_choice import evaluation_set
     from scale_export.proof.choose import measurement_of
@@ -79,12 +91,9 @@ def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
     report = measurement.run(
         evaluation_set(request.evaluation, package.coefficients), request.eval_limit
     ).report
-    measured = report.to_json()
-    checked = check_requirements(requirements, parity=measured, selftest=selftest, size=size)
+    checked = check_requirements(requirements, {**figures, **report.figures()})
     passed = sound and report.passed and all(c.passed for c in checked)
-    return Verification(
-        passed=passed, selftest=selftest, parity=measured, requirements=checked, signature=signed
-    )
+    return Verification(passed=passed, golden=golden, report=report, requirements=checked, signature=signed)
 
 
 def _signed_by(package: Path, request: VerifyRequest) -> Signature | None:

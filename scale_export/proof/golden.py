@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from scale_export.core import limits
 from scale_export.core.records import Float32
 from scale_export.core.words import Precision
-from scale_export.device.selftest import CASES, COUNT, EXPECTED, FOLDER
+from scale_export.device.selftest import CASES, COUNT, EXPECTED, FOLDER, GoldenCase
 
 from .cases import Case
 
@@ -31,24 +31,23 @@ def write_selftest(
     """
     folder = directory / FOLDER
     folder.mkdir()
-    entries: list[dict[str, Any]] = []
+    golden = []
     for index, case in enumerate(cases[:COUNT]):
-        images = []
-        for number, image in enumerate(case.prompt.images):
-            name = f"{index}-{number}.png"
+        images = tuple(f"{index}-{number}.png" for number in range(len(case.prompt.images)))
+        for name, image in zip(images, case.prompt.images, strict=True):
             image.save(folder / name)
-            images.append(name)
-        entries.append(
-            {
-                "name": case.prompt.name,
-                "images": images,
-                "prompt": case.prompt.text,
-                "input_ids": case.inputs["input_ids"][0].tolist(),
-                "tokens": list(case.tokens),
-                "answer": None if answers is None else answers[index],
-            }
+        golden.append(
+            GoldenCase(
+                name=case.prompt.name,
+                images=images,
+                prompt=case.prompt.text,
+                input_ids=tuple(case.inputs["input_ids"][0].tolist()),
+                tokens=case.tokens,
+                answer=None if answers is None else answers[index],
+            )
         )
+    entries = [asdict(case) for case in golden]
     table = {"schema": 1, "tolerance": limits.SELFTEST_RELATIVE[precision], "cases": entries}
     text = json.dumps(table, indent=2, sort_keys=True, ensure_ascii=False)
     (directory / CASES).write_text(text + "\n", encoding="utf-8")
-    save_file({str(i): np.ascontiguousarray(logits[i]) for i in range(len(entries))}, directory / EXPECTED)
+    save_file({str(i): np.ascontiguousarray(logits[i]) for i in range(len(golden))}, directory / EXPECTED)

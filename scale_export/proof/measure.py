@@ -18,6 +18,7 @@ from scale_export.device.engine import Engine
 from scale_export.device.generation import Generator, Inputs
 from scale_export.device.package import Responder
 from scale_export.device.prompts import encode_messages, end_token_ids, user_message
+from scale_export.device.selftest import MAX_NEW_TOKENS
 from scale_export.model.arithmetic import TorchKernels
 from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.model.streaming import StreamedKernels
@@ -29,19 +30,13 @@ from scale_export.quantize import load_quantizer
 from scale_export.questions import load_questions, public_name
 from scale_export.questions.question import Question, digest
 
+from .answers import Answered, agreement, ask_all
 from .attribution import attribution
 from .cases import Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
-from .legs import (
-    fold_leg,
-    lowering_leg,
-    path_logits,
-    preprocessing_leg,
-    quantization_leg,
-    runtime_leg,
-    same_inputs,
-)
+from .legs import fold_leg, lowering_leg, path_logits, quantization_leg, runtime_leg
+from .preprocessing import levels_per_unit, preprocessing_leg, same_inputs
 from .report import ParityReport
-from .task import MAX_NEW_TOKENS, Answered, agreement, ask_all, task_leg
+from .task import task_leg
 
 
 class Candidate(Protocol):
@@ -53,7 +48,7 @@ class Candidate(Protocol):
         ...
 
     def logits(self, cases: Sequence[Case]) -> list[Float32]:
-        """Its logits along every case's path, each ``[steps, V]``."""
+        """Its logits along every case's path, each ``[positions, V]``."""
         ...
 
     def answer(self, question: Question) -> str:
@@ -120,7 +115,7 @@ class Measurement:
         folded = fold(base.weights, plan.coefficients, plan.fold)
         with self.log.stage("fold leg"):
             portable = self._portable(folded, cases)
-            report.legs["fold"] = fold_leg(cases, portable)
+            report.fold = fold_leg(cases, portable)
         with self.log.stage("shipped files"):
             shipped = candidate.logits(cases)
         steps = self._own_legs(report, folded, cases, portable, shipped)
@@ -167,7 +162,7 @@ class Measurement:
             processor = base.family.load_processor(self.directory)
             inputs = [self._encoded(processor, prompt)[1] for prompt, _ in encoded]
             levels = levels_per_unit(base.processor)
-            report.legs["preprocessing"] = preprocessing_leg([i for _, i in encoded], inputs, levels)
+            report.preprocessing = preprocessing_leg([i for _, i in encoded], inputs, levels)
         return inputs
 
     def _encoded(self, processor: Any, prompt: Prompt) -> tuple[Prompt, Inputs]:
@@ -203,7 +198,7 @@ class Measurement:
         """The legs of graphs: lowering, quantization and runtime."""
         plan = self.plan
         if not plan.quantized:
-            report.legs["lowering"] = lowering_leg(portable, shipped, plan.precision)
+            report.lowering = lowering_leg(portable, shipped, plan.precision)
             report.skip("quantization", f"weights are {plan.precision}, nothing is quantized")
             report.skip(
                 "runtime", f"{plan.precision} graphs have no faster, looser kernels here to compare with"
@@ -213,8 +208,8 @@ class Measurement:
         plain = self._lowering(report, folded, cases, portable, strict)
         limits = plan.target.parity.of(plan.precision)
         codes = self._codes_kept(report, folded)
-        report.legs["quantization"] = quantization_leg(cases, plain, strict, limits, codes)
-        report.legs["runtime"] = runtime_leg(cases, strict, shipped, limits)
+        report.quantization = quantization_leg(cases, plain, strict, limits, codes)
+        report.runtime = runtime_leg(cases, strict, shipped, limits)
         return [("lowering", plain), ("quantization", strict), ("runtime", shipped)]
 
     def _lowering(
@@ -228,15 +223,15 @@ class Measurement:
         """The lowering leg of quantized graphs; the logits that the quantization leg compares ``strict`` with."""
         if self._streamed is None:
             plain = self._unquantized(folded, cases)
-            report.legs["lowering"] = lowering_leg(portable, plain, "float32")
+            report.lowering = lowering_leg(portable, plain, "float32")
             return plain
         with self.log.stage("lowering leg"):
             dequantized = self._portable(quantized(folded, self.plan), cases)
-        report.legs["lowering"] = {**lowering_leg(dequantized, strict, "float32"), "weights": "dequantized"}
-        report.not_checked.append(
-            f"an unquantized graph of this size ({self._streamed}): the lowering leg compares the quantized "
-            f"graph with the portable decoder on the same dequantized weights, and the quantization leg the "
-            f"quantized graph with the portable decoder in float32"
+        report.lowering = lowering_leg(dequantized, strict, "float32", weights="dequantized")
+        report.skip(
+            f"an unquantized graph of this size ({self._streamed})",
+            "the lowering leg compares the quantized graph with the portable decoder on the same dequantized weights, "
+            "and the quantization leg the quantized graph with the portable decoder in float32",
         )
         return list(portable)
 
@@ -326,11 +321,9 @@ class Measurement:
         leg = task_leg(
             public_name(eval_spec), answered, limits, scoring=self.scoring, questions_sha256=digest(questions)
         )
-        report.legs["task"] = leg
-        if leg["unscored"]:
-            reason = (
-                f"{leg['unscored']} questions have no {self.scoring} rule; their answers are compared only"
-            )
+        report.task = leg
+        if leg.unscored:
+            reason = f"{leg.unscored} questions have no {self.scoring} rule; their answers are compared only"
             report.skip("accuracy", reason)
         return tuple(answered)
 
@@ -359,10 +352,3 @@ def _prepared(
         logits if same_inputs(case.inputs, inputs) else candidate.logits([replace(case, inputs=inputs)])[0]
         for case, inputs, logits in zip(cases, prepared, shipped, strict=True)
     ]
-
-
-def levels_per_unit(processor: Any) -> float:
-    """How many 8-bit levels one unit of ``pixel_values`` is, at the most over channels."""
-    images = processor.image_processor
-    std = max(images.image_std) if images.do_normalize else 1.0
-    return std / images.rescale_factor if images.do_rescale else std

@@ -12,17 +12,17 @@ import torch
 from scale_export.backends.interface import backend_of
 from scale_export.core import limits
 from scale_export.core.records import Float32
+from scale_export.device.selftest import MAX_NEW_TOKENS
 from scale_export.model.asking import answer_questions
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.questions.question import Question
 
 from .cases import Case, model_logits, parity_prompts, parity_questions
-from .legs import error_leg
+from .legs import StorageLeg, largest_error
 from .measure import Candidate, Measured, Measurement, Steps
 from .report import ParityReport
 from .stored_tensors import exact_folds, tensors_leg
-from .task import MAX_NEW_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,6 @@ class CheckpointMeasurement(Measurement):
             text_alone=base.family.takes_text_alone, questions=parity_questions(coefficients)
         )
         self._preprocessing(report, [self._encoded(base.processor, prompt) for prompt in prompts])
-        report.legs["storage"] = None
         for name in ("fold", "storage", "task", "answer agreement"):
             report.skip(name, f"no model ran ({self._streamed})")
         return Measured(report=report, cases=(), shipped_logits=(), scale_answers=None, answered=())
@@ -87,12 +86,12 @@ class CheckpointMeasurement(Measurement):
         weights = self.plan.base.weights
         dtypes = {weights.checkpoint.stored(name).dtype for name in exact_folds(folded, weights)}
         limit = limits.storage_relative(dtypes)
-        leg = error_leg([case.logits for case in cases], shipped, limit)
-        report.legs["storage"] = {**leg, "dtypes": sorted(dtypes)}
+        error = largest_error([case.logits for case in cases], shipped, limit)
+        report.storage = StorageLeg(error=error, cases=len(cases), dtypes=tuple(sorted(dtypes)))
         return [("storage", shipped)]
 
     def _tensors(self, report: ParityReport, folded: FoldedDecoder) -> None:
         with self.log.stage("tensors leg"):
-            report.legs["tensors"] = tensors_leg(folded, self.plan.base.weights, self.directory)
+            report.tensors = tensors_leg(folded, self.plan.base.weights, self.directory)
         for name in ("lowering", "quantization", "runtime"):
             report.skip(name, "a checkpoint holds no graph, and whoever takes it quantizes it")

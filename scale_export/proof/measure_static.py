@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scale_export.backends.interface import load_backend
 from scale_export.core import limits
-from scale_export.core.records import Float32
+from scale_export.core.compare import LargestError
+from scale_export.core.records import Float32, NotChecked
 from scale_export.model.folding import FoldedDecoder
 from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.weights import quantized
 
 from .cases import Case
+from .legs import LoweringLeg, Products
 from .lockstep import Lockstep
 from .measure import Measurement
 from .products import Recorder, first_departure, follow, largest_error
 from .report import ParityReport
 
 NOT_RUN = (
-    "TensorRT and QNN: the QuantizeLinear and DequantizeLinear of this package ran on ONNX Runtime's CPU kernels only",
-    "clipping: activations are rounded in the ranges of the calibration questions with ScAle attached, which other "
-    "inputs, or scalars overridden at run time, may pass",
+    NotChecked(
+        "TensorRT and QNN",
+        "the QuantizeLinear and DequantizeLinear of this package ran on ONNX Runtime's CPU kernels only",
+    ),
+    NotChecked(
+        "clipping",
+        "activations are rounded in the ranges of the calibration questions with ScAle attached, which other inputs, "
+        "or scalars overridden at run time, may pass",
+    ),
 )
 
 
@@ -42,18 +50,18 @@ class StaticMeasurement(Measurement):
             plain = super()._lowering(report, folded, cases, portable, strict)
         else:
             plain = list(portable)
-            report.not_checked.append(
-                f"an unquantized graph of this size ({self._streamed}): the lowering leg holds the rounded products, "
-                f"and the quantization leg compares the graph with the portable decoder in float32"
+            report.skip(
+                f"an unquantized graph of this size ({self._streamed})",
+                "the lowering leg holds the rounded products, and the quantization leg compares the graph with the "
+                "portable decoder in float32",
             )
         with self.log.stage("rounded products, one by one"):
             products = self._products(quantized(folded, self.plan), cases[0])
-        leg = report.legs["lowering"] or {**products, "cases": 1}
-        passed = leg.get("passed", True) and products["passed"]
-        report.legs["lowering"] = {**leg, "products": products, "passed": passed}
+        whole = report.lowering or LoweringLeg(error=products.error, cases=1, precision=None)
+        report.lowering = replace(whole, products=products)
         return plain
 
-    def _products(self, weights: FoldedDecoder, case: Case) -> dict[str, object]:
+    def _products(self, weights: FoldedDecoder, case: Case) -> Products:
         """Every product of the graph on strict kernels, and what lies between, against the reference's."""
         plan, recorder = self.plan, Recorder()
         engine = load_backend(plan.target.backend).open_engine(self.graphs, plan, strict=True, tap=recorder)
@@ -66,11 +74,12 @@ class StaticMeasurement(Measurement):
         follow(oracle, prompt, after, lockstep.begin)
         limit = limits.PRODUCT_RELATIVE
         first = first_departure(lockstep.forwards, recorder.forwards, limit)
-        return {
-            "metric": "max |Δ| / max |value| of a product's inputs and outputs",
-            "value": largest_error(lockstep.forwards, recorder.forwards),
-            "limit": limit,
-            "matrices": len(recorder.forwards[0]),
-            "first_departure": None if first is None else first.matrix,
-            "passed": first is None,
-        }
+        return Products(
+            error=LargestError(
+                metric="max |Δ| / max |value| of a product's inputs and outputs",
+                value=largest_error(lockstep.forwards, recorder.forwards),
+                limit=limit,
+            ),
+            matrices=len(recorder.forwards[0]),
+            first_departure=None if first is None else first.matrix,
+        )

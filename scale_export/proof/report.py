@@ -2,50 +2,104 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
-from scale_export.core.compare import Leg
+from scale_export.core.records import NotChecked
 
-LEGS = ("fold", "lowering", "quantization", "runtime", "preprocessing", "task")
-CHECKPOINT_LEGS = ("tensors", "storage")
+from .answers import Agreement
+from .attribution import Attribution
+from .legs import FoldLeg, Leg, LoweringLeg, QuantizationLeg, RuntimeLeg, StorageLeg
+from .preprocessing import PreprocessingLeg
+from .stored_tensors import TensorsLeg
+from .task import TaskLeg
+
+KINDS: tuple[type[Leg], ...] = (
+    FoldLeg,
+    LoweringLeg,
+    QuantizationLeg,
+    RuntimeLeg,
+    PreprocessingLeg,
+    TaskLeg,
+)
+CHECKPOINT_KINDS: tuple[type[Leg], ...] = (TensorsLeg, StorageLeg)
 """What a folded checkpoint has beside them."""
+LEGS = tuple(kind.name for kind in KINDS)
+MEANINGS: Mapping[str, str] = {kind.name: kind.meaning for kind in (*KINDS, *CHECKPOINT_KINDS)}
+"""Leg → what it compares with what."""
 SCHEMA = 1
 
 
-@dataclass(kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ParityReport:
-    """What was measured so far, and by what; ``to_json`` is ``parity.json``."""
+    """What was measured, and by what. A measurement fills it in, in place, leg by leg; everybody else reads it.
+
+    A leg that did not run, or has not yet, is None.
+    """
 
     executed_by: str
-    legs: dict[str, Leg | None] = field(default_factory=lambda: dict.fromkeys(LEGS))
-    not_checked: list[str] = field(default_factory=list)
-    answer_agreement: Leg | None = None
-    attribution: Leg | None = None
+    fold: FoldLeg | None = None
+    lowering: LoweringLeg | None = None
+    quantization: QuantizationLeg | None = None
+    runtime: RuntimeLeg | None = None
+    preprocessing: PreprocessingLeg | None = None
+    task: TaskLeg | None = None
+    tensors: TensorsLeg | None = None
+    storage: StorageLeg | None = None
+    answer_agreement: Agreement | None = None
+    attribution: Attribution | None = None
+    not_checked: list[NotChecked] = field(default_factory=list)
 
-    def skip(self, leg: str, reason: str) -> None:
-        """Say that a leg did not run, and why."""
-        self.not_checked.append(f"{leg}: {reason}")
+    def skip(self, subject: str, reason: str) -> None:
+        """Say that a leg did not run, or that something else was not looked at, and why."""
+        self.not_checked.append(NotChecked(subject, reason))
+
+    @property
+    def legs(self) -> Mapping[str, Leg | None]:
+        """Every leg by name in the order of the chain, those of checkpoints only where there is one."""
+        kinds = (*KINDS, *CHECKPOINT_KINDS) if self.tensors else KINDS
+        return {kind.name: getattr(self, kind.name) for kind in kinds}
 
     @property
     def failed(self) -> list[str]:
         """The legs beyond their limits."""
-        return [name for name, leg in self.legs.items() if leg and leg["passed"] is False]
+        return [name for name, leg in self.legs.items() if leg and leg.passed is False]
 
     @property
     def passed(self) -> bool:
         """Whether something was measured and nothing failed."""
-        adds_up = self.attribution is None or self.attribution["passed"] is not False
+        adds_up = self.attribution is None or self.attribution.passed is not False
         return not self.failed and adds_up and any(self.legs.values())
 
-    def to_json(self) -> dict[str, Any]:
+    def reason(self, leg: str) -> str:
+        """Why a leg did not run, or part of it; empty where nothing was said."""
+        return next((found.reason for found in self.not_checked if found.subject == leg), "")
+
+    def figures(self) -> Mapping[str, float | None]:
+        """What a requirement may name, of all that was measured."""
+        agreed, lost = self.answer_agreement, self.attribution
+        found = [leg.figures() for leg in self.legs.values() if leg]
+        found += [agreed.figures("parity.agreement")] if agreed else []
+        found += [lost.figures()] if lost else []
+        return {name: value for figures in found for name, value in figures.items()}
+
+    def to_json(self) -> dict[str, object]:
         """The object that ``parity.json`` holds."""
+        agreed, lost = self.answer_agreement, self.attribution
         return {
             "schema": SCHEMA,
             "passed": self.passed,
             "executed_by": self.executed_by,
-            "legs": self.legs,
-            "answer_agreement": self.answer_agreement,
-            "attribution": self.attribution,
-            "not_checked": self.not_checked,
+            "legs": {name: leg.to_json() if leg else None for name, leg in self.legs.items()},
+            "answer_agreement": agreed.to_json() if agreed else None,
+            "attribution": lost.to_json() if lost else None,
+            "not_checked": [str(found) for found in self.not_checked],
         }
+
+
+def stored_failures(file: Path) -> tuple[str, ...]:
+    """The legs that failed by a package's ``parity.json``, whose hash was checked."""
+    legs: Mapping[str, Mapping[str, object] | None] = json.loads(file.read_text(encoding="utf-8"))["legs"]
+    return tuple(name for name, leg in legs.items() if leg is not None and leg["passed"] is False)

@@ -6,31 +6,90 @@ What is expected is worked out here from the coefficients in float64, not by the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scale_export.backends.checkpoint.storage import half_ulp, widen
 from scale_export.backends.checkpoint.writer import pieces
-from scale_export.core.compare import Leg
+from scale_export.core.compare import LargestError
 from scale_export.core.errors import UserError
 from scale_export.core.limits import STORAGE_HALF_ULPS
 from scale_export.model.checkpoint import Checkpoint, StoredTensor
 from scale_export.model.folding import FoldedDecoder
 from scale_export.model.weights import CheckpointWeights
 
+from .numbers import number
+from .rows import Row, holds, within
+
 Exact = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Some rows of a stored tensor in float64 → what the scalars make of them (``docs/scale.md``)."""
 
+MAX_NAMED = 8
+"""How many changed tensors ``parity.json`` names."""
 
-def tensors_leg(folded: FoldedDecoder, weights: CheckpointWeights, directory: Path) -> Leg:
-    """Touched tensors against their exact products, every other one by SHA-256 against the base's.
 
-    ``value`` is the worst error in half units of the last place of the stored dtype; an infinite one (a
-    tensor that is not where it was) is written as null and fails.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorsLeg:
+    """A checkpoint's touched tensors against their exact products, every other one against the base's.
+
+    Attributes:
+        error: the worst of a touched tensor, in half units of the last place of its stored dtype, against the widest
+            limit; infinite where tensors are not where they were.
+        cases: how many tensors the scalars touch.
+        beyond: those of them beyond the limit of their own dtype.
+        layout_identical: whether every file's header is the base's.
+        untouched: how many tensors no scalar touches.
+        changed: those of them whose dtype, shape or bytes are not the base's.
     """
+
+    name: ClassVar = "tensors"
+    meaning: ClassVar = "exact products, and the base's bytes → the tensors as stored"
+
+    error: LargestError
+    cases: int
+    beyond: tuple[str, ...]
+    layout_identical: bool
+    untouched: int
+    changed: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return self.layout_identical and not self.changed and not self.beyond
+
+    @property
+    def counted(self) -> str:
+        return f"{number(self.cases)} cases"
+
+    def rows(self) -> Sequence[Row]:
+        label = f"SHA-256 unchanged, {number(self.untouched)} tensors that no scalar touches"
+        return (
+            within(self.name, self.error),
+            holds("headers identical to the base's", self.layout_identical),
+            holds(label, not self.changed),
+        )
+
+    def figures(self) -> Mapping[str, float | None]:
+        return {}
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            **self.error.to_json(),
+            "cases": self.cases,
+            "layout_identical": self.layout_identical,
+            "untouched": self.untouched,
+            "untouched_identical": not self.changed,
+            "changed": list(self.changed[:MAX_NAMED]),
+            "passed": self.passed,
+        }
+
+
+def tensors_leg(folded: FoldedDecoder, weights: CheckpointWeights, directory: Path) -> TensorsLeg:
+    """Touched tensors against their exact products, every other one by SHA-256 against the base's."""
     base, touched = weights.checkpoint, exact_folds(folded, weights)
     others = [name for name in base.stored_names() if name not in touched]
     in_place = layout_identical(base, directory)
@@ -39,19 +98,18 @@ def tensors_leg(folded: FoldedDecoder, weights: CheckpointWeights, directory: Pa
         for name, exact in touched.items()
     }
     limits = {name: STORAGE_HALF_ULPS[base.stored(name).dtype] for name in touched}
-    changed = changed_tensors(base, directory, others)
-    worst = max(errors.values(), default=0.0)
-    return {
-        "metric": "max |stored − exact|, half units of the last place",
-        "value": worst if np.isfinite(worst) else None,
-        "limit": max(limits.values(), default=1.0),
-        "cases": len(touched),
-        "layout_identical": in_place,
-        "untouched": len(others),
-        "untouched_identical": not changed,
-        "changed": changed[:8],
-        "passed": in_place and not changed and all(errors[name] <= limits[name] for name in touched),
-    }
+    return TensorsLeg(
+        error=LargestError(
+            metric="max |stored − exact|, half units of the last place",
+            value=max(errors.values(), default=0.0),
+            limit=max(limits.values(), default=1.0),
+        ),
+        cases=len(touched),
+        beyond=tuple(name for name, error in errors.items() if not error <= limits[name]),
+        layout_identical=in_place,
+        untouched=len(others),
+        changed=tuple(changed_tensors(base, directory, others)),
+    )
 
 
 def exact_folds(folded: FoldedDecoder, weights: CheckpointWeights) -> dict[str, Exact]:

@@ -2,123 +2,192 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
-from scale_export.coefficients.file import Coefficients
-from scale_export.core.compare import Leg
 from scale_export.core.defaults import SCORING
 from scale_export.core.intervals import (
     Bools,
+    Equivalence,
+    Estimate,
     equivalence,
     gain_retention,
     mcnemar_exact,
     paired_difference,
-    wilson,
+    proportion,
 )
-from scale_export.core.limits import NEAR_TIE_MARGIN
 from scale_export.core.words import Scoring
-from scale_export.model.asking import Answer, answer_questions
-from scale_export.model.hooks import attach
 from scale_export.plan.targets import ParityLimits
-from scale_export.questions.question import Question
-from scale_export.questions.scoring import is_right, normalise
+from scale_export.questions.scoring import is_right
 
-MAX_NEW_TOKENS = 16
-MAX_LISTED = 100
-"""How many differing answers a report lists; their count is always the whole one."""
-WHO = ("base", "scale", "export")
-AskExport = Callable[[Question], str]
-Advance = Callable[[str, int, int], None]
-"""Told what is being done, how many are done, and of how many."""
+from .answers import Agreement, Answered, agreement
+from .numbers import interval, number, percent, points
+from .rows import Row, at_least, at_most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
-    """One question with the three answers; ``near_tie`` as the reference saw it."""
+class Accuracy:
+    """The share of right answers by kind of question, with Wilson's interval; None where there was no such question."""
 
-    question: Question
-    base: str
-    scale: str
-    export: str
-    near_tie: bool
+    all: Estimate | None
+    spatial: Estimate | None
+    other: Estimate | None
+
+    def by_kind(self) -> Mapping[str, Estimate | None]:
+        """Kind → the share."""
+        return {"all": self.all, "spatial": self.spatial, "other": self.other}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskLeg:
+    """Accuracy of the three with intervals, their paired difference and equivalence, gain retention and agreement.
+
+    Attributes:
+        unscored: questions that the scoring has no rule for; they are judged by agreement only.
+        base, scale, export: whose answers were right how often.
+        difference: accuracy of PyTorch ScAle minus the export's; None where nothing was scored.
+        equivalent, equivalent_spatial: on all scored questions, and on the spatial ones; None where there are none.
+        retention: the share of ScAle's gain on spatial questions that the export keeps; None where there is no gain.
+    """
+
+    name: ClassVar = "task"
+    meaning: ClassVar = "PyTorch ScAle's answers → the export's"
+
+    dataset: str
+    questions_sha256: str | None
+    scoring: Scoring
+    unscored: int
+    base: Accuracy
+    scale: Accuracy
+    export: Accuracy
+    agreement: Agreement
+    difference: Estimate | None
+    mcnemar_p: float | None
+    equivalent: Equivalence | None
+    equivalent_spatial: Equivalence | None
+    retention: Estimate | None
+    limits: ParityLimits
 
     @property
-    def agrees(self) -> bool:
-        """Whether the export says what PyTorch ScAle says."""
-        return normalise(self.scale) == normalise(self.export)
+    def cases(self) -> int:
+        """How many questions were asked."""
+        return self.agreement.cases
+
+    @property
+    def accuracy(self) -> Mapping[str, Accuracy]:
+        """The three by name."""
+        return {"base": self.base, "scale": self.scale, "export": self.export}
+
+    @property
+    def equivalences(self) -> Mapping[str, Equivalence | None]:
+        """Kind of question → what the two one-sided tests show."""
+        return {"all": self.equivalent, "spatial": self.equivalent_spatial}
+
+    @property
+    def passed(self) -> bool:
+        """Whether it keeps its limits. Retention is only held to its limit where ScAle gained something."""
+        limits, agreed = self.limits, self.agreement
+        checks = [agreed.near_ties <= limits.near_tie_budget * agreed.cases]
+        if limits.min_answer_agreement is not None:
+            clear = agreed.outside_near_ties
+            checks.append(clear is not None and clear >= limits.min_answer_agreement)
+        if limits.min_gain_retention is not None and self.retention is not None:
+            checks.append(self.retention.value >= limits.min_gain_retention)
+        if limits.equivalence_margin is not None:
+            tested = [test for test in self.equivalences.values() if test is not None]
+            checks.append(self.equivalent is not None and all(test.shown for test in tested))
+        return all(checks)
+
+    @property
+    def counted(self) -> str:
+        return f"{number(self.cases)} cases"
+
+    def rows(self) -> Sequence[Row]:
+        return tuple(self._rows())
+
+    def _rows(self) -> Iterator[Row]:
+        limits, agreed, retention = self.limits, self.agreement, self.retention
+        label, lost = "same answers, near-ties aside", "answers changed"
+        yield at_least(self.name, label, agreed.outside_near_ties, limits.min_answer_agreement, lost=lost)
+        kept = None if retention is None else retention.value
+        yield at_least(self.name, "gain retention", kept, limits.min_gain_retention, lost="gain lost")
+        if limits.equivalence_margin is not None:
+            for kind, test in self.equivalences.items():
+                shown = None if test is None else test.within
+                label = f"shown equally accurate within, {kind}"
+                yield at_most(self.name, label, shown, limits.equivalence_margin)
+        if self.cases:
+            share = agreed.near_ties / self.cases
+            yield at_most(self.name, "share of near-ties", share, limits.near_tie_budget)
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Label and value of what was asked and of the paired statistics, in words."""
+        agreed, retention = self.agreement, self.retention
+        yield "Question set", self.dataset
+        unscored = f", {number(self.unscored)} questions without a rule" if self.unscored else ""
+        yield "Scoring", f"{self.scoring}{unscored}"
+        yield "Same answer as PyTorch ScAle", percent(agreed.share)
+        yield "The same, near-ties aside", percent(agreed.outside_near_ties)
+        yield "Near-ties", f"{number(agreed.near_ties)} of {number(agreed.cases)}"
+        lost = None if self.difference is None else self.difference.value
+        yield "Accuracy lost by the export", points(lost) + interval(self.difference, 2)
+        for kind, test in self.equivalences.items():
+            if test is not None:
+                yield f"Shown equally accurate within, {kind}", f"± {points(test.within)}"
+        yield "McNemar's exact p", number(self.mcnemar_p)
+        kept = None if retention is None else retention.value
+        yield "Gain retention", percent(kept) + interval(retention, 1)
+
+    def figures(self) -> Mapping[str, float | None]:
+        right = {
+            kind: None if share is None else share.value for kind, share in self.export.by_kind().items()
+        }
+        shown = {kind: None if test is None else test.within for kind, test in self.equivalences.items()}
+        return {
+            "retention": None if self.retention is None else self.retention.value,
+            **self.agreement.figures("agreement"),
+            "task.accuracy": right["all"],
+            "task.accuracy.spatial": right["spatial"],
+            "task.accuracy.other": right["other"],
+            "task.loss": None if self.difference is None else self.difference.value,
+            "task.within": shown["all"],
+            "task.within.spatial": shown["spatial"],
+            "task.cases": self.cases,
+        }
+
+    def to_json(self) -> dict[str, object]:
+        limits = self.limits
+        return {
+            "dataset": self.dataset,
+            "questions_sha256": self.questions_sha256,
+            "scoring": self.scoring,
+            "unscored": self.unscored,
+            "accuracy": {who: asdict(accuracy) for who, accuracy in self.accuracy.items()},
+            **self.agreement.to_json(),
+            **_with_interval("difference", self.difference),
+            "mcnemar_p": self.mcnemar_p,
+            "equivalence": {
+                "margin": limits.equivalence_margin,
+                **{kind: test and asdict(test) for kind, test in self.equivalences.items()},
+            },
+            **_with_interval("gain_retention", self.retention),
+            "limits": {
+                "gain_retention": limits.min_gain_retention,
+                "agreement_outside_near_ties": limits.min_answer_agreement,
+                "equivalence_margin": limits.equivalence_margin,
+                "near_ties": limits.near_tie_budget,
+            },
+            "passed": self.passed,
+        }
 
 
-def ask_all(
-    model: Any,
-    processor: Any,
-    coefficients: Coefficients,
-    ask_export: AskExport,
-    questions: Sequence[Question],
-    advance: Advance,
-) -> list[Answered]:
-    """Ask all three; the references in batches, the export one question at a time as a device does."""
-    base = _reference_answers(model, processor, questions, lambda n, of: advance("base", n, of))
-    with attach(model, coefficients):
-        scale = _reference_answers(model, processor, questions, lambda n, of: advance("PyTorch ScAle", n, of))
-    answered = []
-    for index, question in enumerate(questions):
-        answered.append(
-            Answered(
-                question=question,
-                base=base[index].text,
-                scale=scale[index].text,
-                export=ask_export(question),
-                near_tie=is_near_tie(scale[index]),
-            )
-        )
-        advance("export", index + 1, len(questions))
-    return answered
-
-
-def _reference_answers(
-    model: Any, processor: Any, questions: Sequence[Question], progress: Callable[[int, int], None]
-) -> list[Answer]:
-    return answer_questions(model, processor, questions, max_new_tokens=MAX_NEW_TOKENS, progress=progress)
-
-
-def is_near_tie(reference: Answer) -> bool:
-    """Whether some step of the reference's answer hung on a margin too small to hold any export to."""
-    return bool((reference.margins < NEAR_TIE_MARGIN * reference.peaks).any())
-
-
-def agreement(answered: Sequence[Answered], scoring: Scoring = SCORING) -> Leg:
-    """How often the export's answer is PyTorch ScAle's, and where not; any model has it, no right answers needed."""
-    clear = [a for a in answered if not a.near_tie]
-    return {
-        "cases": len(answered),
-        "agreement": _share([a.agrees for a in answered]),
-        "agreement_outside_near_ties": _share([a.agrees for a in clear]),
-        "near_ties": len(answered) - len(clear),
-        "differences": _differences(answered, scoring),
-    }
-
-
-def _differences(answered: Sequence[Answered], scoring: Scoring) -> Leg:
-    """The answers that differ: how many, and the first ``MAX_LISTED`` with the verdict on each."""
-    differing = [a for a in answered if not a.agrees]
-    return {"count": len(differing), "listed": [_difference(a, scoring) for a in differing[:MAX_LISTED]]}
-
-
-def _difference(answered: Answered, scoring: Scoring) -> Leg:
-    question = answered.question
-    known = question.answer != ""
-    return {
-        "id": question.id,
-        "prompt": question.prompt,
-        "truth": question.answer if known else None,
-        **{who: getattr(answered, who) for who in WHO},
-        "right": {who: is_right(getattr(answered, who), question, scoring) for who in WHO} if known else None,
-        "near_tie": answered.near_tie,
-    }
+def _with_interval(name: str, found: Estimate | None) -> dict[str, object]:
+    if found is None:
+        return {name: None, f"{name}_95": None}
+    return {name: found.value, f"{name}_95": [found.low, found.high]}
 
 
 def task_leg(
@@ -128,77 +197,39 @@ def task_leg(
     *,
     scoring: Scoring = SCORING,
     questions_sha256: str | None = None,
-) -> Leg:
-    """Accuracy of the three with intervals, their paired difference and equivalence, gain retention and agreement.
+) -> TaskLeg:
+    """The task leg of those answers.
 
     Questions that the scoring has no rule for are counted as ``unscored`` and judged by agreement only.
     """
     scored = [a for a in answered if is_right(a.scale, a.question, scoring) is not None]
-    right = {who: _right(scored, who, scoring) for who in WHO}
+    base, scale, export = (
+        np.array(
+            [bool(is_right(answer, a.question, scoring)) for a, answer in zip(scored, said, strict=True)],
+            bool,
+        )
+        for said in ([a.base for a in scored], [a.scale for a in scored], [a.export for a in scored])
+    )
     spatial = np.array([a.question.kind == "spatial" for a in scored], bool)
-    kinds = {"all": np.ones(len(scored), bool), "spatial": spatial, "other": ~spatial}
-    difference = paired_difference(right["scale"], right["export"])
-    retention = gain_retention(right["base"][spatial], right["scale"][spatial], right["export"][spatial])
-    leg = {
-        "dataset": dataset,
-        "questions_sha256": questions_sha256,
-        "scoring": scoring,
-        "unscored": len(answered) - len(scored),
-        "accuracy": {
-            name: {kind: _accuracy(values[rows]) for kind, rows in kinds.items()}
-            for name, values in right.items()
-        },
-        **agreement(answered, scoring),
-        "difference": difference.value if difference else None,
-        "difference_95": [difference.low, difference.high] if difference else None,
-        "mcnemar_p": mcnemar_exact(right["scale"], right["export"]),
-        "equivalence": {
-            "margin": limits.equivalence_margin,
-            "all": _equivalence(right, kinds["all"], limits),
-            "spatial": _equivalence(right, kinds["spatial"], limits),
-        },
-        "gain_retention": retention.value if retention else None,
-        "gain_retention_95": [retention.low, retention.high] if retention else None,
-        "limits": {
-            "gain_retention": limits.min_gain_retention,
-            "agreement_outside_near_ties": limits.min_answer_agreement,
-            "equivalence_margin": limits.equivalence_margin,
-            "near_ties": limits.near_tie_budget,
-        },
-    }
-    leg["passed"] = _within(leg, limits)
-    return leg
+    return TaskLeg(
+        dataset=dataset,
+        questions_sha256=questions_sha256,
+        scoring=scoring,
+        unscored=len(answered) - len(scored),
+        base=_accuracy(base, spatial),
+        scale=_accuracy(scale, spatial),
+        export=_accuracy(export, spatial),
+        agreement=agreement(answered, scoring),
+        difference=paired_difference(scale, export),
+        mcnemar_p=mcnemar_exact(scale, export),
+        equivalent=equivalence(scale, export, limits.equivalence_margin),
+        equivalent_spatial=equivalence(scale[spatial], export[spatial], limits.equivalence_margin),
+        retention=gain_retention(base[spatial], scale[spatial], export[spatial]),
+        limits=limits,
+    )
 
 
-def _within(leg: Leg, limits: ParityLimits) -> bool:
-    """Whether the leg keeps its limits. Retention is only held to its limit where ScAle gained something."""
-    checks = [leg["near_ties"] <= limits.near_tie_budget * leg["cases"]]
-    if limits.min_answer_agreement is not None:
-        clear = leg["agreement_outside_near_ties"]
-        checks.append(clear is not None and clear >= limits.min_answer_agreement)
-    if limits.min_gain_retention is not None and leg["gain_retention"] is not None:
-        checks.append(leg["gain_retention"] >= limits.min_gain_retention)
-    if limits.equivalence_margin is not None:
-        tested = [leg["equivalence"][kind] for kind in ("all", "spatial")]
-        checks.append(tested[0] is not None and all(test["shown"] for test in tested if test is not None))
-    return all(checks)
-
-
-def _equivalence(right: Mapping[str, Bools], rows: Bools, limits: ParityLimits) -> Leg | None:
-    found = equivalence(right["scale"][rows], right["export"][rows], limits.equivalence_margin)
-    return None if found is None else asdict(found)
-
-
-def _right(answered: Sequence[Answered], who: str, scoring: Scoring) -> Bools:
-    return np.array([bool(is_right(getattr(a, who), a.question, scoring)) for a in answered], bool)
-
-
-def _accuracy(right: Bools) -> Leg | None:
-    interval = wilson(int(right.sum()), len(right))
-    if interval is None:
-        return None
-    return {"value": float(right.mean()), "low": interval[0], "high": interval[1], "cases": len(right)}
-
-
-def _share(values: Sequence[bool]) -> float | None:
-    return float(np.mean(values)) if values else None
+def _accuracy(right: Bools, spatial: Bools) -> Accuracy:
+    return Accuracy(
+        all=proportion(right), spatial=proportion(right[spatial]), other=proportion(right[~spatial])
+    )

@@ -13,8 +13,8 @@ from scale_export.charts.accuracy import FrontierPoint
 from scale_export.core.version import __version__
 from scale_export.core.words import Precision
 from scale_export.plan.record import Plan
+from scale_export.proof.answers import Answered
 from scale_export.proof.measure import Measured
-from scale_export.proof.task import Answered
 from scale_export.search.budget import BitsChoice, Point
 
 from .page import DifferingQuestion, ReportData
@@ -52,7 +52,7 @@ def report_data(
         name=name,
         facts=facts,
         decisions=plan.decisions,
-        parity=measured.report.to_json(),
+        parity=measured.report,
         attn_scale=attn,
         mlp_scale=mlp,
         scope=coefficients.scope,
@@ -63,7 +63,6 @@ def report_data(
         ),
         costs=decode_costs(plan),
         differing=tuple(_differing(a) for a in differing[:GALLERY]),
-        differing_total=len(differing),
         versions={"scale-export": __version__, **library_versions(plan)},
         frontier=() if choice is None else tuple(_point(point, choice) for point in choice.frontier),
         frontier_reference=None if choice is None else choice.reference_accuracy,

@@ -20,9 +20,14 @@ from scale_export.charts.accuracy import AccuracyBar, FrontierPoint, accuracy_ba
 from scale_export.charts.errors import leg_chart
 from scale_export.charts.maps import heat_map
 from scale_export.charts.style import Values, to_svg
+from scale_export.core.intervals import Estimate
+from scale_export.proof.answers import Agreement
+from scale_export.proof.attribution import Attribution
+from scale_export.proof.numbers import human_bytes, interval, number, percent, signed
+from scale_export.proof.report import ParityReport
+from scale_export.proof.task import TaskLeg
 
-from .legs import Json, LegView, headline, leg_views
-from .numbers import human_bytes, interval, number, percent, points, signed
+from .legs import LegView, headline, leg_views
 
 MODEL_NAMES: Mapping[str, str] = {"base": "base model", "scale": "PyTorch ScAle", "export": "export"}
 
@@ -48,13 +53,13 @@ class ReportData:
         name: the package's name.
         facts: label → value, in the order of the page.
         decisions: the plan's sentences on what was chosen and why.
-        parity: the object of ``parity.json`` (``docs/parity.md``).
+        parity: what was measured, and what was not.
         attn_scale: ``[L, H]``, the scalars of every layer, ones where a layer is not scaled.
         mlp_scale: ``[L]``, the same for the MLPs.
         scope: ``last`` or ``all``.
         sizes: (file, bytes) of the package so far.
         costs: (what, how much) of one token, from shapes alone.
-        differing: the questions to show, of ``differing_total`` that differ.
+        differing: the questions of the task leg to show, the first of those that differ.
         versions: library → version.
         frontier: what a search under a budget measured, by size; empty without one.
         frontier_reference: the unquantized model's accuracy on the same questions.
@@ -64,14 +69,13 @@ class ReportData:
     name: str
     facts: Mapping[str, str]
     decisions: tuple[str, ...]
-    parity: Json
+    parity: ParityReport
     attn_scale: Values
     mlp_scale: Values
     scope: str
     sizes: tuple[tuple[str, int], ...]
     costs: tuple[tuple[str, str], ...]
     differing: tuple[DifferingQuestion, ...]
-    differing_total: int
     versions: Mapping[str, str]
     frontier: tuple[FrontierPoint, ...] = ()
     frontier_reference: float | None = None
@@ -88,101 +92,75 @@ def render_report(data: ReportData) -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters.update(bytes=human_bytes, number=number, percent=percent, png=_data_uri)
-    views = leg_views(data.parity)
-    task = data.parity["legs"].get("task")
+    report, views = data.parity, leg_views(data.parity)
+    answers = _answers(report)
     return environment.get_template("report.html.jinja").render(
         data=data,
-        headline=headline(data.parity, views),
+        headline=headline(report.passed, views),
         legs=views,
-        tiles=list(_tiles(data, task)),
-        agreement=data.parity.get("answer_agreement"),
-        accuracy=_accuracy_table(task),
-        task_facts=list(_task_facts(task)),
-        attribution=_attribution_rows(data.parity.get("attribution")),
-        listed=_listed(data),
+        tiles=list(_tiles(data)),
+        task=report.task,
+        answers=answers,
+        accuracy=_accuracy_table(report.task),
+        task_facts=list(report.task.facts()) if report.task else [],
+        attribution=_attribution_rows(report.attribution),
+        silent=[view.name for view in views if not view.rows and not view.reason],
+        listed=answers.listed[len(data.differing) :] if answers else (),
         strongest=_strongest(data),
         total_bytes=sum(size for _, size in data.sizes),
-        charts={name: Markup(svg) for name, svg in _charts(data, views, task)},
+        charts={name: Markup(svg) for name, svg in _charts(data, views)},
     )
 
 
-def _tiles(data: ReportData, task: Json | None) -> Iterator[tuple[str, str, str]]:
+def _answers(report: ParityReport) -> Agreement | None:
+    """How often the answers are PyTorch ScAle's: to the task leg's questions, or else to the parity prompts."""
+    return report.task.agreement if report.task else report.answer_agreement
+
+
+def _tiles(data: ReportData) -> Iterator[tuple[str, str, str]]:
     """The numbers at the top of the page: (what, value, remark), only those that were measured."""
-    spatial = {row.model: row for row in _accuracy_rows(task) if row.kind == "spatial"}
-    base, export = (spatial.get(MODEL_NAMES[who]) for who in ("base", "export"))
-    if base and export:
+    task, answers = data.parity.task, _answers(data.parity)
+    if task and task.base.spatial and task.export.spatial:
+        base, export = task.base.spatial, task.export.spatial
         remark = f"base model → export, {export.cases:,} questions"
         yield "Spatial accuracy", f"{100 * base.value:.1f} → {100 * export.value:.1f} %", remark
-    if task and task.get("gain_retention") is not None:
-        remark = f"of ScAle's spatial gain{interval(task.get('gain_retention_95'), 1)}"
-        yield "Gain retention", percent(task["gain_retention"]), remark
-    agreement = task or data.parity.get("answer_agreement")
-    if agreement and agreement.get("agreement") is not None:
-        remark = f"as PyTorch ScAle answers, {number(agreement.get('cases'))} questions"
-        yield "Same answers", percent(agreement["agreement"]), remark
+    if task and task.retention:
+        remark = f"of ScAle's spatial gain{interval(task.retention, 1)}"
+        yield "Gain retention", percent(task.retention.value), remark
+    if answers and answers.share is not None:
+        yield (
+            "Same answers",
+            percent(answers.share),
+            f"as PyTorch ScAle answers, {number(answers.cases)} questions",
+        )
     if data.sizes:
         files = "1 file" if len(data.sizes) == 1 else f"{len(data.sizes)} files"
         yield "Package", human_bytes(sum(size for _, size in data.sizes)), files
 
 
-def _accuracy_rows(task: Json | None) -> list[AccuracyBar]:
-    """Every measured accuracy, kinds in the order in which they stand."""
-    models = (task or {}).get("accuracy") or {}
-    rows = []
-    for kind in dict.fromkeys(kind for values in models.values() for kind in values or {}):
-        for who, values in models.items():
-            if cell := (values or {}).get(kind):
-                rows.append(_bar(MODEL_NAMES.get(who, who), kind, cell))
-    return rows
-
-
-def _bar(model: str, kind: str, cell: Json) -> AccuracyBar:
-    low, high = cell["low"], cell["high"]
-    return AccuracyBar(model=model, kind=kind, value=cell["value"], low=low, high=high, cases=cell["cases"])
-
-
-def _accuracy_table(task: Json | None) -> dict[str, dict[str, AccuracyBar]]:
-    """The same by kind, then by model."""
+def _accuracy_table(task: TaskLeg | None) -> dict[str, dict[str, AccuracyBar]]:
+    """Every measured accuracy by kind of question, then by model."""
     table: dict[str, dict[str, AccuracyBar]] = {}
-    for row in _accuracy_rows(task):
-        table.setdefault(row.kind, {})[row.model] = row
+    for who, accuracy in task.accuracy.items() if task else ():
+        for kind, share in accuracy.by_kind().items():
+            if share is not None:
+                table.setdefault(kind, {})[MODEL_NAMES[who]] = _bar(MODEL_NAMES[who], kind, share)
     return table
 
 
-def _task_facts(task: Json | None) -> Iterator[tuple[str, str]]:
-    """Label and value of the task leg's paired statistics."""
-    if task is None:
-        return
-    if task.get("dataset"):
-        yield "Question set", str(task["dataset"])
-    if task.get("scoring"):
-        unscored = f", {number(task['unscored'])} questions without a rule" if task.get("unscored") else ""
-        yield "Scoring", f"{task['scoring']}{unscored}"
-    yield "Same answer as PyTorch ScAle", percent(task.get("agreement"))
-    yield "The same, near-ties aside", percent(task.get("agreement_outside_near_ties"))
-    yield "Near-ties", f"{number(task.get('near_ties'))} of {number(task.get('cases'))}"
-    difference = points(task.get("difference"))
-    yield "Accuracy lost by the export", difference + interval(task.get("difference_95"), 2)
-    for kind, test in (task.get("equivalence") or {}).items():
-        if kind != "margin" and test is not None:
-            yield f"Shown equally accurate within, {kind}", f"± {points(test['within'])}"
-    yield "McNemar's exact p", number(task.get("mcnemar_p"))
-    retention = percent(task.get("gain_retention"))
-    yield "Gain retention", retention + interval(task.get("gain_retention_95"), 1)
+def _bar(model: str, kind: str, share: Estimate) -> AccuracyBar:
+    """``share`` with Wilson's interval, which is bounded."""
+    assert share.low is not None and share.high is not None
+    return AccuracyBar(
+        model=model, kind=kind, value=share.value, low=share.low, high=share.high, cases=share.cases
+    )
 
 
-def _attribution_rows(found: Json | None) -> list[tuple[str, str, str]]:
+def _attribution_rows(found: Attribution | None) -> list[tuple[str, str, str]]:
     """Step, KL and share of changed best tokens, the whole last; empty where nothing was attributed."""
     if found is None:
         return []
-    steps = [*found["parts"].items(), ("whole", found["whole"])]
-    return [(step, signed(part["kl"]), percent(part["top1_changed"])) for step, part in steps]
-
-
-def _listed(data: ReportData) -> list[Json]:
-    """The differing answers that parity.json lists and the gallery has no room for."""
-    leg = data.parity["legs"].get("task") or data.parity.get("answer_agreement") or {}
-    return list((leg.get("differences") or {}).get("listed", ()))[len(data.differing) :]
+    return [(step, signed(part.kl), percent(part.top1_changed)) for step, part in found.steps()]
 
 
 def _strongest(data: ReportData) -> str:
@@ -205,12 +183,12 @@ def _strongest(data: ReportData) -> str:
     )
 
 
-def _charts(data: ReportData, views: Sequence[LegView], task: Json | None) -> Iterator[tuple[str, str]]:
-    errors = [metric.error for view in views for metric in view.metrics if metric.error]
+def _charts(data: ReportData, views: Sequence[LegView]) -> Iterator[tuple[str, str]]:
+    errors = [error for view in views for error in view.errors()]
     yield "legs", _inline(to_svg(leg_chart(errors), name="legs"))
     scalars = heat_map(data.attn_scale, data.mlp_scale, title="", scope=data.scope)
     yield "scalars", _inline(to_svg(scalars, name="scalars"))
-    if rows := _accuracy_rows(task):
+    if rows := [bar for bars in _accuracy_table(data.parity.task).values() for bar in bars.values()]:
         yield "accuracy", _inline(to_svg(accuracy_bars(rows), name="accuracy"))
     if data.frontier_reference is not None:
         chart = frontier_chart(data.frontier, data.frontier_reference)

@@ -49,7 +49,7 @@ shutil.copy(base / "config.json", out)
 write_weights(weights.checkpoint, edits_of(folded, weights), out)
 leg = tensors_leg(folded, weights, out)
 after = peak_memory()
-assert leg["passed"], leg
+assert leg.passed, leg
 print(after - before)
 """
 

@@ -322,7 +322,7 @@ def test_a_missing_shard_fails(base_in: Any, package: Path, tmp_path: Path):
     (copy / base.checkpoint.weight_files()[1].name).unlink()
     folded = foldings.fold(base.weights, random_coefficients(base, "all"), "weights")
     leg = tensors_leg(folded, base.weights, copy)
-    assert leg["passed"] is False and leg["value"] is None and leg["layout_identical"] is False
+    assert leg.passed is False and leg.to_json()["value"] is None and leg.layout_identical is False
 
 
 def test_naive_folding_of_last_token_scalars_would_fail(base_in: Any, tmp_path: Path):

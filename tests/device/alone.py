@@ -65,7 +65,7 @@ def main(package: str, picture: str, question: str, logits: str, *rooms: str) ->
     with Image.open(picture) as image:
         np.save(logits, opened.logits([image], question))
         answer = opened.answer([image], question, max_new_tokens=4)
-    print(json.dumps({"imported": imported, "answer": answer, "selftest": run_selftest(opened)}))
+    print(json.dumps({"imported": imported, "answer": answer, "selftest": run_selftest(opened).to_json()}))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def compared(folder: Path) -> dict[str, object]:
         "logits": relative_error(expected, asked.logits) if same else None,
         "bits": bool(same and np.array_equal(expected, asked.logits)),
         "answer": json.loads((folder / ANSWER).read_text(encoding="utf-8")) == asked.answer,
-        "selftest": selftest["passed"],
+        "selftest": selftest.passed,
     }
 
 

@@ -24,8 +24,9 @@ from scale_export.pipeline.fold import Outcome
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
+from scale_export.proof.answers import ask_all
 from scale_export.proof.measure import Measurement
-from scale_export.proof.task import ask_all, task_leg
+from scale_export.proof.task import task_leg
 from scale_export.questions import load_questions
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"
@@ -148,8 +149,8 @@ def test_the_task_leg_sees_an_export_without_its_scalars(exported: Any):
 
     answered = ask_all(base.model, base.processor, outcome.plan.coefficients, ask, questions, lambda *a: None)
     leg = task_leg("gridworld", answered, outcome.plan.target.parity.of("float32"))
-    assert leg["passed"] is False
-    assert abs(leg["gain_retention"]) < 0.05
+    assert leg.passed is False
+    assert leg.retention is not None and abs(leg.retention.value) < 0.05
 
 
 def test_the_demo_question_shows_the_repair(exported: Any):

@@ -1,62 +1,119 @@
-"""What a ``parity.json`` may hold, made up."""
+"""A parity report of an int8 package, made up: every leg within its limits."""
 
 from __future__ import annotations
 
-from scale_export.core.intervals import wilson
+from typing import Any
+
+import numpy as np
+
+from scale_export.core.compare import LargestError
+from scale_export.core.intervals import Estimate, proportion
+from scale_export.plan.targets import ParityLimits
+from scale_export.proof.answers import Agreement, Difference
+from scale_export.proof.attribution import Attribution, Loss
+from scale_export.proof.legs import Divergence, FoldLeg, LoweringLeg, QuantizationLeg, RuntimeLeg
+from scale_export.proof.preprocessing import PreprocessingLeg
+from scale_export.proof.report import ParityReport
+from scale_export.proof.task import Accuracy, TaskLeg
+
+CASES, POSITIONS, QUESTIONS = 24, 71, 768
+"""Parity prompts, their answers' positions, and questions of either kind."""
+LIMITS = ParityLimits(
+    max_kl=0.01,
+    min_top1_agreement=0.97,
+    runtime_max_kl=0.01,
+    runtime_min_top1_agreement=0.97,
+    min_gain_retention=0.95,
+    min_answer_agreement=0.95,
+    near_tie_budget=0.02,
+)
 
 
-def accuracy(share: float, cases: int) -> dict[str, float]:
-    low, high = wilson(round(share * cases), cases)
-    return {"value": round(share * cases) / cases, "low": low, "high": high, "cases": cases}
+def error(value: float, limit: float, metric: str = "max |Δlogit| / max |logit|") -> LargestError:
+    return LargestError(metric=metric, value=value, limit=limit)
 
 
-def parity(**changes) -> dict:
-    error = {"metric": "max |Δlogit| / max |logit|", "cases": 24, "passed": True}
-    shift = {
-        "top1_agreement": 0.9875,
-        "cases": 24,
-        "limits": {"kl": 0.01, "top1_agreement": 0.97},
-        "passed": True,
+def divergence(kl: float, **changes: Any) -> Divergence:
+    known = {"top1_agreement": 0.9875, "positions": POSITIONS, "max_kl": 0.01, "min_top1": 0.97}
+    return Divergence(kl=kl, **{**known, **changes})
+
+
+def fold(value: float = 1.31e-6) -> FoldLeg:
+    return FoldLeg(error=error(value, 1e-5), cases=CASES)
+
+
+def lowering(value: float = 8.4e-7, **changes: Any) -> LoweringLeg:
+    return LoweringLeg(**{"error": error(value, 1e-4), "cases": CASES, "precision": "float32", **changes})
+
+
+def quantization(kl: float = 0.0031, *, moved: bool = False, **changes: Any) -> QuantizationLeg:
+    codes = {f"layers.{i}.o_proj": ("a" * 64, ("b" if moved and i == 3 else "a") * 64) for i in range(8)}
+    return QuantizationLeg(divergence=divergence(kl, **changes), cases=CASES, codes=codes)
+
+
+def runtime(kl: float = 0.0011, **changes: Any) -> RuntimeLeg:
+    return RuntimeLeg(divergence=divergence(kl, **changes), cases=CASES)
+
+
+def preprocessing(value: float = 0.0, *, ids_identical: bool = True) -> PreprocessingLeg:
+    found = error(value, 1.0, "max pixel difference")
+    return PreprocessingLeg(error=found, ids_identical=ids_identical, cases=CASES)
+
+
+def estimate(value: float, low: float | None, high: float | None) -> Estimate:
+    return Estimate(value=value, low=low, high=high, cases=2 * QUESTIONS)
+
+
+def accuracy(spatial: float, other: float) -> Accuracy:
+    right = [np.arange(QUESTIONS) < round(share * QUESTIONS) for share in (spatial, other)]
+    whole = proportion(np.concatenate(right))
+    return Accuracy(all=whole, spatial=proportion(right[0]), other=proportion(right[1]))
+
+
+def difference(number: int, **changes: Any) -> Difference:
+    known: dict[str, Any] = {
+        "id": f"q{number}", "prompt": "where?", "truth": "left", "base": "right", "scale": "left",
+        "export": "right", "right": None, "near_tie": False,
+    }  # fmt: skip
+    return Difference(**{**known, **changes})
+
+
+def agreement(cases: int = CASES, **changes: Any) -> Agreement:
+    known: dict[str, Any] = {
+        "share": 1.0,
+        "outside_near_ties": 1.0,
+        "near_ties": 0,
+        "differing": 0,
+        "listed": (),
     }
-    shares = {"base": (0.421, 0.831), "scale": (0.733, 0.821), "export": (0.729, 0.822)}
-    task = {
-        "dataset": "gridworld",
-        "cases": 1536,
-        "accuracy": {
-            who: {"spatial": accuracy(spatial, 768), "other": accuracy(other, 768)}
-            for who, (spatial, other) in shares.items()
-        },
-        "agreement": 0.9863,
-        "agreement_outside_near_ties": 0.99928,
-        "near_ties": 21,
-        "difference": 0.002,
-        "difference_95": [-0.0025, 0.0071],
-        "mcnemar_p": 0.549,
-        "gain_retention": 0.987,
-        "gain_retention_95": [0.957, 1.017],
-        "limits": {"gain_retention": 0.95, "agreement_outside_near_ties": 0.95, "near_ties": 0.02},
-        "passed": True,
+    return Agreement(cases=cases, **{**known, **changes})
+
+
+def task(agreed: Agreement | None = None, **changes: Any) -> TaskLeg:
+    answers = agreement(2 * QUESTIONS, share=0.9863, outside_near_ties=0.99928, near_ties=21)
+    known: dict[str, Any] = {
+        "dataset": "gridworld", "questions_sha256": "0" * 64, "scoring": "strict", "unscored": 0,
+        "base": accuracy(0.421, 0.831), "scale": accuracy(0.733, 0.821), "export": accuracy(0.729, 0.822),
+        "agreement": agreed or answers, "difference": estimate(0.002, -0.0025, 0.0071), "mcnemar_p": 0.549,
+        "equivalent": None, "equivalent_spatial": None, "retention": estimate(0.987, 0.957, 1.017),
+        "limits": LIMITS,
+    }  # fmt: skip
+    return TaskLeg(**{**known, **changes})
+
+
+def attribution(quantization: float = 0.0031) -> Attribution:
+    parts = {
+        "fold": Loss(kl=2.5e-14, top1_changed=0.0),
+        "quantization": Loss(kl=quantization, top1_changed=0.0125),
     }
-    legs = {
-        "fold": {**error, "value": 1.31e-6, "limit": 1e-5},
-        "lowering": {**error, "value": 8.4e-7, "limit": 1e-4},
-        "quantization": {**shift, "kl": 0.0031, "folded_matrices": 8, "codes_identical": True},
-        "runtime": {**shift, "kl": 0.0011},
-        "preprocessing": {
-            **error,
-            "metric": "max pixel difference",
-            "value": 0.0,
-            "limit": 1.0,
-            "ids_identical": True,
-        },
-        "task": task,
-    }
-    legs = {name: changes.get(name, leg) for name, leg in legs.items()}
-    failed = any(leg and leg["passed"] is False for leg in legs.values())
-    return {
-        "schema": 1,
-        "passed": changes.get("passed", not failed),
-        "legs": legs,
-        "not_checked": changes.get("not_checked", []),
-        "answer_agreement": changes.get("answer_agreement"),
-    }
+    whole = Loss(kl=0.0031 + 2.5e-14, top1_changed=0.0125)
+    return Attribution(whole=whole, parts=parts, cases=CASES, positions=POSITIONS)
+
+
+def parity(**changes: Any) -> ParityReport:
+    """The report, with other legs or none in place of some of them."""
+    known: dict[str, Any] = {
+        "fold": fold(), "lowering": lowering(), "quantization": quantization(), "runtime": runtime(),
+        "preprocessing": preprocessing(), "task": task(),
+    }  # fmt: skip
+    return ParityReport(**{"executed_by": "a test", **known, **changes})

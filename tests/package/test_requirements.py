@@ -9,17 +9,22 @@ import pytest
 
 from scale_export.core.errors import UserError
 from scale_export.package.requirements import NAMES, check_requirements, read_requirements
+from scale_export.proof.report import ParityReport
+from tests.helpers import parity as made
 from tests.helpers.cli import last_json, run
 from tests.helpers.parity import parity
 
-SELFTEST = {"value": 2e-6, "passed": True}
+
+def measured(**changes: Any) -> dict[str, float | None]:
+    """What ``verify`` hands over of a package of 1,000 bytes; other legs, or none, in place of some."""
+    lost = {"attribution": made.attribution(), "answer_agreement": made.agreement()}
+    return {"selftest": 2e-6, "size": 1000, **parity(**{**lost, **changes}).figures()}
 
 
-def verdicts(*texts: str, measured: Any = None, **changes: Any) -> list[bool]:
-    """Whether each holds for an int4 package of 1,000 bytes."""
+def verdicts(*texts: str, **changes: Any) -> list[bool]:
+    """Whether each holds for an int4 package."""
     requirements = read_requirements(texts, "int4")
-    found = parity(**changes) if measured is None else measured
-    return [c.passed for c in check_requirements(requirements, parity=found, selftest=SELFTEST, size=1000)]
+    return [c.passed for c in check_requirements(requirements, measured(**changes))]
 
 
 def test_each_requirement_is_held_to_its_own_number():
@@ -39,39 +44,40 @@ def test_each_requirement_is_held_to_its_own_number():
     ]
 
 
+def test_every_name_is_a_figure_of_some_record_and_every_figure_has_a_name():
+    assert sorted(measured()) == sorted(NAMES)
+
+
 def test_what_was_not_measured_fulfils_nothing():
-    for name in NAMES.keys() - {"size", "selftest"}:
-        assert verdicts(f"{name}>=-1e9", f"{name}<=1e9", measured={"legs": {}}) == [False, False], name
+    nothing = ParityReport(executed_by="a test").figures()
+    for name in set(NAMES) - {"size", "selftest"}:
+        asked = read_requirements([f"{name}>=-1e9", f"{name}<=1e9"], "int4")
+        assert [c.passed for c in check_requirements(asked, nothing)] == [False, False], name
     assert verdicts("retention>=-1", task=None) == [False]
-    gone = {**parity()["legs"]["task"], "gain_retention": None}
-    assert verdicts("retention>=-1", "agreement>=0.9", task=gone) == [False, True]
-    checked = check_requirements(
-        read_requirements(["retention>=0"], "int4"), parity=None, selftest=SELFTEST, size=1
-    )
+    assert verdicts("retention>=-1", "agreement>=0.9", task=made.task(retention=None)) == [False, True]
+    checked = check_requirements(read_requirements(["retention>=0"], "int4"), {"selftest": 2e-6, "size": 1})
     assert [(c.value, c.passed) for c in checked] == [(None, False)]
 
 
 def test_a_broken_leg_breaks_its_requirement():
     """Sabotage: each leg made worse turns the requirement that holds on a healthy report."""
-    healthy = (
-        "fold<=1e-5",
-        "kl<=0.01",
-        "top1>=0.97",
-        "runtime.top1>=0.97",
-        "retention>=0.95",
-        "agreement>=0.95",
-    )
-    assert all(verdicts(*healthy))
-    worse = {
-        "fold": {"value": 2e-3},
-        "quantization": {"kl": 0.5, "top1_agreement": 0.2},
-        "runtime": {"top1_agreement": 0.1},
-        "task": {"gain_retention": 0.1, "agreement_outside_near_ties": 0.3},
+    healthy = {
+        "fold<=1e-5": {"fold": made.fold(2e-3)},
+        "lowering<=1e-4": {"lowering": made.lowering(1.0)},
+        "kl<=0.01": {"quantization": made.quantization(0.5)},
+        "top1>=0.97": {"quantization": made.quantization(top1_agreement=0.2)},
+        "runtime.top1>=0.97": {"runtime": made.runtime(top1_agreement=0.1)},
+        "preprocessing<=1": {"preprocessing": made.preprocessing(3.0)},
+        "retention>=0.95": {"task": made.task(retention=made.estimate(0.1, None, None))},
+        "agreement>=0.95": {"task": made.task(made.agreement(100, outside_near_ties=0.3))},
+        "parity.agreement>=1": {"answer_agreement": made.agreement(outside_near_ties=0.9)},
     }
-    for leg, values in worse.items():
-        broken = {leg: {**parity()["legs"][leg], **values}}
-        assert not all(verdicts(*healthy, **broken)), leg
-    assert verdicts("fold<=1e-5", fold={**parity()["legs"]["fold"], "value": float("nan")}) == [False]
+    assert all(verdicts(*healthy))
+    for requirement, worse in healthy.items():
+        held = zip(healthy, verdicts(*healthy, **worse), strict=True)
+        assert [name for name, passed in held if not passed] == [requirement]
+    for value in (float("nan"), float("inf")):  # which no number is above or below
+        assert verdicts("fold<=1e-5", "fold>=0", fold=made.fold(value)) == [False, False]
 
 
 @pytest.mark.parametrize(

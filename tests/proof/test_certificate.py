@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from dataclasses import replace
@@ -19,13 +18,14 @@ from scale_export.pipeline.fold import Outcome
 from scale_export.plan.evaluation_choice import evaluation_set
 from scale_export.plan.targets import ParityLimits, load_target
 from scale_export.proof import measure as measuring
-from scale_export.proof.attribution import adds_up, attribution
+from scale_export.proof.answers import MAX_LISTED, Answered, Verdicts
+from scale_export.proof.attribution import attribution
 from scale_export.proof.cases import Case, Prompt
-from scale_export.proof.report import ParityReport
-from scale_export.proof.task import MAX_LISTED, Answered, task_leg
+from scale_export.proof.task import task_leg
 from scale_export.questions.question import Question
 from tests.helpers import questions as made
 from tests.helpers.coefficients import random_coefficients
+from tests.helpers.parity import parity
 
 STEPS = ("fold", "lowering", "quantization", "runtime", "preprocessing")
 
@@ -54,37 +54,37 @@ def chain(broken: str | None = None) -> list[tuple[str, list[Any]]]:
 
 def test_parts_add_up_to_a_whole_that_was_measured_on_its_own():
     found = attribution(cases(1), chain("quantization"))
-    assert found["passed"] is True and list(found["parts"]) == list(STEPS)
+    assert found.passed is True and list(found.parts) == list(STEPS)
     for name in ("kl", "top1_changed"):
-        assert sum(part[name] for part in found["parts"].values()) == pytest.approx(
-            found["whole"][name], abs=1e-12
-        )
-    assert found["whole"]["kl"] > 0 and (found["cases"], found["steps"]) == (3, 12)
+        parts = [getattr(part, name) for part in found.parts.values()]
+        assert sum(parts) == pytest.approx(getattr(found.whole, name), abs=1e-12)
+    assert found.whole.kl and found.whole.kl > 0 and (found.cases, found.positions) == (3, 12)
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_broken_step_carries_its_own_loss(step: str):
-    parts = attribution(cases(1), chain(step))["parts"]
-    assert max(parts, key=lambda name: parts[name]["kl"]) == step
-    assert parts[step]["kl"] > 0.9 * sum(abs(part["kl"]) for part in parts.values())
+    parts: Any = {name: part.kl for name, part in attribution(cases(1), chain(step)).parts.items()}
+    assert max(parts, key=parts.__getitem__) == step
+    assert parts[step] > 0.9 * sum(map(abs, parts.values()))
 
 
 def test_parts_that_dont_add_up_fail_the_report():
     found = attribution(cases(1), chain())
-    report = ParityReport(executed_by="test", legs={"fold": {"passed": True}}, attribution=found)
+    report = parity(attribution=found)
     assert report.passed
-    tampered = copy.deepcopy(found)
-    tampered["parts"]["lowering"]["kl"] += 1e-6
-    assert adds_up(tampered) is False
-    report.attribution = {**tampered, "passed": adds_up(tampered)}
-    assert not report.passed
+    for name in ("kl", "top1_changed"):
+        part = found.parts["lowering"]
+        moved = replace(part, **{name: getattr(part, name) + 1e-6})
+        tampered = replace(found, parts={**found.parts, "lowering": moved})
+        assert tampered.passed is False
+        assert not replace(report, attribution=tampered).passed
 
 
 def test_a_loss_that_is_not_finite_is_attributed_to_nothing():
     broken = [np.full_like(case, np.nan) for case in logits(1)]
     found = attribution(cases(1), [("fold", logits(1)), ("lowering", broken)])
-    assert found["whole"]["kl"] is None and found["parts"]["lowering"]["kl"] is None
-    assert found["passed"] is None and found["parts"]["lowering"]["top1_changed"] == 1
+    assert found.whole.kl is None and found.parts["lowering"].kl is None
+    assert found.passed is None and found.parts["lowering"].top1_changed == 1
 
 
 def bools(*counts: tuple[bool, bool, int]) -> tuple[Any, Any]:
@@ -163,38 +163,46 @@ def test_a_margin_that_is_not_shown_fails_the_task_leg():
         answers(*[("left", "left")] * 400),
         answers(*[("left", "left")] * 380, *[("left", "right")] * 20),
     )
-    assert task_leg("s", same, limits)["passed"] is True
-    assert task_leg("s", worse, free)["passed"] is True
+    assert task_leg("s", same, limits).passed is True
+    assert task_leg("s", worse, free).passed is True
     found = task_leg("s", worse, limits)
-    assert found["passed"] is False and found["equivalence"]["spatial"]["shown"] is False
-    assert task_leg("s", same[:20], limits)["passed"] is False  # too few to show anything
+    assert found.passed is False and found.equivalent_spatial and found.equivalent_spatial.shown is False
+    assert task_leg("s", same[:20], limits).passed is False  # too few to show anything
     hidden = same + answers(*[("left", "right")] * 12, *[("left", "left")] * 50, kind="other")
     mixed = [replace(a, question=replace(a.question, kind="other")) for a in same] + worse[330:]
-    assert task_leg("s", hidden, limits)["equivalence"]["all"]["shown"] is False
-    assert task_leg("s", mixed, limits)["passed"] is False
+    found = task_leg("s", hidden, limits)
+    assert found.equivalent and found.equivalent.shown is False
+    assert task_leg("s", mixed, limits).passed is False
 
 
 def test_differing_answers_are_counted_and_listed_up_to_a_bound():
     leg = task_leg(
         "s", answers(*[("left", "right")] * 130, ("Left ", "left")), ParityLimits(near_tie_budget=0)
     )
-    assert leg["differences"]["count"] == 130 and len(leg["differences"]["listed"]) == MAX_LISTED == 100
-    first = leg["differences"]["listed"][0]
-    assert (first["id"], first["truth"], first["scale"], first["export"]) == ("q0", "left", "left", "right")
-    assert first["right"] == {"base": False, "scale": True, "export": False}
+    found = leg.agreement
+    assert found.differing == 130 and len(found.listed) == MAX_LISTED == 100
+    first = found.listed[0]
+    assert (first.id, first.truth, first.scale, first.export) == ("q0", "left", "left", "right")
+    assert first.right == Verdicts(base=False, scale=True, export=False)
+    stored: Any = leg.to_json()["differences"]
+    assert stored["count"] == 130 and stored["listed"][0]["right"] == {
+        "base": False,
+        "scale": True,
+        "export": False,
+    }
 
 
 def test_questions_without_a_rule_are_unscored_and_still_compared():
     some = answers(("left", "left"), ("left", "right")) + answers(("x", "y"), rule="spatialreal")
     limits = ParityLimits(near_tie_budget=0)
     leg = task_leg("s", some, limits, scoring="official")
-    assert (leg["scoring"], leg["unscored"], leg["cases"]) == ("official", 1, 3)
-    assert leg["accuracy"]["export"]["all"]["cases"] == 2 and leg["differences"]["count"] == 2
+    assert (leg.scoring, leg.unscored, leg.cases) == ("official", 1, 3)
+    assert leg.export.all and leg.export.all.cases == 2 and leg.agreement.differing == 2
     nothing = task_leg("s", some[2:], limits, scoring="official")
-    assert nothing["accuracy"]["export"]["all"] is None and nothing["difference"] is None
-    assert nothing["equivalence"]["all"] is None
+    assert nothing.export.all is None and nothing.difference is None
+    assert nothing.equivalent is None
     margin = ParityLimits(near_tie_budget=0, equivalence_margin=0.02)
-    assert task_leg("s", some[2:], margin, scoring="official")["passed"] is False
+    assert task_leg("s", some[2:], margin, scoring="official").passed is False
 
 
 @pytest.mark.parametrize(("value", "fits"), [("0.02", True), ("0.0", False), ("1.0", False), ("-0.1", False)])

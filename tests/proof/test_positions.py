@@ -20,8 +20,8 @@ from scale_export.proof.attribution import attribution
 from scale_export.proof.cases import ANSWER_POSITIONS, Case, Prompt
 from scale_export.proof.legs import (
     answer_logits,
-    error_leg,
     fold_leg,
+    largest_error,
     lowering_leg,
     quantization_leg,
     runtime_leg,
@@ -102,20 +102,23 @@ def test_distributions_differ_by_what_answers_are_made_of_and_errors_by_everythi
         runtime_leg(CASES, exact, broken, LIMITS),
         quantization_leg(CASES, broken, exact, LIMITS, {}),  # whichever side it is on
     ):
-        assert (leg["cases"], leg["steps"]) == (3, 2 + 5 + 1)
-        assert (leg["kl"] > 0.1) == (leg["top1_agreement"] < 1) == (leg["passed"] is False) == counted
-        assert counted or leg["kl"] == 0
+        found = leg.divergence
+        assert (leg.cases, found.positions) == (3, 2 + 5 + 1)
+        assert leg.to_json()["steps"] == found.positions
+        assert (found.kl > 0.1) == (found.top1_agreement < 1) == (leg.passed is False) == counted
+        assert counted or found.kl == 0
 
-    found = attribution(CASES, [("fold", exact), ("quantization", broken)])
-    assert found["steps"] == 8 and found["passed"] is True
-    assert (found["whole"]["kl"] > 0.1) == (found["whole"]["top1_changed"] > 0) == counted
+    lost = attribution(CASES, [("fold", exact), ("quantization", broken)])
+    assert lost.positions == lost.to_json()["steps"] == 8 and lost.passed is True
+    assert lost.whole.kl is not None
+    assert (lost.whole.kl > 0.1) == (lost.whole.top1_changed > 0) == counted
 
-    for leg in (
-        fold_leg(CASES, broken),
-        lowering_leg(exact, broken, "float32"),
-        error_leg(exact, broken, 1e-2),
+    for error in (
+        fold_leg(CASES, broken).error,
+        lowering_leg(exact, broken, "float32").error,
+        largest_error(exact, broken, 1e-2),
     ):
-        assert leg["passed"] is False and leg["value"] > 0.1
+        assert error.passed is False and error.value > 0.1
 
 
 def test_a_candidate_that_ends_early_is_still_counted_to_the_references_end() -> None:
@@ -124,7 +127,8 @@ def test_a_candidate_that_ends_early_is_still_counted_to_the_references_end() ->
     for rows in early:
         rows[0, END] = 9
     leg = quantization_leg(CASES, [case.logits for case in CASES], early, LIMITS, {})
-    assert leg["steps"] == 8 and leg["top1_agreement"] == 6 / 8 and leg["passed"] is False
+    assert leg.divergence.positions == 8 and leg.divergence.top1_agreement == 6 / 8
+    assert leg.passed is False
 
 
 def test_the_bases_end_tokens_reach_the_cases(base_of: Any) -> None:

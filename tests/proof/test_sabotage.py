@@ -24,6 +24,7 @@ from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import quantized
 from scale_export.proof import measure
+from scale_export.proof.legs import largest_error
 from scale_export.proof.measure import GraphCandidate, Measurement
 from tests.helpers.coefficients import random_coefficients
 from tests.helpers.sabotage import drop_layer, swap_heads
@@ -63,8 +64,8 @@ def failed_legs(broken: Measurement, step: str | None = None) -> list[str]:
     """The legs that fail; ``step`` is the one that the attribution must blame for nearly all of the loss."""
     report = broken.run(None, None).report
     if step is not None:
-        assert report.attribution is not None and report.attribution["passed"] is True
-        parts = {name: part["kl"] for name, part in report.attribution["parts"].items()}
+        assert report.attribution is not None and report.attribution.passed is True
+        parts = {name: part.kl for name, part in report.attribution.parts.items()}
         assert parts[step] > 0.9 * sum(map(abs, parts.values())), parts
     return report.failed
 
@@ -81,11 +82,11 @@ def failed_legs(broken: Measurement, step: str | None = None) -> list[str]:
 def test_a_healthy_export_passes(measurement: Emit, mode: str, scope: str, precision: str):
     measured = measurement(mode, scope, precision).run(None, None)
     assert measured.report.passed, measured.report.to_json()
-    assert measured.report.legs["fold"] and measured.report.legs["lowering"]
-    assert (measured.report.legs["quantization"] is None) == (precision == "float32")
+    assert measured.report.fold and measured.report.lowering
+    assert (measured.report.quantization is None) == (precision == "float32")
     if precision == "float32":
-        assert measured.report.answer_agreement["agreement_outside_near_ties"] == 1
-    assert any(line.startswith("task:") for line in measured.report.not_checked)
+        assert measured.report.answer_agreement.outside_near_ties == 1
+    assert "task" in {missing.subject for missing in measured.report.not_checked}
 
 
 def test_naive_folding_of_last_token_scalars(measurement: Emit):
@@ -94,8 +95,8 @@ def test_naive_folding_of_last_token_scalars(measurement: Emit):
     report = naive.run(None, None).report
     assert "fold" in report.failed
     # The graphs are the healthy ones: what the fold lost, the lowering seems to bring back, and the whole is nothing.
-    assert report.attribution is not None and report.attribution["passed"] is True
-    fold_part, lowering_part = (report.attribution["parts"][name]["kl"] for name in ("fold", "lowering"))
+    assert report.attribution is not None and report.attribution.passed is True
+    fold_part, lowering_part = (report.attribution.parts[name].kl for name in ("fold", "lowering"))
     assert fold_part > 1e-3 and fold_part == pytest.approx(-lowering_part)
 
 
@@ -234,10 +235,11 @@ def test_kernels_that_compute_something_else(measurement: Emit, monkeypatch: pyt
 def test_integer_codes_that_moved(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
     healthy = measurement("weights", "all", "int8")
     monkeypatch.setattr(measure, "load_backend", lambda name: _MovedCodes())
-    legs = healthy.run(None, None).report.legs
-    assert legs["quantization"]["codes_identical"] is False
-    assert len(legs["quantization"]["codes_sha256"]) == legs["quantization"]["folded_matrices"]
-    assert legs["quantization"]["passed"] is False
+    leg = healthy.run(None, None).report.quantization
+    assert leg is not None and leg.codes_identical is False and leg.passed is False
+    stored: Any = leg.to_json()
+    assert len(stored["codes_sha256"]) == stored["folded_matrices"] == len(leg.codes) > 0
+    assert stored["codes_identical"] is False and stored["passed"] is False
 
 
 class _MovedCodes:
@@ -251,7 +253,5 @@ class _MovedCodes:
 
 
 def test_logits_that_are_not_finite_fail_and_are_written_as_null():
-    from scale_export.proof.legs import error_leg
-
-    leg = error_leg([np.ones((1, 3), np.float32)], [np.array([[1, np.nan, 1]], np.float32)], 1.0)
-    assert leg["passed"] is False and leg["value"] is None
+    found = largest_error([np.ones((1, 3), np.float32)], [np.array([[1, np.nan, 1]], np.float32)], 1.0)
+    assert found.passed is False and found.to_json()["value"] is None

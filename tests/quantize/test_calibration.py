@@ -308,7 +308,7 @@ def codes_kept(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(measure, "load_backend", lambda _: hashes)
         folded = folding.fold(base.weights, coefficients, "weights")
-        return measurement._codes_kept(report, folded), report.not_checked
+        return measurement._codes_kept(report, folded), [str(missing) for missing in report.not_checked]
 
 
 def test_codes_are_compared_with_those_of_the_same_calibration_or_not_at_all(base_of: Any, tmp_path: Path):

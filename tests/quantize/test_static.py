@@ -107,8 +107,8 @@ def static_weights(found: Measurement) -> StaticWeights:
     return weights
 
 
-def legs_of(found: Measurement) -> Any:
-    return found.run(None, None).report.legs
+def report_of(found: Measurement) -> Any:
+    return found.run(None, None).report
 
 
 # The arithmetic.
@@ -346,11 +346,11 @@ def test_an_mlp_fold_keeps_the_graphs_codes(measurement: Emit):
     bare = replace(weights, factors={})
     found = backend.code_hashes(folded.graphs, names)
     assert weights.factors and found == {name: bare.block(name).codes_sha256 for name in names}
-    legs = legs_of(folded)
-    assert legs["quantization"]["codes_identical"] is True and legs["lowering"]["passed"]
+    report = report_of(folded)
+    assert report.quantization.codes and report.quantization.codes_identical and report.lowering.passed
     first, second = (Path(f"{phases.graphs[role]}.data") for role in ("decoder", "decoder_folded"))
     assert second.stat().st_size < 0.5 * first.stat().st_size
-    assert legs_of(phases)["lowering"]["products"]["passed"] is True
+    assert report_of(phases).lowering.products.passed is True
 
 
 # The legs, and what makes them fail.
@@ -358,19 +358,20 @@ def test_an_mlp_fold_keeps_the_graphs_codes(measurement: Emit):
 
 def test_a_healthy_export_passes_and_says_what_was_not_run(measurement: Emit):
     report = replace(measurement(), parity="full").run(None, None).report
-    leg = report.legs["lowering"]
-    assert leg and leg["passed"] and leg["products"]["passed"] and leg["value"] <= leg["limit"]
-    assert leg["products"]["value"] < 0.2 * leg["products"]["limit"] and leg["products"]["matrices"] == 22
-    assert report.legs["runtime"]
-    assert any("TensorRT and QNN" in line for line in report.not_checked)
-    assert sum(map(abs, (part["kl"] for part in report.attribution["parts"].values()))) > 0  # type: ignore[index]
+    leg = report.lowering
+    assert leg and leg.passed and leg.products and leg.products.passed and leg.error.passed
+    assert leg.products.error.value < 0.2 * leg.products.error.limit and leg.products.matrices == 22
+    assert report.runtime
+    assert "TensorRT and QNN" in {missing.subject for missing in report.not_checked}
+    assert report.attribution and sum(abs(part.kl or 0) for part in report.attribution.parts.values()) > 0
 
 
 def test_a_streamed_reference_holds_the_products_too(measurement: Emit):
     report = measurement().run(None, None).report
-    leg = report.legs["lowering"]
-    assert leg and leg["passed"] and leg["products"]["passed"] and leg["value"] == leg["products"]["value"]
-    assert any("unquantized graph of this size" in line for line in report.not_checked)
+    leg = report.lowering
+    assert leg and leg.passed and leg.products and leg.products.passed and leg.error == leg.products.error
+    assert len(leg.rows()) == 1 and "rounded products" in leg.rows()[0].label
+    assert any("unquantized graph of this size" in missing.subject for missing in report.not_checked)
 
 
 def changed(healthy: Measurement, directory: Path, change: Callable[[Any], None]) -> Measurement:
@@ -421,9 +422,9 @@ def scaled_by(name: str, factor: float) -> Callable[[Any], None]:
 def test_wrong_numbers_in_the_graph_fail_the_lowering(
     measurement: Emit, tmp_path: Path, change: Any, place: str
 ):
-    leg = legs_of(changed(measurement(), tmp_path, change))["lowering"]
-    assert leg["passed"] is False and leg["products"]["passed"] is False
-    assert leg["products"]["first_departure"] == place
+    leg = report_of(changed(measurement(), tmp_path, change)).lowering
+    assert leg.passed is False and leg.products.passed is False
+    assert leg.products.first_departure == place
 
 
 def test_a_gate_behind_the_rounding_fails(measurement: Emit, tmp_path: Path):
@@ -433,8 +434,8 @@ def test_a_gate_behind_the_rounding_fails(measurement: Emit, tmp_path: Path):
         array = values["attn_scale"].const_value.numpy()
         values["attn_scale"].const_value = ir.tensor(np.roll(array, 1, axis=0), name="attn_scale")
 
-    leg = legs_of(changed(measurement(), tmp_path, roll))["lowering"]
-    assert leg["products"]["first_departure"] == "layers.0.o_proj"
+    leg = report_of(changed(measurement(), tmp_path, roll)).lowering
+    assert leg.products.first_departure == "layers.0.o_proj"
 
 
 def test_smoothing_absorbed_on_one_side_only_fails(
@@ -449,9 +450,7 @@ def test_smoothing_absorbed_on_one_side_only_fails(
         folded, plan.base.vision, plan, tmp_path, precision="w8a8", vision_precision="float32"
     )
     broken = replace(healthy, graphs={role: tmp_path / name for role, name in names.items()})
-    kl = [legs_of(found)["quantization"]["kl"] for found in (healthy, broken)]
-    print(kl)
-    assert legs_of(broken)["quantization"]["passed"] is False
+    assert report_of(broken).quantization.passed is False
 
 
 def test_ranges_of_other_questions_are_said(measurement: Emit):
@@ -468,8 +467,8 @@ def test_ranges_of_other_questions_are_said(measurement: Emit):
             folded, plan.base.vision, plan, directory, precision="w8a8", vision_precision="float32"
         )
         graphs = {role: directory / name for role, name in names.items()}
-        legs = legs_of(replace(healthy, graphs=graphs))
-    assert legs["lowering"]["passed"] is True and legs["quantization"]["passed"] is False
+        report = report_of(replace(healthy, graphs=graphs))
+    assert report.lowering.passed is True and report.quantization.passed is False
 
 
 def test_statistics_of_an_earlier_schema_are_collected_anew(base_of: Any, tmp_path: Path, monkeypatch: Any):

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import base64
-import copy
+import itertools
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from scale_export.charts.accuracy import FrontierPoint
-from scale_export.report.legs import LEG_MEANINGS, headline, leg_views
-from scale_export.report.numbers import human_bytes
+from scale_export.core.intervals import Equivalence
+from scale_export.core.records import NotChecked
+from scale_export.proof.attribution import Attribution, Loss
+from scale_export.proof.legs import FoldLeg, StorageLeg
+from scale_export.proof.numbers import human_bytes
+from scale_export.proof.report import LEGS, MEANINGS, ParityReport
+from scale_export.proof.stored_tensors import TensorsLeg
+from scale_export.report.legs import headline, leg_views
 from scale_export.report.page import DifferingQuestion, ReportData, render_report
+from tests.helpers import parity as made
 from tests.helpers.parity import parity
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -82,7 +91,7 @@ def data(**changes) -> ReportData:
         "attn_scale": attn, "mlp_scale": np.array([1.0, 0.9], np.float32),
         "sizes": (("decoder.onnx", 48_213), ("decoder.onnx.data", 1_034_880)),
         "costs": (("KV cache per token of context", "4,096 bytes"),),
-        "differing": (question(),), "differing_total": 1,
+        "differing": (),
         "versions": {"scale-export": "0.1.0", "numpy": "2.3.5"},
     }  # fmt: skip
     return ReportData(**{**fields, **changes})
@@ -149,71 +158,152 @@ def test_charts_are_drawn_in_the_page(html):
 
 
 def test_a_failed_leg_is_in_the_headline_and_its_number_stands_out():
-    broken = copy.deepcopy(parity()["legs"]["quantization"]) | {"kl": 0.0182, "passed": False}
-    html = render_report(data(parity=parity(quantization=broken)))
+    html = render_report(data(parity=parity(quantization=made.quantization(0.0182))))
     text = Page(html).text
     assert "Parity failed The quantization leg is beyond its limits." in text
     assert "Parity passed" not in text
-    assert re.findall(r'class="right beyond"[^>]*>([^<]*)<', html) == ["0.0182"]
-    moved = copy.deepcopy(parity()["legs"]["quantization"]) | {"codes_identical": False, "passed": False}
-    html = render_report(data(parity=parity(quantization=moved)))
-    assert re.findall(r'class="right beyond"[^>]*>([^<]*)<', html) == ["no"]
+    assert beyond(html) == ["0.0182"]
+    html = render_report(data(parity=parity(quantization=made.quantization(moved=True))))
+    assert beyond(html) == ["no"]
 
 
-def test_an_error_that_is_not_finite_is_no_missing_one():
-    broken = parity()["legs"]["fold"] | {"value": None, "passed": False}
-    views = leg_views(parity(fold=broken))
-    assert (views[0].verdict, views[0].metrics[0].value, views[0].metrics[0].beyond) == ("failed", "∞", True)
-    assert "The fold leg is beyond its limits." in render_report(data(parity=parity(fold=broken)))
+def beyond(html: str) -> list[str]:
+    """The values that the page shows as beyond their limits."""
+    return re.findall(r'class="right beyond"[^>]*>([^<]*)<', html)
 
 
-@pytest.mark.parametrize("name", LEG_MEANINGS)
+@pytest.mark.parametrize(("value", "shown"), [(math.inf, "∞"), (math.nan, "NaN")])
+def test_an_error_that_is_not_finite_is_no_missing_one(value: float, shown: str):
+    """Whatever the leg: it fails, its number is on the page, and the JSON has null."""
+    for leg in (
+        made.fold(value),
+        made.lowering(value),
+        made.quantization(value),
+        made.runtime(value),
+        made.preprocessing(value),
+    ):
+        found = parity(**{leg.name: leg})
+        view = next(view for view in leg_views(found) if view.name == leg.name)
+        assert (view.verdict, view.rows[0].value, view.rows[0].beyond) == ("failed", shown, True)
+        assert None in found.to_json()["legs"][leg.name].values() and not found.passed
+    assert "The fold leg is beyond its limits." in render_report(data(parity=parity(fold=made.fold(value))))
+
+
+@pytest.mark.parametrize("name", LEGS)
 def test_a_leg_that_did_not_run_is_named_as_such(name):
-    found = parity(**{name: None}, not_checked=[f"{name}: the runtime <b>was</b> missing"])
-    html = render_report(data(parity=found))
-    text = Page(html).text
+    skipped = [NotChecked(name, "the runtime <b>was</b> missing: a file")]
+    found = parity(**{name: None}, not_checked=skipped)
+    text = Page(html := render_report(data(parity=found))).text
     assert f"5 legs are within their limits. Not checked: {name}." in text
-    assert f"{name} not checked the runtime <b>was</b> missing not checked" in text
-    assert f"{name}: the runtime <b>was</b> missing" in text
-    assert Page(html).wrong == []
+    assert f"{name} not checked the runtime <b>was</b> missing: a file not checked" in text
+    assert f"{name}: the runtime <b>was</b> missing: a file" in text
+    assert Page(html).wrong == [] and "Every leg ran." not in text
     view = next(view for view in leg_views(found) if view.name == name)
-    assert [(metric.value, metric.error.value) for metric in view.metrics] == [("not checked", None)]
+    assert view.rows == () and [error.value for error in view.errors()] == [None]
 
 
 def test_nothing_ran():
-    nothing = parity(
-        **dict.fromkeys(LEG_MEANINGS), passed=False, not_checked=["fold", "task: no set was named"]
-    )
-    html = render_report(data(parity=nothing, differing=(), differing_total=0, sizes=()))
+    nothing = parity(**dict.fromkeys(LEGS), not_checked=[NotChecked("task", "no set was named")])
+    html = render_report(data(parity=nothing, sizes=()))
     text = Page(html).text
     assert "Parity failed" in text
     assert "Not checked: fold, lowering, quantization, runtime, preprocessing, task." in text
-    assert "no reason was recorded" in text
+    assert "fold: no reason was recorded" in text and "task: no set was named" in text
     assert "Answers were not checked." in text
     assert "Not checked: no questions were asked." in text
-    assert "No differences" not in text
+    assert "No differences" not in text and "Every leg ran." not in text
     assert not re.search(r"\b0 %|\b0\.0", text)
     assert Page(html).wrong == []
 
 
 def test_answer_agreement_stands_in_for_accuracy():
-    agreement = {"cases": 24, "agreement": 1.0, "agreement_outside_near_ties": None, "near_ties": 24}
-    found = parity(task=None, answer_agreement=agreement, not_checked=["task: no set was named"])
-    text = Page(render_report(data(parity=found, differing=(), differing_total=0))).text
-    assert "On 24 prompts of the self-test the export answered as PyTorch ScAle did in 100 %" in text
+    found = parity(task=None, answer_agreement=made.agreement(outside_near_ties=None, near_ties=24))
+    text = Page(render_report(data(parity=found))).text
+    assert "On 24 parity prompts the export answered as PyTorch ScAle did in 100 %" in text
     assert "near-ties aside (24 of them), in not measured." in text
-    assert "No differences: the export answered every question as PyTorch ScAle did." in text
+
+
+SAME = "No differences: the export answered every question as PyTorch ScAle did."
+SAME_PROMPTS = "No differences on the 24 parity prompts; no other questions were asked."
+OTHER_PROMPTS = "differ on 2 questions of the 24 parity prompts; no others were asked."
+UNASKED = "Not checked: no questions were asked."
+
+
+def differing(cases: int) -> Any:
+    return made.agreement(cases, share=0.9, differing=2, listed=tuple(made.difference(i) for i in range(2)))
+
+
+@pytest.mark.parametrize(
+    ("task", "prompts", "other"),
+    [
+        *itertools.product(
+            ("passed", "failed", "differ", "absent"), ("same", "differ", "absent"), ("passed",)
+        ),
+        ("passed", "same", "failed"),
+        ("absent", "same", "failed"),
+        ("absent", "same", "absent"),
+    ],
+)
+def test_what_is_said_of_answers_was_measured_by_the_leg_that_says_it(task: str, prompts: str, other: str):
+    """Every sentence on answers follows from the answers that were given, whatever other legs found."""
+    bad = made.agreement(1536, share=0.5, outside_near_ties=0.5)
+    found = parity(
+        task={
+            "passed": made.task(),
+            "failed": made.task(bad),
+            "differ": made.task(differing(1536)),
+            "absent": None,
+        }[task],
+        answer_agreement={"same": made.agreement(), "differ": differing(24), "absent": None}[prompts],
+        runtime={"passed": made.runtime(), "failed": made.runtime(0.5), "absent": None}[other],
+    )
+    page = Page(render_report(data(parity=found, differing=(question(),) if task == "differ" else ())))
+    assert page.wrong == []
+    asked = {"absent": {"same": SAME_PROMPTS, "differ": OTHER_PROMPTS, "absent": UNASKED}[prompts]}
+    expected = asked.get(task, "differ on 2 questions; here are the first 1." if task == "differ" else SAME)
+    known = {SAME, SAME_PROMPTS, OTHER_PROMPTS, UNASKED, "differ on 2 questions; here are the first 1."}
+    assert {sentence for sentence in known if sentence in page.text} == {expected}
+    assert ("Of the 24 parity prompts, 2 have another answer." in page.text) == (
+        task != "absent" and prompts == "differ"
+    )
+    assert ("Accuracy was not checked." in page.text) == (task == "absent" and prompts != "absent")
+    assert ("Answers were not checked." in page.text) == (task == prompts == "absent")
+    assert ("Spatial accuracy" in page.text) == ("Gain retention" in page.text) == (task != "absent")
+    assert ("q1" in page.text) == (task == "differ" or (task == "absent" and prompts == "differ"))
+    failed = [name for name, state in (("runtime", other), ("task", task)) if state == "failed"]
+    assert ("Parity failed" in page.text) == bool(failed)
+
+
+def test_every_combination_of_legs_is_told_apart():
+    """Ran, failed or absent: the headline names each leg under what happened to it."""
+    states = {
+        "fold": (made.fold(), made.fold(1.0), None),
+        "lowering": (made.lowering(), made.lowering(1.0), None),
+        "quantization": (made.quantization(), made.quantization(moved=True), None),
+        "runtime": (made.runtime(), made.runtime(top1_agreement=0.5), None),
+        "preprocessing": (made.preprocessing(), made.preprocessing(ids_identical=False), None),
+        "task": (made.task(), made.task(retention=made.estimate(0.1, None, None)), None),
+    }
+    for chosen in itertools.product(range(3), repeat=len(states)):
+        legs = {name: states[name][state] for name, state in zip(states, chosen, strict=True)}
+        found = parity(**legs)
+        views = leg_views(found)
+        named = {state: [n for n, c in zip(states, chosen, strict=True) if c == state] for state in range(3)}
+        assert found.failed == named[1] == [v.name for v in views if any(row.beyond for row in v.rows)]
+        assert found.passed == (not named[1] and bool(named[0]))
+        said, _, left_out = headline(found.passed, views).partition(" Not checked: ")
+        assert left_out == (f"{', '.join(named[2])}." if named[2] else "")
+        if named[1]:
+            assert said.startswith(f"The {' and '.join(named[1])} leg")
+        else:
+            assert said.startswith(str(len(named[0])) if named[0] else "No leg is beyond its limit")
 
 
 def test_missing_numbers_of_the_task_leg_are_words():
-    missing = {
-        "gain_retention": None,
-        "gain_retention_95": None,
-        "mcnemar_p": None,
-        "difference_95": [None, None],
-    }
-    task = parity()["legs"]["task"] | missing
-    task["accuracy"] = {who: kinds | {"other": None} for who, kinds in task["accuracy"].items()}
+    nothing_other = {who: replace(accuracy, other=None) for who, accuracy in made.task().accuracy.items()}
+    task = made.task(
+        retention=None, mcnemar_p=None, difference=made.estimate(0.002, None, None), **nothing_other
+    )
     text = Page(render_report(data(parity=parity(task=task)))).text
     assert "Gain retention not measured" in text
     assert "McNemar's exact p not measured" in text
@@ -223,35 +313,49 @@ def test_missing_numbers_of_the_task_leg_are_words():
 
 
 def test_a_leg_without_a_limit_is_reported():
-    free = parity()["legs"]["runtime"] | {"limits": {"kl": None, "top1_agreement": None}, "passed": None}
-    text = Page(render_report(data(parity=parity(runtime=free)))).text
-    assert "runtime no limit 24 cases mean KL, nats 0.0011 no limit top-1 agreement 98.8 % no limit" in text
+    found = parity(runtime=made.runtime(max_kl=None, min_top1=None))
+    text = Page(render_report(data(parity=found))).text
+    assert (
+        "runtime no limit 24 cases, 71 answer positions mean KL, nats 0.0011 no limit top-1 agreement 98.8 % "
+        "no limit" in text
+    )
     assert "5 legs are within their limits." in text
 
 
 def test_legs_of_distributions_say_how_many_positions_they_count():
-    counted = parity()["legs"]["quantization"] | {"steps": 1033}
-    text = Page(render_report(data(parity=parity(quantization=counted)))).text
+    text = Page(render_report(data(parity=parity(quantization=made.quantization(positions=1033))))).text
     assert "quantization passed 24 cases, 1,033 answer positions mean KL, nats" in text
-    assert text.count("answer positions") == 1
+    assert text.count("answer positions") == 2
 
 
-def test_a_later_leg_is_shown_too():
-    found = parity()
-    found["legs"]["device"] = {
-        "metric": "max |Δlogit|",
-        "value": 0.5,
-        "limit": 1.0,
-        "cases": 3,
-        "passed": True,
-    }
-    text = Page(render_report(data(parity=found))).text
-    assert "device passed 3 cases max |Δlogit| 0.5 ≤ 1" in text
+def test_the_legs_of_a_checkpoint_are_shown_too():
+    tensors = TensorsLeg(
+        error=made.error(1.0, 1.0001, "half units"),
+        cases=8,
+        beyond=(),
+        layout_identical=True,
+        untouched=74,
+        changed=("a", "b"),
+    )
+    storage = StorageLeg(error=made.error(8e-4, 1.5e-3), cases=24, dtypes=("F16",))
+    found = parity(tensors=tensors, storage=storage)
+    assert tuple(found.legs) == tuple(MEANINGS)
+    html = render_report(data(parity=found))
+    assert "storage passed 24 cases" in Page(html).text
+    assert "SHA-256 unchanged, 74 tensors that no scalar touches no yes" in Page(html).text
+    assert beyond(html) == ["no"] and found.failed == ["tensors"]
+
+
+def told_apart(count: int, listed: int, **changes: Any) -> ParityReport:
+    """A report whose task leg has ``count`` differing answers, the first of them listed."""
+    answers = tuple(made.difference(i, **changes) for i in range(listed))
+    agreed = made.agreement(1536, share=0.98, outside_near_ties=0.98, differing=count, listed=answers)
+    return parity(task=made.task(agreed))
 
 
 def test_gallery_shows_pictures_and_marks_true_answers():
     shown = (question(), question(image_png=None, near_tie=True, export=""))
-    html = render_report(data(differing=shown, differing_total=21))
+    html = render_report(data(differing=shown, parity=told_apart(21, 2)))
     images = [attributes["src"] for tag, attributes in Page(html).elements if tag == "img"]
     assert [base64.b64decode(image.removeprefix("data:image/png;base64,")) for image in images] == [picture()]
     text = Page(html).text
@@ -261,20 +365,16 @@ def test_gallery_shows_pictures_and_marks_true_answers():
     assert "Export (empty)" in text
     assert re.findall(r'class="right-answer">([^<]*)<', html) == ["Left ", "Left "]
     assert "No differences" not in text
-    assert "differ on 1 question." in Page(render_report(data())).text
-
-
-def differing_answer(number: int) -> dict:
-    return {
-        "id": f"q{number}", "prompt": HOSTILE, "truth": "left", "base": "right", "scale": "left",
-        "export": "" if number == 2 else HOSTILE, "right": {}, "near_tie": number == 3,
-    }  # fmt: skip
+    one = render_report(data(differing=(question(),), parity=told_apart(1, 1)))
+    assert "differ on 1 question." in Page(one).text
 
 
 def test_answers_beyond_the_gallery_are_listed():
-    task = parity()["legs"]["task"]
-    task["differences"] = {"count": 130, "listed": [differing_answer(i) for i in range(4)]}
-    html = render_report(data(parity=parity(task=task), differing=(question(),) * 2, differing_total=130))
+    task = told_apart(130, 4, prompt=HOSTILE, export=HOSTILE).task
+    agreed = task.agreement
+    listed = (*agreed.listed[:2], made.difference(2, export=""), replace(agreed.listed[3], near_tie=True))
+    found = parity(task=replace(task, agreement=replace(agreed, listed=listed)))
+    html = render_report(data(parity=found, differing=(question(),) * 2))
     page = Page(html)
     assert page.wrong == [] and not [tag for tag, _ in page.elements if tag == "script"]
     assert "q1" not in page.text and "q2 left left (empty) no" in page.text
@@ -283,46 +383,55 @@ def test_answers_beyond_the_gallery_are_listed():
 
 def test_the_loss_is_shown_by_step_with_its_whole():
     parts = {
-        "fold": {"kl": 2.5e-14, "top1_changed": 0.0},
-        "quantization": {"kl": -0.00619, "top1_changed": 0.125},
+        "fold": Loss(kl=2.5e-14, top1_changed=0.0),
+        "quantization": Loss(kl=-0.00619, top1_changed=0.125),
     }
-    whole = {"kl": None, "top1_changed": 0.125}
-    found = parity() | {"attribution": {"parts": parts, "whole": whole, "passed": True}}
-    page = Page(render_report(data(parity=found)))
+    whole = Loss(kl=None, top1_changed=0.125)
+    lost = Attribution(whole=whole, parts=parts, cases=24, positions=71)
+    page = Page(render_report(data(parity=parity(attribution=lost))))
     assert page.wrong == []
     assert "fold 2.5e-14 0 % quantization −0.00619 12.5 % whole not measured 12.5 %" in page.text
     assert "Where the loss comes from" not in Page(render_report(data())).text
 
 
 def test_equivalence_is_a_fact_and_with_a_margin_a_limit():
-    tests = {"margin": None, "all": {"within": 0.0081}, "spatial": {"within": 0.0143}}
-    free = parity()["legs"]["task"] | {"equivalence": tests, "scoring": "official", "unscored": 135}
-    text = Page(render_report(data(parity=parity(task=free)))).text
+    tests = {
+        "equivalent": Equivalence(low=-0.001, high=0.0081, within=0.0081, p=0.01, shown=True),
+        "equivalent_spatial": Equivalence(low=-0.001, high=0.0143, within=0.0143, p=0.2, shown=False),
+    }
+    text = Page(
+        render_report(data(parity=parity(task=made.task(scoring="official", unscored=135, **tests))))
+    ).text
     assert "Shown equally accurate within, spatial ± 1.43 points" in text
     assert "Scoring official, 135 questions without a rule" in text
-    held = copy.deepcopy(free) | {"passed": False}
-    held["limits"]["equivalence_margin"] = 0.01
-    html = render_report(data(parity=parity(task=held)))
+    limits = made.LIMITS.model_copy(update={"equivalence_margin": 0.01})
+    found = parity(task=made.task(limits=limits, **tests))
+    html = render_report(data(parity=found))
     assert "shown equally accurate within, all 0.0081 ≤ 0.01" in Page(html).text
-    assert re.findall(r'class="right beyond"[^>]*>([^<]*)<', html) == ["0.0143"]
+    assert beyond(html) == ["0.0143"] and found.failed == ["task"]
 
 
 def test_hostile_text_stays_text():
-    found = parity(task=None, not_checked=[f"task: {HOSTILE}"])
-    found["legs"]["fold"] |= {"metric": HOSTILE}
+    found = parity(
+        task=None,
+        not_checked=[NotChecked("task", HOSTILE)],
+        fold=FoldLeg(error=made.error(1e-6, 1e-5, HOSTILE), cases=1),
+        answer_agreement=made.agreement(differing=1, listed=(made.difference(0, id=HOSTILE, truth=HOSTILE),)),
+    )
     hostile = data(
         name=HOSTILE, facts={HOSTILE: HOSTILE}, decisions=(HOSTILE,), parity=found, scope=HOSTILE,
-        sizes=((HOSTILE, 1),), costs=((HOSTILE, HOSTILE),), versions={HOSTILE: HOSTILE}, differing_total=1,
-        differing=(question(prompt=HOSTILE, truth=HOSTILE, base=HOSTILE, scale=HOSTILE, export=HOSTILE),),
+        sizes=((HOSTILE, 1),), costs=((HOSTILE, HOSTILE),), versions={HOSTILE: HOSTILE},
     )  # fmt: skip
-    html = render_report(hostile)
-    page = Page(html)
-    assert page.wrong == []
-    assert not [tag for tag, _ in page.elements if tag == "script"]
-    assert [attributes for _, attributes in page.elements if "onerror" in attributes] == []
-    assert len([tag for tag, _ in page.elements if tag == "img"]) == 1
-    assert page.text.count(HOSTILE) >= 12
-    assert "49" not in page.text
+    asked = question(prompt=HOSTILE, truth=HOSTILE, base=HOSTILE, scale=HOSTILE, export=HOSTILE)
+    shown = replace(hostile, parity=replace(found, task=told_apart(1, 1).task), differing=(asked,))
+    for html, images in ((render_report(hostile), 0), (render_report(shown), 1)):
+        page = Page(html)
+        assert page.wrong == []
+        assert not [tag for tag, _ in page.elements if tag == "script"]
+        assert [attributes for _, attributes in page.elements if "onerror" in attributes] == []
+        assert len([tag for tag, _ in page.elements if tag == "img"]) == images
+        assert page.text.count(HOSTILE) >= 12
+        assert "> 49 " not in page.text  # no text is taken as a template
 
 
 @pytest.mark.parametrize(
@@ -348,16 +457,21 @@ def test_bytes_are_readable(size, text):
     ],
 )
 def test_a_percentage_never_reads_100_or_0_untruly(share, text):
-    found = parity(runtime=parity()["legs"]["runtime"] | {"top1_agreement": share})
-    assert leg_views(found)[3].metrics[1].value == text
+    assert made.runtime(top1_agreement=share).rows()[1].value == text
 
 
 def test_headline_counts_and_names():
-    both = {name: parity()["legs"][name] | {"passed": False} for name in ("fold", "task")}
-    found = parity(**both)
-    assert headline(found, leg_views(found)) == "The fold and task legs are beyond their limits."
-    found = parity(**dict.fromkeys(list(LEG_MEANINGS)[1:]))
-    assert headline(found, leg_views(found)).startswith("1 leg is within its limits. Not checked: lowering, ")
+    def said(found: ParityReport) -> str:
+        return headline(found.passed, leg_views(found))
+
+    both = parity(fold=made.fold(1.0), task=made.task(unscored=1, retention=made.estimate(0.1, None, None)))
+    assert said(both) == "The fold and task legs are beyond their limits."
+    assert said(parity(**dict.fromkeys(LEGS[1:]))).startswith(
+        "1 leg is within its limits. Not checked: lowering, "
+    )
+    assert said(parity(attribution=made.attribution(1.0))).startswith(
+        "No leg is beyond its limit, but the checks"
+    )
 
 
 def test_scalars_that_change_nothing_are_said_to():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from scale_export.core.records import NotChecked
 from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.plan.record import Plan
 
@@ -29,9 +30,10 @@ def write(folded: FoldedDecoder, plan: Plan, directory: Path) -> dict[str, str]:
     return {ROLE: name}
 
 
-def not_checked() -> Sequence[str]:
+def not_checked() -> Sequence[NotChecked]:
     """What transformers on this machine can't prove of the runtimes that take the checkpoint."""
-    return (
-        "runtimes: llama.cpp, MLX, vLLM and the rest convert and quantize the checkpoint by themselves, and "
-        "none of them ran here",
+    reason = (
+        "llama.cpp, MLX, vLLM and the rest convert and quantize the checkpoint by themselves, and none of "
+        "them ran here"
     )
+    return (NotChecked("runtimes", reason),)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from scale_export.core.errors import UserError
+from scale_export.core.records import NotChecked
 from scale_export.core.words import Precision
 from scale_export.device.coreai.apple import PARITY, load_apple
 from scale_export.device.coreai.engine import CoreAIEngine
@@ -103,11 +104,17 @@ def not_timed(plan: Plan) -> str | None:
     return f"Core AI assets run here for their results alone, which is {PARITY}: choose target cpu, or a size"
 
 
-def not_checked() -> Sequence[str]:
-    """What running the assets here can't prove of a device, a sentence each."""
+def not_checked() -> Sequence[NotChecked]:
+    """What running the assets here can't prove of a device."""
     return (
-        f"device: Apple's runtime for this machine ran the assets, which is {PARITY}; placement, arithmetic and "
-        f"speed on an Apple device were not seen",
-        "Apple's stock engine: it resizes pictures by Core Image and fills in the chat template by itself, and "
-        "here both were the package's own processor",
+        NotChecked(
+            "device",
+            f"Apple's runtime for this machine ran the assets, which is {PARITY}; placement, arithmetic and speed on "
+            f"an Apple device were not seen",
+        ),
+        NotChecked(
+            "Apple's stock engine",
+            "it resizes pictures by Core Image and fills in the chat template by itself, and here both were the "
+            "package's own processor",
+        ),
     )

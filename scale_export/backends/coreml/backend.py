@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_export.core.records import NotChecked
 from scale_export.core.words import Precision
 from scale_export.device.coreml.engine import CoreMLEngine
 from scale_export.device.coreml.predictor import on_device
@@ -84,11 +85,12 @@ def not_timed(plan: Plan) -> str | None:
     return "Core ML packages run in an interpreter here: search on a Mac, or name a size"
 
 
-def not_checked() -> Sequence[str]:
+def not_checked() -> Sequence[NotChecked]:
     """What running here can't prove of the device."""
     if on_device():
-        return ("placement: Core ML chose the compute units, and none was asked which",)
-    return (
-        "device: no Core ML on this system, so compilation, placement and the arithmetic of GPU and Neural Engine "
-        "did not run; on a Mac, scale-export verify runs them",
+        return (NotChecked("placement", "Core ML chose the compute units, and none was asked which"),)
+    reason = (
+        "no Core ML on this system, so compilation, placement and the arithmetic of GPU and Neural Engine did not run; "
+        "on a Mac, scale-export verify runs them"
     )
+    return (NotChecked("device", reason),)

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from scale_export.core.records import NotChecked
 from scale_export.core.words import Precision
 from scale_export.device.engine import Engine, Tap
 from scale_export.device.onnxruntime.engine import OnnxEngine
@@ -115,6 +116,6 @@ def not_timed(plan: Plan) -> str | None:
     return f"ONNX Runtime here has no {', '.join(sorted(missing))}: search on the device, or name a size"
 
 
-def not_checked() -> Sequence[str]:
+def not_checked() -> Sequence[NotChecked]:
     """What running here can't prove of the device: nothing, since the target's providers ran."""
     return ()

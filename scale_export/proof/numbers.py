@@ -1,10 +1,9 @@
-"""Numbers as the report page writes them; what was not measured is said in words."""
+"""Numbers as reports write them; what was not measured is said in words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from scale_export.charts.style import short_number
+from scale_export.core.intervals import Estimate
 
 
 def human_bytes(size: int) -> str:
@@ -41,12 +40,11 @@ def points(difference: float | None) -> str:
     return "not measured" if difference is None else f"{100 * difference:.2f} points".replace("-", "−")
 
 
-def interval(bounds: Sequence[float | None] | None, decimals: int) -> str:
+def interval(share: Estimate | None, decimals: int) -> str:
     """The 95 % interval of a share in percent, in brackets; nothing where it isn't bounded."""
-    low, high = bounds or (None, None)
-    if low is None or high is None:
+    if share is None or share.low is None or share.high is None:
         return ""
-    return f" (95 %: {100 * low:.{decimals}f} … {100 * high:.{decimals}f})".replace("-", "−")
+    return f" (95 %: {100 * share.low:.{decimals}f} … {100 * share.high:.{decimals}f})".replace("-", "−")
 
 
 def signed(value: float | None) -> str:

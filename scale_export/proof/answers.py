@@ -1,0 +1,173 @@
+"""The same questions to the base model, PyTorch ScAle and the export, and how often the last two say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scale_export.coefficients.file import Coefficients
+from scale_export.core.defaults import SCORING
+from scale_export.core.limits import NEAR_TIE_MARGIN
+from scale_export.core.words import Scoring
+from scale_export.device.selftest import MAX_NEW_TOKENS
+from scale_export.model.asking import Answer, answer_questions
+from scale_export.model.hooks import attach
+from scale_export.questions.question import Question
+from scale_export.questions.scoring import is_right, normalise
+
+MAX_LISTED = 100
+"""How many differing answers a report lists; their count is always the whole one."""
+AskExport = Callable[[Question], str]
+Advance = Callable[[str, int, int], None]
+"""Told what is being done, how many are done, and of how many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """One question with the three answers; ``near_tie`` as the reference saw it."""
+
+    question: Question
+    base: str
+    scale: str
+    export: str
+    near_tie: bool
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the export says what PyTorch ScAle says."""
+        return normalise(self.scale) == normalise(self.export)
+
+
+def ask_all(
+    model: Any,
+    processor: Any,
+    coefficients: Coefficients,
+    ask_export: AskExport,
+    questions: Sequence[Question],
+    advance: Advance,
+) -> list[Answered]:
+    """Ask all three; the references in batches, the export one question at a time as a device does."""
+    base = _reference_answers(model, processor, questions, lambda n, of: advance("base", n, of))
+    with attach(model, coefficients):
+        scale = _reference_answers(model, processor, questions, lambda n, of: advance("PyTorch ScAle", n, of))
+    answered = []
+    for index, question in enumerate(questions):
+        answered.append(
+            Answered(
+                question=question,
+                base=base[index].text,
+                scale=scale[index].text,
+                export=ask_export(question),
+                near_tie=is_near_tie(scale[index]),
+            )
+        )
+        advance("export", index + 1, len(questions))
+    return answered
+
+
+def _reference_answers(
+    model: Any, processor: Any, questions: Sequence[Question], progress: Callable[[int, int], None]
+) -> list[Answer]:
+    return answer_questions(model, processor, questions, max_new_tokens=MAX_NEW_TOKENS, progress=progress)
+
+
+def is_near_tie(reference: Answer) -> bool:
+    """Whether some step of the reference's answer hung on a margin too small to hold any export to."""
+    return bool((reference.margins < NEAR_TIE_MARGIN * reference.peaks).any())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdicts:
+    """Whether each of the three is right; None where the scoring has no rule for the question."""
+
+    base: bool | None
+    scale: bool | None
+    export: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A question that the export answered in another way than PyTorch ScAle.
+
+    ``truth`` and ``right`` are None where the true answer is not known.
+    """
+
+    id: str
+    prompt: str
+    truth: str | None
+    base: str
+    scale: str
+    export: str
+    right: Verdicts | None
+    near_tie: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How often the export's answer is PyTorch ScAle's, and where not; any model has it, no right answers needed.
+
+    Attributes:
+        share: of all cases; ``outside_near_ties`` of those alone that are no near-tie. None where there are none.
+        near_ties: how many cases are.
+        differing: how many answers differ, of which the first ``MAX_LISTED`` are ``listed``.
+    """
+
+    cases: int
+    share: float | None
+    outside_near_ties: float | None
+    near_ties: int
+    differing: int
+    listed: tuple[Difference, ...]
+
+    def figures(self, name: str) -> Mapping[str, float | None]:
+        """What a requirement may name."""
+        return {name: self.outside_near_ties}
+
+    def to_json(self) -> dict[str, object]:
+        """As it stands in ``parity.json``."""
+        return {
+            "cases": self.cases,
+            "agreement": self.share,
+            "agreement_outside_near_ties": self.outside_near_ties,
+            "near_ties": self.near_ties,
+            "differences": {"count": self.differing, "listed": [asdict(found) for found in self.listed]},
+        }
+
+
+def agreement(answered: Sequence[Answered], scoring: Scoring = SCORING) -> Agreement:
+    """The agreement of those answers; ``scoring`` judges the listed ones."""
+    clear = [a for a in answered if not a.near_tie]
+    differing = [a for a in answered if not a.agrees]
+    return Agreement(
+        cases=len(answered),
+        share=_share(answered),
+        outside_near_ties=_share(clear),
+        near_ties=len(answered) - len(clear),
+        differing=len(differing),
+        listed=tuple(_difference(a, scoring) for a in differing[:MAX_LISTED]),
+    )
+
+
+def _share(answered: Sequence[Answered]) -> float | None:
+    return sum(a.agrees for a in answered) / len(answered) if answered else None
+
+
+def _difference(answered: Answered, scoring: Scoring) -> Difference:
+    question = answered.question
+    known = question.answer != ""
+    verdicts = Verdicts(
+        base=is_right(answered.base, question, scoring),
+        scale=is_right(answered.scale, question, scoring),
+        export=is_right(answered.export, question, scoring),
+    )
+    return Difference(
+        id=question.id,
+        prompt=question.prompt,
+        truth=question.answer if known else None,
+        base=answered.base,
+        scale=answered.scale,
+        export=answered.export,
+        right=verdicts if known else None,
+        near_tie=answered.near_tie,
+    )

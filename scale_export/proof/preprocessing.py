@@ -1,0 +1,95 @@
+"""The preprocessing leg: the package's own image and prompt path against Hugging Face's processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from scale_export.core.compare import LargestError
+from scale_export.core.limits import PIXEL_LEVELS
+from scale_export.core.records import Array
+from scale_export.device.generation import Inputs
+
+from .numbers import number
+from .rows import Row, holds, within
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessingLeg:
+    """The largest difference of a pixel, in 8-bit levels, and whether every prompt has the same token ids.
+
+    The error is infinite where one side prepares other arrays, or arrays of other shapes.
+    """
+
+    name: ClassVar = "preprocessing"
+    meaning: ClassVar = "Hugging Face's processor → the package's own"
+
+    error: LargestError
+    ids_identical: bool
+    cases: int
+
+    @property
+    def passed(self) -> bool:
+        return self.ids_identical and self.error.passed
+
+    @property
+    def counted(self) -> str:
+        return f"{number(self.cases)} cases"
+
+    def rows(self) -> Sequence[Row]:
+        return within(self.name, self.error), holds("token ids identical", self.ids_identical)
+
+    def figures(self) -> Mapping[str, float | None]:
+        return {"preprocessing": self.error.finite}
+
+    def to_json(self) -> dict[str, object]:
+        found = {**self.error.to_json(), "ids_identical": self.ids_identical, "cases": self.cases}
+        return {**found, "passed": self.passed}
+
+
+def preprocessing_leg(
+    reference: Sequence[Inputs], packaged: Sequence[Inputs], levels_per_unit: float
+) -> PreprocessingLeg:
+    """What two processors prepared of the same prompts.
+
+    Args:
+        levels_per_unit: how many 8-bit levels one unit of ``pixel_values`` is: 255 · image_std.
+    """
+    pairs = list(zip(reference, packaged, strict=True))
+    worst = np.max([_difference(left, right) * levels_per_unit for left, right in pairs])
+    return PreprocessingLeg(
+        error=LargestError(
+            metric="max pixel difference, 8-bit levels", value=float(worst), limit=PIXEL_LEVELS
+        ),
+        ids_identical=all(_same(left["input_ids"], right["input_ids"]) for left, right in pairs),
+        cases=len(reference),
+    )
+
+
+def _difference(left: Inputs, right: Inputs) -> float:
+    """The largest difference of a pixel; infinite where the two can't be compared, 0 without pictures."""
+    if left.keys() != right.keys():
+        return float("inf")
+    if "pixel_values" not in left:
+        return 0.0
+    one, other = left["pixel_values"], right["pixel_values"]
+    return float(np.abs(one - other).max()) if one.shape == other.shape else float("inf")
+
+
+def same_inputs(left: Inputs, right: Inputs) -> bool:
+    """Whether two processors prepared the very same."""
+    return left.keys() == right.keys() and all(_same(left[name], right[name]) for name in left)
+
+
+def _same(left: Array, right: Array) -> bool:
+    return left.shape == right.shape and bool((left == right).all())
+
+
+def levels_per_unit(processor: Any) -> float:
+    """How many 8-bit levels one unit of ``pixel_values`` is, at the most over channels."""
+    images = processor.image_processor
+    std = max(images.image_std) if images.do_normalize else 1.0
+    return float(std / images.rescale_factor if images.do_rescale else std)
