@@ -112,6 +112,8 @@ class ModelOutput(Protocol):
     """What a forward gives: ``[B, T, V]``, or the last positions that were asked for."""
 
     logits: Tensor
+    past_key_values: object
+    """The cache that it leaves, to go on from."""
 
 
 class GeneratedOutput(Protocol):

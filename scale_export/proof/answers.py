@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.defaults import SCORING
+from scale_export.core.huggingface import Model, Processor
 from scale_export.core.limits import NEAR_TIE_MARGIN
 from scale_export.core.words import Scoring
 from scale_export.device.selftest import MAX_NEW_TOKENS
@@ -40,8 +40,8 @@ class Answered:
 
 
 def ask_all(
-    model: Any,
-    processor: Any,
+    model: Model,
+    processor: Processor,
     coefficients: Coefficients,
     ask_export: AskExport,
     questions: Sequence[Question],
@@ -67,7 +67,7 @@ def ask_all(
 
 
 def _reference_answers(
-    model: Any, processor: Any, questions: Sequence[Question], progress: Callable[[int, int], None]
+    model: Model, processor: Processor, questions: Sequence[Question], progress: Callable[[int, int], None]
 ) -> list[Answer]:
     return answer_questions(model, processor, questions, max_new_tokens=MAX_NEW_TOKENS, progress=progress)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from PIL import Image
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.defaults import QUESTION_SET
+from scale_export.core.huggingface import Model, Processor
 from scale_export.core.records import Float32
 from scale_export.device.generation import Inputs
 from scale_export.device.prompts import encode_messages, user_message
@@ -99,8 +99,8 @@ def parity_prompts(
 
 
 def parity_cases(
-    model: Any,
-    processor: Any,
+    model: Model,
+    processor: Processor,
     coefficients: Coefficients,
     *,
     end_tokens: frozenset[int],
@@ -132,8 +132,8 @@ def _prompt(question: Question) -> Prompt:
 
 
 def reference_cases(
-    model: Any,
-    processor: Any,
+    model: Model,
+    processor: Processor,
     coefficients: Coefficients,
     prompts: Sequence[Prompt],
     steps: int = FORCED_STEPS,
@@ -154,24 +154,24 @@ def reference_cases(
     return cases
 
 
-def model_logits(model: Any, cases: Sequence[Case]) -> list[Float32]:
+def model_logits(model: Model, cases: Sequence[Case]) -> list[Float32]:
     """A Hugging Face model's logits along every case's path, each ``[len(tokens) + 1, V]``."""
     return [_path(model, case.inputs, len(case.tokens), forced=case.tokens)[1] for case in cases]
 
 
-def forget_positions(model: Any) -> None:
+def forget_positions(model: Model) -> None:
     """Make a Hugging Face model forget how far the last prompt's pictures put its positions behind its tokens.
 
     Those of Qwen keep it from one prompt with pictures to the next, and one without would be decoded by it.
     """
     for module in model.modules():
         if getattr(module, "rope_deltas", None) is not None:
-            module.rope_deltas = None
+            module.rope_deltas = None  # type: ignore[assignment]  # a plain attribute, of which torch says nothing
 
 
 @torch.no_grad()
 def _path(
-    model: Any, inputs: Inputs, steps: int, forced: Sequence[int] | None = None
+    model: Model, inputs: Inputs, steps: int, forced: Sequence[int] | None = None
 ) -> tuple[tuple[int, ...], Float32]:
     """The tokens fed after the prompt (the model's own greedy ones, or ``forced``), and all logits."""
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}

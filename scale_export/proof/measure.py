@@ -7,10 +7,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from scale_export.backends.interface import backend_of, load_backend
 from scale_export.core.defaults import PARITY, SCORING
+from scale_export.core.huggingface import Processor
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
 from scale_export.core.words import ParityMode, Scoring
@@ -165,7 +166,7 @@ class Measurement:
             report.preprocessing = preprocessing_leg([i for _, i in encoded], inputs, levels)
         return inputs
 
-    def _encoded(self, processor: Any, prompt: Prompt) -> tuple[Prompt, Inputs]:
+    def _encoded(self, processor: Processor, prompt: Prompt) -> tuple[Prompt, Inputs]:
         return prompt, encode_messages(processor, [user_message(prompt.images, prompt.text)])
 
     def _candidate(self) -> Candidate:

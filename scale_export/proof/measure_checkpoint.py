@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from scale_export.backends.interface import backend_of
 from scale_export.core import limits
+from scale_export.core.huggingface import Model
 from scale_export.core.records import Float32
 from scale_export.device.selftest import MAX_NEW_TOKENS
 from scale_export.model.asking import answer_questions
@@ -33,7 +33,7 @@ class StoredModel:
     streamed: bool
 
     @functools.cached_property
-    def model(self) -> Any:
+    def model(self) -> Model:
         return self.stored.streamed_model if self.streamed else self.stored.model
 
     @property

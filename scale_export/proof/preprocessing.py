@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from scale_export.core.compare import LargestError
+from scale_export.core.huggingface import Processor
 from scale_export.core.limits import PIXEL_LEVELS
 from scale_export.core.records import Array
 from scale_export.device.generation import Inputs
@@ -88,7 +89,7 @@ def _same(left: Array, right: Array) -> bool:
     return left.shape == right.shape and bool((left == right).all())
 
 
-def levels_per_unit(processor: Any) -> float:
+def levels_per_unit(processor: Processor) -> float:
     """How many 8-bit levels one unit of ``pixel_values`` is, at the most over channels."""
     images = processor.image_processor
     std = max(images.image_std) if images.do_normalize else 1.0

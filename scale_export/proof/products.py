@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -51,14 +50,27 @@ class Recorder:
 
 def follow(asked: Generator, prompt: EmbeddedPrompt, after: Step, begin: Callable[[], None]) -> None:
     """A prompt and one generated token, both embedded already, through one engine; ``begin`` before each forward."""
-    forward = asked.forward
+    watched = _Watched(
+        engine=asked.engine,
+        family=asked.family,
+        fold=asked.fold,
+        image_token_id=asked.image_token_id,
+        runtime_config=asked.runtime_config,
+        scalars=asked.scalars,
+        begin=begin,
+    )
+    watched.forward(watched.prefill_embedded(prompt).cache, after)
 
-    def recorded(cache: Any, step: Step) -> Float32:
-        begin()
-        return forward(cache, step)
 
-    asked.forward = recorded  # type: ignore[method-assign]
-    asked.forward(asked.prefill_embedded(prompt).cache, after)
+@dataclass(kw_only=True)
+class _Watched(Generator):
+    """A generator that says when a forward begins."""
+
+    begin: Callable[[], None]
+
+    def forward(self, cache: object, step: Step) -> Float32:
+        self.begin()
+        return super().forward(cache, step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
