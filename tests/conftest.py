@@ -7,19 +7,16 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from scale_export.backends.onnxruntime import trace
 from scale_export.device.onnxruntime import engine
 from scale_export.model.base import BaseModel, open_base
-from scale_export.pipeline import fold as pipeline
-from scale_export.pipeline.api import fold
 from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.folds import fold_on
 from tests.helpers.models import FAMILIES
 from tests.helpers.variants import VARIANTS
 
@@ -29,35 +26,6 @@ if "SCALE_EXPORT_CACHE" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["SCALE_EXPORT_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)
 engine.DEFAULT_THREADS = 1  # test processes run side by side; spinning threads would only be in their way
-
-
-@pytest.fixture(autouse=True)
-def shared(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Folds of one base model share what they open and trace, read only, but for a test that patches anything."""
-    if "monkeypatch" not in request.fixturenames or request.node.get_closest_marker("patches_no_trace"):
-        with pytest.MonkeyPatch.context() as opened_once:
-            opened_once.setattr(pipeline, "open_base", _open_once)
-            yield
-        return
-    kept = dict(trace._TRACES)
-    trace.forget_traces()
-    yield
-    trace.forget_traces()
-    trace._TRACES.update(kept)
-
-
-def _open_once(name: str, *, relative_to: Path | None = None) -> BaseModel:
-    """``open_base``, which gives the same value for a directory whose files are as they were."""
-    found = next((d for d in ((relative_to or Path()) / name, Path(name)) if d.is_dir()), None)
-    if found is None:
-        return open_base(name, relative_to=relative_to)
-    files = tuple((f.name, (s := f.stat()).st_mtime_ns, s.st_size) for f in sorted(found.iterdir()))
-    return _opened(found.resolve(), files)
-
-
-@functools.lru_cache(maxsize=8)
-def _opened(directory: Path, files: tuple[Any, ...]) -> BaseModel:
-    return open_base(str(directory))
 
 
 @pytest.fixture(scope="session")
@@ -89,10 +57,7 @@ def package(
     """A float32 package of the random LLaVA, gated; read only."""
     out = tmp_path_factory.mktemp("packages") / "gated"
     base = base_of("llava", "llama")
-    outcome = fold(
-        coefficient_file, "cpu", out=out, model=str(base.directory), precision="float32", evaluation="none"
-    )
-    assert outcome.passed
+    assert fold_on(base, coefficient_file, "cpu", out=out, precision="float32", evaluation="none").passed
     return out
 
 
@@ -103,6 +68,6 @@ def phone_package(
     """An int8 package of the random LLaVA for an iPhone; read only."""
     out = tmp_path_factory.mktemp("packages") / "phone"
     base = base_of("llava", "llama")
-    outcome = fold(coefficient_file, "iphone", out=out, model=str(base.directory), evaluation="none")
+    outcome = fold_on(base, coefficient_file, "iphone", out=out, evaluation="none")
     assert outcome.passed, outcome.parity
     return out

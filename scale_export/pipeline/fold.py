@@ -12,7 +12,7 @@ from scale_export.backends.interface import backend_of, load_backend
 from scale_export.coefficients.file import load_coefficients, save_coefficients
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
-from scale_export.model.base import open_base
+from scale_export.model.base import BaseModel, open_base
 from scale_export.model.blocks import Bits
 from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.package.staging import StagedPackage, check_destination
@@ -60,13 +60,13 @@ class Outcome:
         return self.report.to_json()
 
 
-def plan_fold(request: FoldRequest) -> Plan:
-    """Every refusal, before a weight is loaded."""
+def plan_fold(request: FoldRequest, base: BaseModel | None = None) -> Plan:
+    """Every refusal, before a weight is loaded; ``base`` as in ``fold_package``."""
     coeffs = Path(request.coeffs)
     coefficients = load_coefficients(coeffs)
     target = load_target(request.target)
     check_destination(request.destination, force=request.force)
-    base = open_base(request.model or coefficients.base.base_model, relative_to=coeffs.parent)
+    base = base or open_base(request.model or coefficients.base.base_model, relative_to=coeffs.parent)
     evaluation_set(request.evaluation, coefficients)
     plan = make_plan(coefficients, base, target, request)
     if request.parity == "files" and plan.precision != "stored":
@@ -85,9 +85,14 @@ def plan_fold(request: FoldRequest) -> Plan:
     return plan
 
 
-def fold_package(request: FoldRequest, log: WorkLog) -> Outcome:
-    """Plan, fold, quantize, write graphs or a checkpoint, verify, and put the package in place whole or not at all."""
-    plan = plan_fold(request)
+def fold_package(request: FoldRequest, log: WorkLog, base: BaseModel | None = None) -> Outcome:
+    """Plan, fold, quantize, write graphs or a checkpoint, verify, and put the package in place whole or not at all.
+
+    Args:
+        base: the base model, opened already, in place of the one that the request names. Several folds of one base
+            then share what they open, read and trace.
+    """
+    plan = plan_fold(request, base)
     evaluation = evaluation_set(request.evaluation, plan.coefficients)
     plan, choice = within_budget(plan, request.budget, log)
     with StagedPackage(request.destination, force=request.force, needed_bytes=least_bytes(plan)) as staged:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from scale_export.backends.onnxruntime import backend
-from scale_export.backends.onnxruntime.trace import forget_traces
+from scale_export.backends.onnxruntime.trace import traced_anew
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.words import FoldMode, Precision
@@ -257,8 +257,8 @@ def test_adapter_file_carries_the_scalars(emitted: Any):
 def test_two_emissions_are_byte_identical(emitted: Any, tmp_path: Path):
     plan, folded, graphs = emitted("llava", "qwen2", "int4", "two-phase", "last")
     vision = plan.base.family.vision_module(plan.base.model)
-    forget_traces()
-    backend.emit(folded, vision, plan, tmp_path, precision="int4", vision_precision="float32")
+    with traced_anew():
+        backend.emit(folded, vision, plan, tmp_path, precision="int4", vision_precision="float32")
     for path in graphs.values():
         for name in (path.name, f"{path.name}.data"):
             assert (tmp_path / name).read_bytes() == path.with_name(name).read_bytes(), name

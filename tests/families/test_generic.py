@@ -22,12 +22,12 @@ from scale_export.families import GENERIC_ROUTE, family_names, load_family, reso
 from scale_export.families._generic import Generic, _without_weights
 from scale_export.families._text import text_spec
 from scale_export.model.base import BaseModel, open_base
-from scale_export.pipeline import api
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from tests.families import proof
 from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.folds import fold_on
 from tests.helpers.image_path import PICTURES, hugging_face, inputs_of, portable
 from tests.helpers.models import VIPLLAVA
 
@@ -74,9 +74,7 @@ def test_every_column_is_within_its_limit(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_a_package_opens_where_there_is_no_torch(base: BaseModel, tmp_path: Path):
     out = tmp_path / "package"
     file = saved(random_coefficients(base), tmp_path)
-    outcome = api.fold(
-        file, "cpu", out=out, model=str(base.directory), precision="float32", evaluation="none"
-    )
+    outcome = fold_on(base, file, "cpu", out=out, precision="float32", evaluation="none")
     assert outcome.passed
     assert json.loads((out / "manifest.json").read_text())["generic"] is True
     code = (

@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from scale_export import UserError, fold, verify
-from scale_export.model import streaming
 from scale_export.model.arithmetic import TorchKernels
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.sites import text_decoder
 from scale_export.model.streaming import StreamedKernels
-from scale_export.plan.reference_choice import must_stream
 from scale_export.proof.cases import few_prompts, reference_cases
 from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.folds import fold_on
 from tests.helpers.models import FAMILIES
 
 
@@ -68,30 +67,6 @@ def test_streamed_kernels_hold_nothing_and_look_the_same(base_of: Any):
     assert streamed.tensors.get("lm_head.bias") is None
 
 
-class _Machine:
-    def __init__(self, total: int) -> None:
-        self.total = total
-
-
-@pytest.mark.parametrize(
-    ("mode", "memory", "streams"),
-    [
-        ("auto", 1 << 40, False),
-        ("auto", 1000, True),
-        ("full", 1000, False),
-        ("streamed", 1 << 40, True),
-        ("files", 1 << 40, True),
-    ],
-)
-def test_memory_decides_unless_asked(
-    base_of: Any, monkeypatch: pytest.MonkeyPatch, mode: Any, memory: int, streams: bool
-):
-    monkeypatch.setattr(streaming.psutil, "virtual_memory", lambda: _Machine(memory))
-    reason = must_stream(base_of("llava", "llama").checkpoint, mode)
-    assert (reason is not None) == streams
-    assert reason is None or ("GB" in reason and (mode == "auto") == ("as asked" not in reason))
-
-
 @pytest.fixture
 def never_loaded(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseModel], BaseModel]:
     """A base model that fails where something loads it whole."""
@@ -114,9 +89,7 @@ def test_a_streamed_export_never_loads_the_model(
     coeffs = saved(random_coefficients(base, scope), tmp_path)
     never_loaded(base)
     out = tmp_path / "package"
-    outcome = fold(
-        coeffs, "cpu", model=str(base.directory), out=out, precision=precision, evaluation="none", parity="streamed"
-    )  # fmt: skip
+    outcome = fold_on(base, coeffs, "cpu", out=out, precision=precision, evaluation="none", parity="streamed")
     legs = outcome.parity["legs"]
     assert legs["fold"]["passed"] and legs["lowering"]["passed"] and legs["fold"]["cases"] == 2
     assert outcome.parity["answer_agreement"] is None
@@ -136,7 +109,7 @@ def test_a_checkpoint_is_checked_without_loading_the_model(
     coeffs = saved(random_coefficients(base, "all"), tmp_path)
     never_loaded(base)
     out = tmp_path / "folded"
-    outcome = fold(coeffs, "checkpoint", model=str(base.directory), out=out, evaluation="none", parity=parity)
+    outcome = fold_on(base, coeffs, "checkpoint", out=out, evaluation="none", parity=parity)
     legs = outcome.parity["legs"]
     assert outcome.passed and legs["tensors"]["passed"] and legs["preprocessing"]["passed"]
     named = {line.partition(":")[0] for line in outcome.parity["not_checked"]}

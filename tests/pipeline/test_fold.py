@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from scale_export import UserError, fold, open_package, verify
-from scale_export.backends.onnxruntime.trace import forget_traces
+from scale_export.backends.onnxruntime.trace import traced_anew
 from scale_export.core.resources import resource_dir
 from scale_export.package.manifest import open_package_files
 from scale_export.proof import measure as measuring
 from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.folds import fold_on
 from tests.helpers.trees import tree
 
 
@@ -53,10 +54,15 @@ def test_the_package_holds_what_the_contract_names(package: Path):
 def test_two_runs_give_the_same_bytes(package: Path, coefficient_file: Path, base_of: Any, tmp_path: Path):
     base = base_of("llava", "llama")
     again = tmp_path / "gated"
-    forget_traces()
-    fold(
-        coefficient_file, "cpu", out=again, model=str(base.directory), precision="float32", evaluation="none"
-    )
+    with traced_anew():
+        fold(
+            coefficient_file,
+            "cpu",
+            out=again,
+            model=str(base.directory),
+            precision="float32",
+            evaluation="none",
+        )
     first, second = tree(package), tree(again)
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
@@ -86,9 +92,7 @@ def test_a_failed_leg_keeps_the_package_out_of_its_place(
     )
     out = tmp_path / "broken"
     base = base_of("llava", "llama")
-    outcome = fold(
-        coefficient_file, "cpu", out=out, model=str(base.directory), precision="float32", evaluation="none"
-    )
+    outcome = fold_on(base, coefficient_file, "cpu", out=out, precision="float32", evaluation="none")
     assert not outcome.passed and not out.exists()
     assert outcome.path == tmp_path / "broken.failed"
     assert (outcome.path / "report.html").exists() and not (outcome.path / "manifest.json").exists()
@@ -104,9 +108,7 @@ def test_packages_with_folded_weights_answer_but_refuse_other_strengths(
     scope: Any = "last" if mode == "two-phase" else "all"
     coeffs = saved(random_coefficients(base, scope), tmp_path)
     out = tmp_path / "package"
-    outcome = fold(
-        coeffs, "cpu", out=out, model=str(base.directory), precision="float32", fold=mode, evaluation="none"
-    )
+    outcome = fold_on(base, coeffs, "cpu", out=out, precision="float32", fold=mode, evaluation="none")
     assert outcome.passed, outcome.parity
     opened = open_package(out, threads=1)
     assert isinstance(opened.answer([], "hello", max_new_tokens=3), str)
@@ -132,9 +134,7 @@ def test_a_killed_run_leaves_nothing_in_the_packages_place(
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert list(tmp_path.glob(".killed.partial-*")) and not out.exists()
-    outcome = fold(
-        coefficient_file, "cpu", out=out, model=str(base.directory), precision="float32", evaluation="none"
-    )
+    outcome = fold_on(base, coefficient_file, "cpu", out=out, precision="float32", evaluation="none")
     assert outcome.passed
     assert [p.name for p in tmp_path.iterdir()] == ["killed"]
 

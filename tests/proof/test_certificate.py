@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scale_export import UserError, fold, verify
+from scale_export import UserError, verify
 from scale_export.core.intervals import equivalence
 from scale_export.core.resources import resource_dir
 from scale_export.pipeline.fold import Outcome
@@ -25,6 +25,7 @@ from scale_export.proof.task import task_leg
 from scale_export.questions.question import Question
 from tests.helpers import questions as made
 from tests.helpers.coefficients import random_coefficients
+from tests.helpers.folds import fold_on
 from tests.helpers.parity import parity
 
 STEPS = ("fold", "lowering", "quantization", "runtime", "preprocessing")
@@ -236,11 +237,12 @@ def evaluated(
     target.write_text(
         re.sub("near_tie_budget = .*", "near_tie_budget = 1.0", text.replace('name = "cpu"', 'name = "tied"'))
     )
+    base = base_of("llava", "llama")
     asked = {
-        "model": str(base_of("llava", "llama").directory), "target": str(target), "scoring": "official",
+        "model": str(base.directory), "target": str(target), "scoring": "official",
         "evaluation": f"spatialeval:{made.spatialeval_parquet(directory / 'set')}", "eval_limit": 6,
     }  # fmt: skip
-    outcome = fold(coefficient_file, out=directory / "package", precision="float32", **asked)
+    outcome = fold_on(base, coefficient_file, out=directory / "package", precision="float32", **asked)
     return outcome, asked
 
 

@@ -219,7 +219,6 @@ def test_a_head_whose_block_scales_were_lost(measurement: Emit, tmp_path: Path):
     assert "quantization" in failed_legs(broken, "quantization")
 
 
-@pytest.mark.patches_no_trace
 def test_kernels_that_compute_something_else(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
     healthy = measurement("gate", "last", "int8")
     logits = GraphCandidate.logits
@@ -231,7 +230,6 @@ def test_kernels_that_compute_something_else(measurement: Emit, monkeypatch: pyt
     assert failed_legs(healthy, "runtime") == ["runtime"]
 
 
-@pytest.mark.patches_no_trace
 def test_integer_codes_that_moved(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
     healthy = measurement("weights", "all", "int8")
     monkeypatch.setattr(measure, "load_backend", lambda name: _MovedCodes())

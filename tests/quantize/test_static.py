@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from scale_export.backends.onnxruntime import backend
 from scale_export.backends.onnxruntime.decoder import block_codes, signed_codes
-from scale_export.backends.onnxruntime.trace import forget_traces
+from scale_export.backends.onnxruntime.trace import traced_anew
 from scale_export.coefficients.file import Coefficients
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
@@ -330,10 +330,10 @@ def test_shipped_sessions_multiply_integers(
 def test_two_emissions_are_byte_identical(measurement: Emit, tmp_path: Path):
     found = measurement()
     folded = quantized(fold(found.plan.base.weights, found.plan.coefficients, "gate"), found.plan)
-    forget_traces()
-    backend.emit(
-        folded, found.plan.base.vision, found.plan, tmp_path, precision="w8a8", vision_precision="float32"
-    )
+    with traced_anew():
+        backend.emit(
+            folded, found.plan.base.vision, found.plan, tmp_path, precision="w8a8", vision_precision="float32"
+        )
     for name in ("decoder.onnx", "decoder.onnx.data"):
         assert (tmp_path / name).read_bytes() == (found.directory / name).read_bytes()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,16 @@ def traced_once(owner: Any, key: Hashable, build: Callable[[], ir.Model]) -> ir.
     return traces[key].clone()
 
 
-def forget_traces() -> None:
-    """Trace anew from here on."""
+@contextmanager
+def traced_anew() -> Iterator[None]:
+    """Nothing that was traced before is used inside, and nothing that is traced inside is kept."""
+    kept = dict(_TRACES)
     _TRACES.clear()
+    try:
+        yield
+    finally:
+        _TRACES.clear()
+        _TRACES.update(kept)
 
 
 def trace(
