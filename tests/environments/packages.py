@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 
 from scale_export.model.base import open_base
 from scale_export.pipeline.api import fold
-from tests.conftest import picture, random_coefficients, saved
+from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.pictures import picture
 from tests.models import FAMILIES
 
 from .asking import ANSWER, LOGITS, PICTURE, ask
