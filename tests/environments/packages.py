@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 from scale_export.model.base import open_base
 from scale_export.pipeline.api import fold
 from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.models import FAMILIES
 from tests.helpers.pictures import picture
-from tests.models import FAMILIES
 
 from .asking import ANSWER, LOGITS, PICTURE, ask
 
