@@ -89,7 +89,7 @@ def _read(text: str, precision: Precision) -> Requirement:
         )
     if name not in NAMES:
         raise UserError(
-            f"requirement {text!r} is refused: {name!r} is nothing that is measured{did_you_mean(name, NAMES)}; "
+            f"requirement {text!r} is refused: nothing measured is called {name!r}{did_you_mean(name, NAMES)}; "
             f"known: {', '.join(NAMES)}"
         )
     return Requirement(text.strip(), name, match[2], number)

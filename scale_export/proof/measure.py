@@ -34,7 +34,8 @@ from scale_export.questions.question import Question, digest
 from .answers import Answered, agreement, ask_all
 from .attribution import attribution
 from .cases import Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
-from .legs import fold_leg, lowering_leg, path_logits, quantization_leg, runtime_leg
+from .distributions import quantization_leg, runtime_leg
+from .legs import fold_leg, lowering_leg, path_logits
 from .preprocessing import levels_per_unit, preprocessing_leg, same_inputs
 from .report import ParityReport
 from .task import task_leg

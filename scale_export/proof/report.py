@@ -11,7 +11,8 @@ from scale_export.core.records import NotChecked
 
 from .answers import Agreement
 from .attribution import Attribution
-from .legs import FoldLeg, Leg, LoweringLeg, QuantizationLeg, RuntimeLeg, StorageLeg
+from .distributions import QuantizationLeg, RuntimeLeg
+from .legs import FoldLeg, Leg, LoweringLeg, StorageLeg
 from .preprocessing import PreprocessingLeg
 from .stored_tensors import TensorsLeg
 from .task import TaskLeg

@@ -11,7 +11,8 @@ from scale_export.core.intervals import Estimate, proportion
 from scale_export.plan.targets import ParityLimits
 from scale_export.proof.answers import Agreement, Difference
 from scale_export.proof.attribution import Attribution, Loss
-from scale_export.proof.legs import Divergence, FoldLeg, LoweringLeg, QuantizationLeg, RuntimeLeg
+from scale_export.proof.distributions import Divergence, QuantizationLeg, RuntimeLeg
+from scale_export.proof.legs import FoldLeg, LoweringLeg
 from scale_export.proof.preprocessing import PreprocessingLeg
 from scale_export.proof.report import ParityReport
 from scale_export.proof.task import Accuracy, TaskLeg

@@ -89,7 +89,7 @@ def test_a_broken_leg_breaks_its_requirement():
         ("retention>=1e", "NAME>=NUMBER"),
         ("retention>=nan", "NAME>=NUMBER"),
         ("retension>=0.9", "did you mean 'retention'"),
-        ("int4.>=0.9", "nothing that is measured"),
+        ("int4.>=0.9", "nothing measured is called ''"),
         ("int8.retention>=0.9", "for int8 packages, and this one is int4"),
         ("float32.fold<=1", "for float32 packages"),
     ],

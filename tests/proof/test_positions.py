@@ -18,13 +18,12 @@ from scale_export.plan.make import ExportOptions, make_plan
 from scale_export.plan.targets import ParityLimits, load_target
 from scale_export.proof.attribution import attribution
 from scale_export.proof.cases import ANSWER_POSITIONS, Case, Prompt
+from scale_export.proof.distributions import quantization_leg, runtime_leg
 from scale_export.proof.legs import (
     answer_logits,
     fold_leg,
     largest_error,
     lowering_leg,
-    quantization_leg,
-    runtime_leg,
 )
 from scale_export.proof.measure import Measurement
 from tests.helpers.coefficients import random_coefficients
