@@ -22,7 +22,9 @@ SKIPPED = [ROOT / "CHANGELOG.md"]  # it speaks of what was
 FOLDERS = ("scale_export/", "tests/", "docs/", "examples/", "benchmarks/", "targets/", "calib/")
 OTHERS = frozenset({"embedding.codes", "embedding.scales", "python/src/coreai_models/vlm/export.py"})
 """Tensors, and a file of Apple's, that are named like ours."""
-FILE_ENDINGS = frozenset({"bin", "data", "html", "json", "mlpackage", "onnx", "safetensors", "toml", "txt"})
+FILE_ENDINGS = frozenset(
+    {"bin", "data", "html", "json", "mlpackage", "onnx", "proto", "safetensors", "toml", "txt"}
+)
 
 
 def members(tree: ast.AST) -> set[str]:

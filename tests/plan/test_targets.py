@@ -239,8 +239,8 @@ def test_resources_lie_in_the_checkout_or_in_the_wheel(name: str, tmp_path: Path
     assert resources.resource_dir(name) == checkout / name  # type: ignore[arg-type]
 
     package = tmp_path / "site" / "scale_export"
-    package.mkdir(parents=True)
-    copy = shutil.copy(resources.__file__, package)
+    (package / "core").mkdir(parents=True)
+    copy = shutil.copy(resources.__file__, package / "core")
     spec = importlib.util.spec_from_file_location("copied_resources", copy)
     assert spec and spec.loader
     installed = importlib.util.module_from_spec(spec)
