@@ -51,7 +51,7 @@ def run(
     from scale_export.device.prompts import assistant_message, open_image, user_message
 
     if prompt is None and not chat:
-        raise UserError("there is nothing to ask: give --prompt, or --chat for a session")
+        raise UserError("there is no question: give --prompt, or --chat to ask several")
     pictures = [open_image(path) for path in image or []]
     opened = open_package(package, threads=threads)
     if coeffs is not None:

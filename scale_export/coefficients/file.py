@@ -103,7 +103,7 @@ def load_coefficients(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Coeffi
     """
     path = Path(path)
     if path.suffix not in READERS:
-        raise UserError(f"{path} is not a coefficient file by its name: give a .safetensors or .pt file")
+        raise UserError(f"{path} is not named like a coefficient file: give a .safetensors or .pt file")
     return validated(READERS[path.suffix](path, read_capped(path, max_bytes)), str(path))
 
 

@@ -58,7 +58,7 @@ def read_capped(path: Path, max_bytes: int) -> bytes:
         ) from error
     if len(content) > max_bytes:
         raise UserError(
-            f"{path} is larger than the {max_bytes} bytes that coefficients may take: "
+            f"{path} is larger than {max_bytes} bytes, the most that coefficients may take: "
             "give a coefficient file, not a model"
         )
     return content
@@ -169,7 +169,7 @@ def tensors_of_pickle(path: Path, content: bytes) -> object:
     except Exception as error:  # an unpickler may raise anything on bytes that somebody made up
         raise UserError(
             f"{path} is damaged or holds more than tensors and plain values, so it was not opened "
-            f"({_reason(error)}); get it as .safetensors from where it was made"
+            f"({_reason(error)}); get it as .safetensors from its maker"
         ) from error
 
 

@@ -110,8 +110,8 @@ def checked_fields(values: object, source: str) -> CheckedFields:
     """
     if not isinstance(values, Mapping) or "format" not in values:
         raise UserError(
-            f"{source} has no field 'format', so it is not a coefficient file: bring another trainer's state "
-            "dict in with scale_export.model.identity.import_state_dict"
+            f"{source} has no field 'format', so it is not a coefficient file: import another trainer's state "
+            "dict with scale_export.model.identity.import_state_dict"
         )
     fields = _Fields(source=source, values=dict([*OPTIONAL.items(), *values.items()]))
     fields.check_names()
@@ -204,7 +204,7 @@ class _Fields:
         if not isinstance(value, list | tuple) or not value:
             raise self.refusal("layer_indices", "is not a non-empty list of integers")
         if any(type(index) is not int or not 0 <= index < _INT_LIMIT for index in value):
-            raise self.refusal("layer_indices", "holds something else than layer numbers from 0")
+            raise self.refusal("layer_indices", "holds a value that is not a layer number from 0 up")
         if any(after <= before for before, after in itertools.pairwise(value)):
             raise self.refusal(
                 "layer_indices", "is not strictly increasing", "list each layer once, in order"
@@ -250,7 +250,7 @@ class _Fields:
             return Bound(kind="none", r=None)
         if kind == "tanh" and type(r) in (int, float) and 0 < r < _INT_LIMIT:
             return Bound(kind="tanh", r=float(r))
-        raise self.refusal("bound", "is neither kind 'tanh' with a positive r nor kind 'none' with r None")
+        raise self.refusal("bound", "must be kind 'tanh' with a positive r, or kind 'none' with r None")
 
     def tensor_hashes(self, layers: tuple[int, ...]) -> dict[str, str]:
         value = self.values["tensor_sha256"]

@@ -74,7 +74,7 @@ def bench_package(
     if prompt_tokens + new_tokens > context:
         raise UserError(
             f"{prompt_tokens} prompt and {new_tokens} new tokens don't fit the package's context of {context}: "
-            f"name fewer with --prompt-tokens or --new-tokens"
+            f"give fewer --prompt-tokens or --new-tokens"
         )
     prefill, decode, first = [], [], []
     for repeat in range(repeats + 1):  # the first round warms up

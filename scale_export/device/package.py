@@ -141,7 +141,9 @@ class Package:
     @scale.setter
     def scale(self, strength: float) -> None:
         if not 0 <= strength <= 1:
-            raise UserError(f"strength {strength} is refused: it lies between 0 (base model) and 1 (ScAle)")
+            raise UserError(
+                f"strength {strength} is refused: give a number between 0 (base model) and 1 (ScAle)"
+            )
         self._override(self._coefficients, strength)
 
     @property
@@ -153,14 +155,18 @@ class Package:
     def coefficients(self, other: Coefficients) -> None:
         own, new = self._own.base, other.base
         if (own.config_sha256, own.model_type) != (new.config_sha256, new.model_type):
-            raise UserError("these coefficients belong to another base model than the package's")
+            raise UserError(
+                "these coefficients belong to another base model than the package's: export a package for them"
+            )
         for name in own.tensor_sha256.keys() & new.tensor_sha256.keys():
             if own.tensor_sha256[name] != new.tensor_sha256[name]:
-                raise UserError(f"these coefficients belong to another base model: {name} differs")
+                raise UserError(
+                    f"these coefficients belong to another base model ({name} differs): export a package for them"
+                )
         if other.scope != self._own.scope:
             raise UserError(
-                f"these coefficients have scope {other.scope!r}, the package was built for {self._own.scope!r}: "
-                f"export them on their own"
+                f"these coefficients have scope {other.scope!r}, but the package was built for {self._own.scope!r}: "
+                f"export a package for them"
             )
         self._override(other, self._strength)
 
@@ -196,8 +202,8 @@ class Package:
         manifest = self.files.manifest
         if not manifest.holds(genai.CONFIG):
             raise UserError(
-                f"this package has no {genai.CONFIG}: it is written for {', '.join(sorted(genai.MODEL_TYPES))} in one "
-                f"phase on the CPU; ask the package itself, with generate"
+                f"this package has no {genai.CONFIG}: it is written only for {', '.join(sorted(genai.MODEL_TYPES))}, "
+                f"on the CPU, not two-phase; use the package's own generate"
             )
         inputs = self.prepare(images, prompt)
         return genai.genai_inputs(inputs, self._family, manifest.extras, manifest.image_token_id)

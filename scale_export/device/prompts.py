@@ -75,7 +75,7 @@ def open_image(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise UserError(f"there is no picture {path}: give a PNG or JPEG file with --image") from error
     except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} is not a picture that can be read: give a PNG or JPEG file") from error
+        raise UserError(f"{path} cannot be read as a picture: give a PNG or JPEG file") from error
 
 
 def end_token_ids(processor: Processor, directory: Path) -> frozenset[int]:

@@ -113,7 +113,8 @@ class Generic(Family):
 
     def _refusal(self, reason: str) -> UserError:
         return UserError(
-            f"model type {self.model_type!r} has no file of its own, and the generic route refuses it, since {reason}: "
+            f"model type {self.model_type!r} is not among the supported families, and the generic route "
+            f"refuses it, because {reason}: "
             f"choose a supported family, or add one"
         )
 

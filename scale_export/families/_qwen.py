@@ -56,7 +56,8 @@ class QwenVL(Family):
         most = min(most, largest) if side is None else min(most, largest, side**2)
         if smallest > most:
             raise UserError(
-                f"the image processor makes pictures of {smallest:,} pixels at least, and the target takes {most:,}: "
+                f"the image processor makes pictures of at least {smallest:,} pixels, and the target takes "
+                f"at most {most:,}: "
                 f"lower shortest_edge in its size, or choose another target"
             )
         return {"shortest_edge": smallest, "longest_edge": most}

@@ -92,7 +92,8 @@ def text_spec(config: TextConfig, *, grouped_attention: bool = False) -> Decoder
     for rotary in rotaries.values():
         if len(rotary.inv_freq) * 2 != head_dim:
             raise UserError(
-                f"partial rotary embedding ({2 * len(rotary.inv_freq)} of {head_dim} dimensions) is not supported"
+                f"partial rotary embedding ({2 * len(rotary.inv_freq)} of {head_dim} dimensions) is not "
+                "supported: choose another model"
             )
     attention_bias = bool(getattr(config, "attention_bias", False))
     window = getattr(config, "sliding_window", None)
@@ -132,8 +133,7 @@ def _known(config: TextConfig) -> TextModel:
     kind = config.model_type
     if any(getattr(config, name, None) for name in EXPERT_COUNTS):
         raise UserError(
-            f"text model {kind!r} is a mixture of experts, which is not proved: scalars after a router's choice "
-            f"would need a decoder of their own; choose a dense model"
+            f"text model {kind!r} is a mixture of experts, which is not supported: choose a dense model"
         )
     if kind not in TEXT_MODELS:
         raise UserError(
@@ -142,12 +142,12 @@ def _known(config: TextConfig) -> TextModel:
     for name in SOFT_CAPS:
         if getattr(config, name, None) is not None:
             raise UserError(
-                f"{name} of text model {kind!r} is set, which is not proved: choose a model without it"
+                f"{name} of text model {kind!r} is set, which is not supported: choose a model without it"
             )
     if kind == "gemma3_text" and config.use_bidirectional_attention:
         raise UserError(
-            "use_bidirectional_attention is set, and a decoder that sees what comes after can't answer word by "
-            "word: choose a model that generates"
+            "use_bidirectional_attention is set, and a decoder that sees later tokens cannot generate: "
+            "choose a model that generates"
         )
     return TEXT_MODELS[kind]
 
@@ -177,7 +177,8 @@ def _rotaries(config: TextConfig, text: TextModel, kinds: Sequence[str]) -> dict
     for parameters in rope.values() if by_kind else [rope]:
         if parameters["rope_type"] in LENGTH_DEPENDENT_ROPE:
             raise UserError(
-                f"rotary type {parameters['rope_type']!r} changes with the prompt's length and is not supported"
+                f"rotary type {parameters['rope_type']!r} changes with the prompt's length and is not "
+                "supported: choose another model"
             )
     embedding = getattr(module, text.rotary_class)(config)
     prefixes = {kind: f"{kind}_" for kind in dict.fromkeys(kinds)} if by_kind else {"": ""}

@@ -58,7 +58,7 @@ def _max_tiles(config: Config) -> int:
     kind = str(config.vision_aspect_ratio)
     if not kind.removeprefix(ASPECT_RATIO).isdecimal():
         raise UserError(
-            f"vision_aspect_ratio {kind!r} is not supported, since Hugging Face has no rule for it; "
+            f"vision_aspect_ratio {kind!r} is not supported, because Hugging Face has no rule for it; "
             f"supported: {ASPECT_RATIO}N"
         )
     return int(kind.removeprefix(ASPECT_RATIO))

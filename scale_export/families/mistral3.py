@@ -66,13 +66,13 @@ class Mistral3(Family):
         own = processor.image_processor.size.longest_edge
         if own is None:
             raise UserError(
-                "the image processor's size names no longest_edge, and no other size is supported: set it there"
+                "the image processor's size has no longest_edge, the only size that is supported: set it there"
             )
         rows = (math.isqrt(4 * tokens + 1) - 1) // 2  # each of so many tokens, and the word after it
         most = rows * square if side is None else min(rows, side // square) * square
         if most < square:
             raise UserError(
-                f"a token stands for {square} × {square} pixels, and the target takes pictures of {side} a side and "
+                f"a token covers {square} × {square} pixels, and the target takes at most {side} pixels per side and "
                 f"{tokens} tokens: choose another target"
             )
         return {"longest_edge": min(own, most)}

@@ -50,7 +50,7 @@ class PaliGemma(Family):
 
         def with_a_picture(images: object = None, **inputs: object) -> None:
             if images is None:
-                raise UserError("PaliGemma answers questions about pictures only: give one with --image")
+                raise UserError("PaliGemma only answers questions about pictures: give one with --image")
             validate(images=images, **inputs)
 
         processor.validate_inputs = with_a_picture

@@ -119,7 +119,7 @@ def _read(path: Path) -> dict[str, Array]:
         with np.load(path) as archive:
             return dict(archive)
     except (OSError, ValueError, zipfile.BadZipFile, TypeError) as error:
-        raise UserError(f"{path} is no .npz file of arrays: write it with numpy.savez") from error
+        raise UserError(f"{path} is not an .npz file of arrays: write it with numpy.savez") from error
 
 
 def _write(path: Path, arrays: Mapping[str, Array]) -> None:

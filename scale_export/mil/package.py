@@ -47,7 +47,9 @@ def read_model(path: Path) -> tuple[ModelMessage, Path]:
     try:
         model.ParseFromString(file.read_bytes())
     except Exception as error:  # protobuf's DecodeError, without importing protobuf for its name
-        raise UserError(f"{file} is no Core ML model, so the package is damaged: export it again") from error
+        raise UserError(
+            f"{file} is not a Core ML model, so the package is damaged: export it again"
+        ) from error
     kind = model.WhichOneof("Type")
     if kind != "mlProgram":
         raise UserError(

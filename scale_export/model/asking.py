@@ -159,5 +159,7 @@ def target_ids(processor: Processor, question: Question, ends: Sequence[int]) ->
         ids = tokenizer(question.answer, add_special_tokens=False).input_ids
     stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     if stop == 0:
-        raise UserError(f"the answer {question.answer!r} of question {question.id!r} has no tokens; mend it")
+        raise UserError(
+            f"the answer {question.answer!r} of question {question.id!r} has no tokens; correct it"
+        )
     return (*ids[:stop], ids[stop] if stop < len(ids) else ends[0])

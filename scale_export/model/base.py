@@ -105,7 +105,7 @@ def _local_directory(name: str, relative_to: Path | None) -> Path | None:
 
 def _download(name: str) -> Path:
     if name.startswith((".", "/")) or name.count("/") != 1:
-        raise UserError(f"there is no base model directory {name}: give the right one with --model DIR")
+        raise UserError(f"there is no base model directory {name}: give it with --model DIR")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -114,6 +114,6 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"base model {name!r} is neither a directory here nor a model that the hub gave "
+            f"base model {name!r} is not a directory, and the hub did not provide it "
             f"({type(error).__name__}): give a local copy with --model DIR"
         ) from error

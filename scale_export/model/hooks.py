@@ -274,7 +274,9 @@ class _Scales:
 @contextmanager
 def _hooked(model: Model, source: ScaleSource, strength: float) -> Iterator[ScaleHandle]:
     if not math.isfinite(strength):
-        raise UserError(f"strength {strength} is no finite number; give one from 0 (base) to 1 (adapter)")
+        raise UserError(
+            f"strength {strength} is not a finite number; give one from 0 (base model) to 1 (ScAle)"
+        )
     attention, mlp = _sites(model, source)
     handle = ScaleHandle(model=model, scope=source.scope, strength=strength, _padding=_PaddingWatch())
     scales = _Scales(source)

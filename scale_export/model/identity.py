@@ -302,7 +302,7 @@ def _load_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load(content)
         return tensors
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}): get it again") from error
+        raise UserError(f"{path} is damaged ({error}): copy it again") from error
 
 
 def _matching(state: Mapping[str, Float32], pattern: str) -> dict[int, str]:

@@ -186,11 +186,11 @@ def open_package_files(path: str | Path, *, failed: bool = False) -> PackageFile
 
 def _read_manifest(path: Path) -> Manifest:
     if not os.path.lexists(path):
-        raise UserError(f"{path.parent} has no {path.name}, so it is no finished package: {_AGAIN}")
+        raise UserError(f"{path.parent} has no {path.name}, so it is not a finished package: {_AGAIN}")
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_MANIFEST_BYTES:
         limit = f"a regular file of at most {_MAX_MANIFEST_BYTES:,} bytes"
-        raise UserError(f"{path} is refused, since it is not {limit}: {_AGAIN}")
+        raise UserError(f"{path} is refused, because it is not {limit}: {_AGAIN}")
     try:
         manifest = Manifest.model_validate_json(_unseal(path.read_bytes()))
         manifest.check_references()
@@ -238,7 +238,9 @@ def _verify_files(directory: Path, manifest: Manifest, manifest_name: str) -> No
             raise UserError(f"{directory / name} has {present[name]} bytes, not {entry.size}: {_AGAIN}")
     for name, entry in manifest.files.items():
         if hash_file(directory / name) != entry:
-            raise UserError(f"{directory / name} is damaged, its SHA-256 is not the manifest's: {_AGAIN}")
+            raise UserError(
+                f"{directory / name} is damaged: its SHA-256 differs from the manifest's; {_AGAIN}"
+            )
 
 
 def scan_files(directory: Path) -> Iterator[tuple[str, int]]:
@@ -254,7 +256,9 @@ def scan_files(directory: Path) -> Iterator[tuple[str, int]]:
                 elif stat.S_ISREG(status.st_mode):
                     yield name, status.st_size
                 else:
-                    raise UserError(f"{directory / name} is a link or a special file, refused here: {_AGAIN}")
+                    raise UserError(
+                        f"{directory / name} is a link or a special file, and packages hold neither: {_AGAIN}"
+                    )
 
 
 def hash_file(path: Path) -> FileEntry:

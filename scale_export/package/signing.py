@@ -54,7 +54,7 @@ def sign_package(package: Path, key: Path, out: Path | None = None, *, force: bo
     out = default_signature(package) if out is None else out.resolve()
     if out.is_relative_to(package.resolve()):
         raise UserError(
-            f"{out} lies inside the package, which holds nothing that its manifest doesn't list: move it out"
+            f"{out} lies inside the package, which may only hold files that its manifest lists: choose another --out"
         )
     if os.path.lexists(out) and not force:
         raise UserError(f"{out} exists already: choose another --out, or give --force to replace it")
@@ -67,7 +67,7 @@ def sign_package(package: Path, key: Path, out: Path | None = None, *, force: bo
         raise UserError(f"{key} cannot be read ({error.strerror}): check --key") from None
     except (ValueError, TypeError, AttributeError):
         ways = f"for an encrypted one set {PASSWORD_VARIABLE}"
-        raise UserError(f"{key} is no private key {_CURVES}, that could be opened: {ways}") from None
+        raise UserError(f"{key} cannot be opened as a private key {_CURVES}: {ways}") from None
     every_file = hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)
     try:
         config.set_hashing_config(every_file).sign(package.resolve(), out)
@@ -91,7 +91,7 @@ def check_signature(package: Path, public_key: Path, signature: Path | None = No
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except (ValueError, TypeError, AttributeError):
-        raise UserError(f"{public_key} is no public key {_CURVES}: check --public-key") from None
+        raise UserError(f"{public_key} is not a public key {_CURVES}: check --public-key") from None
     try:
         config.verify(package.resolve(), path)
         covered = _covered(path)
@@ -100,10 +100,10 @@ def check_signature(package: Path, public_key: Path, signature: Path | None = No
     ) as error:  # a file from elsewhere may break the library in any way, and none of them is a pass
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{path} is no signature of {package} by that key ({why}): don't trust the package"
+            f"{path} is not that key's signature of {package} ({why}): do not trust the package"
         ) from None
     if MANIFEST_NAME not in covered:
-        raise UserError(f"{path} leaves {MANIFEST_NAME} unsigned: have the whole package signed")
+        raise UserError(f"{path} does not sign {MANIFEST_NAME}: have the whole package signed")
     return Signature(path=path, public_key_sha256=hashlib.sha256(public_key.read_bytes()).hexdigest())
 
 

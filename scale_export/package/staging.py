@@ -56,20 +56,25 @@ def check_destination(out: Path, *, force: bool) -> None:
 
 def _check_place(out: Path, *, force: bool) -> None:
     if out.is_symlink():
-        raise UserError(f"{out} is a link, and only a directory is replaced: choose another --out")
+        raise UserError(f"{out} is a link, and only directories can be replaced: choose another --out")
     out = out.resolve()
     if out.name.endswith(".failed"):
-        raise UserError(f"{out} is refused, since .failed marks failed exports: choose another --out")
+        raise UserError(
+            f"{out} is refused, because names in .failed mark failed exports: choose another --out"
+        )
     if not os.path.lexists(out):
         parent = _nearest_existing(out.parent)
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise UserError(f"{out} is refused, {parent} being no writable directory: choose another --out")
+            raise UserError(
+                f"{out} cannot be written, because {parent} is not a directory that you can write to: "
+                "choose another --out"
+            )
     elif not out.is_dir():
         raise UserError(f"{out} exists and is not a directory: choose another --out")
     elif not force:
         raise UserError(f"{out} exists already: choose another --out, or give --force to replace it")
     elif any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
-        raise UserError(f"{out} is not a package, and --force replaces nothing else: choose another --out")
+        raise UserError(f"{out} is not a package, and --force replaces packages only: choose another --out")
 
 
 class StagedPackage:

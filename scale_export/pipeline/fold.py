@@ -71,8 +71,8 @@ def plan_fold(request: FoldRequest, base: BaseModel | None = None) -> Plan:
     plan = make_plan(coefficients, base, target, request)
     if request.parity == "files" and plan.precision != "stored":
         raise UserError(
-            f"--parity files checks a checkpoint's tensors, and graphs for {target.name} are proved by running "
-            f"them: use --parity streamed"
+            f"--parity files is for checkpoints; graphs for {target.name} must be run to be proved: "
+            f"use --parity streamed"
         )
     backend_of(plan).check(plan)
     if request.budget is not None:

@@ -99,7 +99,7 @@ def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
 def _signed_by(package: Path, request: VerifyRequest) -> Signature | None:
     """The package's signature, checked; None where no key was given."""
     if request.signature is not None and request.public_key is None:
-        raise UserError("a signature is checked with its signer's key: give --public-key too")
+        raise UserError("a signature can only be checked with its signer's public key: give --public-key too")
     if request.public_key is None:
         return None
     place = None if request.signature is None else Path(request.signature)

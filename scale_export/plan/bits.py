@@ -85,8 +85,9 @@ def other_bits(
     for name, bits in fixed.items():
         if asked.get(name, bits) != bits:
             raise UserError(
-                f"the bits plan gives the {name} {asked[name]} bits, and target {target.name} keeps it in {bits} "
-                f"whatever the matrices have: leave that line out"
+                f"the bits plan gives the {name} {asked[name]} bits, but target {target.name} always "
+                f"keeps it in {bits}: "
+                f"leave that line out"
             )
     return check_bits({**asked, **fixed}, spec, 4 if precision == "int4" else 8)
 
@@ -95,7 +96,7 @@ def check_mixed(target: Target, precision: Precision) -> None:
     """Refuse bits per matrix where a package has no integer weights, or one width only."""
     if precision not in BLOCKWISE:
         raise UserError(
-            f"bits per matrix are for int8 and int4 weights, and these are {precision}: name another --precision"
+            f"bits per matrix need int8 or int4 weights, and these are {precision}: give another --precision"
         )
     if target.backend not in MIXED_BACKENDS:
         raise UserError(

@@ -100,7 +100,7 @@ def _block_size(target: Target, asked: int | None, precision: Precision) -> int:
         return 0
     block_size = asked or target.block_size
     if block_size < 16 or block_size & (block_size - 1):
-        raise UserError(f"block size {block_size} is refused: it must be a power of two from 16")
+        raise UserError(f"block size {block_size} is refused: give a power of two, 16 or more")
     return block_size
 
 
@@ -163,7 +163,7 @@ def _check_widths(spec: DecoderSpec, target: Target, block_size: int) -> None:
     for name, width in widths.items():
         if width % block_size:
             raise UserError(
-                f"{name} {width} is not a multiple of block size {block_size}: name a smaller --block-size"
+                f"{name} {width} is not a multiple of block size {block_size}: give a smaller --block-size"
             )
 
 

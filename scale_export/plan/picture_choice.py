@@ -56,7 +56,7 @@ def tower_inputs_of(
     elif limit is not None and max(found["pixel_values"].shape[1:]) > limit:
         height, width = found["pixel_values"].shape[1:]
         raise UserError(
-            f"the model looks at tiles of {height} × {width} pixels, and target {target.name} allows {limit} a "
+            f"the model takes tiles of {height} × {width} pixels, and target {target.name} allows {limit} per "
             f"side: choose another target"
         )
     if tokens >= context_length:

@@ -47,13 +47,13 @@ def choose_quantizer(
     _check_takes(method, name, precision)
     if precision == "w8a8" and calibration is None:
         raise UserError(
-            "w8a8 takes the ranges of activations from calibration, and there is no question set to calibrate on: name "
-            "one with --calib, or use --precision int8, which does without"
+            "w8a8 needs calibration for the ranges of activations, and there is no question set to calibrate on: name "
+            "one with --calib, or use --precision int8, which needs none"
         )
     if method.calibration == "required" and calibration is None:
         raise UserError(
-            f"--quantizer {name} needs calibration, and there is no question set to take it from: name one with "
-            f"--calib, or use --quantizer rtn, which does without"
+            f"--quantizer {name} needs calibration, and there is no question set to calibrate on: name one with "
+            f"--calib, or use --quantizer rtn, which needs none"
         )
     if method.calibration == "unused" and precision != "w8a8":
         return name, None, (f"The quantizer is {name}, {who}; it takes no calibration.",)

@@ -123,7 +123,7 @@ class ParityTable(_Record):
         found = tables.get(precision)
         if found is None:
             known = [name for name, limits in tables.items() if limits is not None]
-            raise UserError(f"the target takes no {precision!r} weights{_choices(precision, known)}")
+            raise UserError(f"the target does not take {precision} weights{_choices(precision, known)}")
         return found
 
 
@@ -280,7 +280,7 @@ def _read_target(path: Path) -> Target:
         raise UserError(f"target file {path} is refused: {_first_problem(error)}") from None
     if target.name != path.stem:
         way = f"call the file {target.name}.toml or set name = {path.stem!r}"
-        raise UserError(f"target file {path} is refused: it names itself {target.name!r}; {way}")
+        raise UserError(f"target file {path} is refused: its name is {target.name!r}; {way}")
     return target
 
 
@@ -291,7 +291,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"target file {path} cannot be read ({error.strerror}): check the path") from None
     if len(raw) > _MAX_FILE_BYTES:
-        raise UserError(f"target file {path} is larger than {_MAX_FILE_BYTES} bytes: it is no target file")
+        raise UserError(
+            f"target file {path} is larger than {_MAX_FILE_BYTES} bytes, so it is not a target file: check the path"
+        )
     try:
         return tomllib.loads(raw.decode())
     except (ValueError, RecursionError) as error:

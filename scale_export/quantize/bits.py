@@ -47,7 +47,7 @@ def check_bits(bits: Mapping[str, int], spec: DecoderSpec, default: Bits) -> dic
     for name, width in bits.items():
         if name not in known:
             raise UserError(
-                f"the bits plan names {name!r}, and the decoder has no such matrix{did_you_mean(name, known)}; "
+                f"the bits plan names {name!r}, which is not a matrix of the decoder{did_you_mean(name, known)}; "
                 f"names are embedding, lm_head, layers.0.q_proj and the like"
             )
         if isinstance(width, bool) or width not in (4, 8):

@@ -69,9 +69,7 @@ def place_of(name: str, argument: str) -> Place:
     if not text:
         raise UserError(f"question set {name} is read from your disk: name its directory, {name}:DIR")
     if not directory.is_dir():
-        raise UserError(
-            f"question set {name} was to be read from {directory}, which is no directory: check it"
-        )
+        raise UserError(f"there is no directory {directory} to read question set {name} from: check the path")
     return Place(directory, whole)
 
 
@@ -107,14 +105,14 @@ def _parsed(text: str, where: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is no JSON ({error}): fetch it again") from None
+        raise UserError(f"{where} is not JSON ({error}): fetch it again") from None
 
 
 def text_field(row: object, field: str, where: str) -> str:
     """A text of a record; raises UserError where the record has none of that name."""
     value = row.get(field) if isinstance(row, dict) else None
     if not isinstance(value, str):
-        raise UserError(f"{where} has no text {field!r}: it is no file of this set")
+        raise UserError(f"{where} has no text {field!r}, so it is not a file of this set: check the path")
     return value
 
 

@@ -39,7 +39,7 @@ class StoredImage:
             with Image.open(io.BytesIO(self.encoded())) as image:
                 return image.convert("RGB")
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
-            raise UserError(f"{self.name} is no picture that can be read: fetch it again") from None
+            raise UserError(f"{self.name} cannot be read as a picture: fetch it again") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -181,7 +181,7 @@ def _chosen(budget: Budget, frontier: Sequence[Point], fitting: int | None, refe
         least = f"8 bits everywhere lose {reference - frontier[0].accuracy:.2%}"
     if not within:
         raise UserError(
-            f"nothing keeps to --budget {budget.kind} {budget.limit:g}: {least}; name a wider one"
+            f"no choice of bits meets --budget {budget.kind} {budget.limit:g}: {least}; give a larger budget"
         )
     return within[-1]
 

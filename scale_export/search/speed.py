@@ -92,8 +92,8 @@ def choose_speed(wanted: float, sizes: Sequence[int], seconds_of: Callable[[int]
     if narrow.measured < wanted:
         fastest, bits = max((wide.measured, "8"), (narrow.measured, "4"))
         raise UserError(
-            f"nothing keeps to --budget decode={wanted:g}tok/s: the fastest that was measured on this machine is "
-            f"{fastest:.4g} tokens/s, with {bits} bits everywhere; name a slower one, or a larger --block-size"
+            f"no choice of bits meets --budget decode={wanted:g}tok/s: the fastest on this machine was "
+            f"{fastest:.4g} tokens/s, with {bits} bits everywhere; ask for less, or give a larger --block-size"
         )
     timed, before, first = [wide, narrow], wide, None
     for _ in range(TRIES):

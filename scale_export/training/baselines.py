@@ -65,7 +65,9 @@ def import_peft() -> ModuleType:
     try:
         return importlib.import_module("peft")
     except ImportError as error:
-        raise UserError("baselines need peft; install scale-export[train], or leave baselines out") from error
+        raise UserError(
+            "baselines need peft, which is not installed: pip install 'scale-export[train]', or leave out --baselines"
+        ) from error
 
 
 @contextmanager

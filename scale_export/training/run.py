@@ -164,12 +164,13 @@ def _outputs(out: Path, options: TrainOptions, *, force: bool) -> dict[str, Path
     existing = [path.name for path in files.values() if path.exists()]
     if existing and not force:
         raise UserError(
-            f"{', '.join(existing)} would be overwritten in {out.parent}; choose another --out or --force"
+            f"{', '.join(existing)} exist already in {out.parent}: choose another --out, or give "
+            "--force to replace them"
         )
     if not out.parent.is_dir():
         raise UserError(f"there is no directory {out.parent} to write {out.name} to; make it first")
     if not os.access(out.parent, os.W_OK):
-        raise UserError(f"the directory {out.parent} cannot be written to; choose another --out")
+        raise UserError(f"the directory {out.parent} cannot be written to: choose another --out")
     return files
 
 

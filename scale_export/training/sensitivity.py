@@ -72,7 +72,7 @@ class Sensitivity:
         """
         if count > len(self.layer_indices):
             raise UserError(
-                f"cannot select {count} layers: only {len(self.layer_indices)} are trainable; select fewer"
+                f"--select {count} is refused: only {len(self.layer_indices)} layers are trained; give fewer"
             )
         return tuple(sorted(list(dict.fromkeys(layer for layer, _, _ in self.ranking()))[:count]))
 
@@ -93,7 +93,9 @@ def measure_sensitivity(
     """
     spatial = [e for e in examples if e.question.kind == "spatial"]
     if not spatial:
-        raise UserError("the validation split has no spatial questions to probe with; leave select out")
+        raise UserError(
+            "the validation split has no spatial questions to rank layers with: leave out --select"
+        )
 
     def measure() -> KindScore:
         return score_by_kind(scorer, spatial, 2 * options.batch_size)["spatial"]

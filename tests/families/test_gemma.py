@@ -428,7 +428,7 @@ def test_configs_as_published_say_what_they_mean():
 
 def test_towers_and_poolings_that_are_not_proved(gemma3: BaseModel):
     projector = replace_kernel(gemma3.model.model.multi_modal_projector, tokens_per_side=4)
-    with pytest.raises(UserError, match=r"6 patches a side does not divide into 4 rows"):
+    with pytest.raises(UserError, match=r"6 patches per side does not divide into 4 rows"):
         PooledProjector(projector)
 
     class Config:
@@ -567,7 +567,7 @@ def deployed_loss(base: BaseModel, source: Any, examples: Any) -> float:
 def test_prompts_without_a_picture_are_left_out_where_the_processor_takes_none(pali: BaseModel):
     assert [p.name for p in parity_prompts(2)][-1] == "no picture"
     assert all(p.images for p in parity_prompts(2, text_alone=pali.family.takes_text_alone))
-    with pytest.raises(UserError, match="about pictures only: give one with --image"):
+    with pytest.raises(UserError, match="only answers questions about pictures: give one with --image"):
         encode_messages(pali.processor, [user_message([], "where ?")])
 
 

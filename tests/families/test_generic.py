@@ -143,7 +143,7 @@ def test_models_of_transformers_that_are_refused_by_name():
 
 
 def test_mixtures_of_experts_are_not_proved():
-    with pytest.raises(UserError, match=r"'qwen2_moe' is a mixture of experts, which is not proved"):
+    with pytest.raises(UserError, match=r"'qwen2_moe' is a mixture of experts, which is not supported"):
         text_spec(Qwen2MoeConfig())
 
 

@@ -150,7 +150,7 @@ DAMAGES = {
     empty: "ends before the metadata",
     remove_weights: r"weight\.bin is missing",
     remove_model: r"model\.mlmodel is missing",
-    garble_model: "is no Core ML model",
+    garble_model: "is not a Core ML model",
     garble_manifest: "names no model",
     remove_manifest: "is not an .mlpackage",
 }

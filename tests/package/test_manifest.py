@@ -177,7 +177,7 @@ def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "does not exist" in refusal(lambda: open_package_files(tmp_path / "absent"))
     assert "is not a directory" in refusal(lambda: open_package_files(tmp_path / "file"))
-    assert "no finished package" in refusal(lambda: open_package_files(tmp_path / "empty"))
+    assert "not a finished package" in refusal(lambda: open_package_files(tmp_path / "empty"))
 
 
 def test_unreadable_package_is_refused(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

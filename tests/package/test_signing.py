@@ -90,7 +90,7 @@ def test_a_forged_package_passes_its_own_hashes_but_not_the_signature(signed: tu
     package, _, public = signed
     rewrite(package, "chat_template.jinja")
     open_package_files(package)
-    with pytest.raises(UserError, match="don't trust the package"):
+    with pytest.raises(UserError, match="do not trust the package"):
         verify(package, public_key=public, selftest_only=True)
 
 
@@ -99,7 +99,7 @@ def test_another_key_a_changed_signature_and_a_missing_one_are_refused(
 ):
     package, _, public = signed
     _, stranger = key_pair(tmp_path, "stranger")
-    with pytest.raises(UserError, match="by that key"):
+    with pytest.raises(UserError, match="is not that key's signature"):
         check_signature(package, stranger)
     path = default_signature(package)
     bundle = json.loads(path.read_text())
@@ -107,7 +107,7 @@ def test_another_key_a_changed_signature_and_a_missing_one_are_refused(
     bundle["dsseEnvelope"]["payload"] = base64.b64encode(payload.replace(b"decoder", b"decodes")).decode()
     for text in (json.dumps(bundle), "{}", "no JSON", ""):
         path.write_text(text)
-        with pytest.raises(UserError, match="is no signature of"):
+        with pytest.raises(UserError, match="is not that key's signature of"):
             check_signature(package, public)
     path.unlink()
     with pytest.raises(UserError, match="--signature"):
@@ -148,10 +148,10 @@ def test_keys_that_are_none_and_places_that_are_taken_are_refused(
     rsa_key, rsa_public = key_pair(tmp_path, "rsa", rsa.generate_private_key(65537, 2048))
     koblitz, _ = key_pair(tmp_path, "koblitz", ec.generate_private_key(ec.SECP256K1()))
     for wrong in (rsa_key, koblitz, public, package / "manifest.json"):
-        with pytest.raises(UserError, match="is no private key"):
+        with pytest.raises(UserError, match="cannot be opened as a private key"):
             sign_package(package, wrong, other)
     for wrong in (rsa_public, private):
-        with pytest.raises(UserError, match="is no public key"):
+        with pytest.raises(UserError, match="is not a public key"):
             check_signature(package, wrong)
     with pytest.raises(UserError, match="cannot be read"):
         sign_package(package, tmp_path / "none.pem", other)

@@ -135,11 +135,13 @@ def test_parents_are_made_and_unmade(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_parent_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
-    assert "no writable directory" in refusal(lambda: write(tmp_path / "file" / "pkg"))
+    assert "not a directory that you can write to" in refusal(lambda: write(tmp_path / "file" / "pkg"))
     assert "cannot be written" in refusal(lambda: write(tmp_path / ("x" * 300)))
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: False)
-        assert "no writable directory" in refusal(lambda: check_destination(tmp_path / "pkg", force=False))
+        assert "not a directory that you can write to" in refusal(
+            lambda: check_destination(tmp_path / "pkg", force=False)
+        )
     assert names(tmp_path) == ["file"]
 
 
@@ -240,7 +242,7 @@ def test_failed_package_is_kept_apart_under_another_manifest(out: Path) -> None:
     assert kept == CONTENTS | {"vision.onnx": b"second"}
     assert names(out.parent) == ["pkg", "pkg.failed"]
     assert tag_of(out) == CONTENTS["vision.onnx"]
-    assert "no finished package" in refusal(lambda: open_package_files(failed))
+    assert "not a finished package" in refusal(lambda: open_package_files(failed))
     assert open_package_files(failed, failed=True).manifest.files.keys() == kept.keys()
     (failed / "vision.onnx").write_bytes(b"thirds")
     assert "vision.onnx" in refusal(lambda: open_package_files(failed, failed=True))

@@ -61,7 +61,7 @@ def test_layers_whose_scalars_are_all_one_do_not_count(base_of: Any):
         ("last", {"fold": "wieghts"}, ("did you mean 'weights'",)),
         ("last", {"precision": "int3"}, ("--precision 'int3' is unknown (did you mean 'int8'?)", "int4")),
         ("last", {"precision": "int4", "block_size": 48}, ("power of two",)),
-        ("last", {"precision": "int4", "block_size": 8}, ("power of two from 16",)),
+        ("last", {"precision": "int4", "block_size": 8}, ("power of two, 16 or more",)),
         ("last", {"precision": "int4", "block_size": 128}, ("hidden size 64", "--block-size")),
         ("all", {"precision": "int4", "block_size": 64, "fold": "weights"}, ("straddle", "divides head_dim")),
     ],

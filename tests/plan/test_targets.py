@@ -213,7 +213,7 @@ def test_accuracy_level_without_integer_weights_is_refused(tmp_path: Path) -> No
     assert "accuracy_level 4 acts on int8 and int4 weights only" in refused(tmp_path / "cpu.toml", text)
     (tmp_path / "cpu.toml").write_text(text.replace("accuracy_level = 4", "accuracy_level = 0"))
     target = load_target(tmp_path / "cpu.toml")
-    with pytest.raises(UserError, match=r"the target takes no 'int8' weights; known: float32, float16$"):
+    with pytest.raises(UserError, match=r"the target does not take int8 weights; known: float32, float16$"):
         target.parity.of("int8")
 
 

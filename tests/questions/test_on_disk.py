@@ -177,7 +177,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_picture_that_is_none_is_refused_when_it_is_looked_at(tmp_path: Path):
     folder = made.spatialeval_parquet(tmp_path, image={"bytes": b"no png", "path": "x.png"})
-    with pytest.raises(UserError, match="no picture that can be read"):
+    with pytest.raises(UserError, match="cannot be read as a picture"):
         _ = load_questions(f"spatialeval:{folder}", "test", limit=1)[0].image
 
 

@@ -82,7 +82,7 @@ def test_a_machine_that_is_fast_enough_stays_wide():
 )
 def test_a_speed_that_nothing_reaches_is_refused_with_the_fastest(narrow: float, words: str):
     with pytest.raises(
-        UserError, match=f"nothing keeps to --budget decode=100tok/s.*{words} bits everywhere"
+        UserError, match=f"no choice of bits meets --budget decode=100tok/s.*{words} bits everywhere"
     ):
         choose_speed(100, SIZES, lambda n: narrow if n else 0.012)
 

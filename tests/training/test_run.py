@@ -128,7 +128,7 @@ def test_scope_all_is_written_as_such(place: Path) -> None:
 
 def test_outputs_are_refused_before_any_work(place: Path, report: TrainReport) -> None:
     nowhere = place / "no model"
-    with pytest.raises(UserError, match=r"spatial.pt, .* would be overwritten"):
+    with pytest.raises(UserError, match=r"spatial.pt, .* exist already"):
         run_training(nowhere, report.files["coefficients"], QUICK)
     with pytest.raises(UserError, match=r"must end in \.pt or \.safetensors"):
         run_training(nowhere, place / "spatial.bin", QUICK)

@@ -103,5 +103,5 @@ def test_a_planted_head_is_found_and_its_layer_selected(examples: list[Example],
     up, down = both.sensitivity.loss_change
     felt = up != down
     assert ((both.sensitivity.signed > 0) == (up > down))[felt].all()
-    with pytest.raises(UserError, match="cannot select 4 layers: only 3 are trainable"):
+    with pytest.raises(UserError, match="--select 4 is refused: only 3 layers are trained"):
         trained(model, examples, select=4)

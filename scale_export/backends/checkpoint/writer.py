@@ -99,7 +99,7 @@ def refuse_unfoldable(checkpoint: Checkpoint, edits: Sequence[Edit]) -> None:
         if edit.tensor.dtype not in FOLDABLE:
             raise UserError(
                 f"{name} is stored as {edit.tensor.dtype}, and scalars are folded into {', '.join(FOLDABLE)} "
-                f"only: give the checkpoint from before its quantization with --model"
+                f"only: give the checkpoint before quantization with --model"
             )
     seen: dict[str, Path] = {}
     for file in checkpoint.weight_files():

@@ -94,7 +94,7 @@ def open_engine(
     """
     if tap is not None:
         raise UserError(
-            "Core AI assets cannot be looked into; examine a package of target coreml or cpu instead"
+            "Core AI assets cannot be examined: examine a package for target coreml or cpu instead"
         )
     return CoreAIEngine(graphs, context_length=plan.context_length)
 

@@ -45,7 +45,7 @@ def refuse_unserved(plan: Plan) -> None:
     if reason:
         raise UserError(
             f"{family.model_type} with --fold {plan.fold} is refused for target {plan.target.name}: Apple's stock "
-            f"engine can't serve it faithfully, since {reason}; use another target"
+            f"engine cannot serve it exactly, because {reason}; use another target"
         )
 
 

@@ -221,7 +221,7 @@ def _filled(picture: Array, shape: Sequence[int]) -> Array:
     if missing < 0:
         raise UserError(
             f"a picture has {len(picture) / shape[1]:.3g} times the patches that the package's vision tower takes: "
-            f"make it less long and narrow, or smaller"
+            f"make it smaller, or less long and narrow"
         )
     return np.pad(picture, [(0, missing)] + [(0, 0)] * (picture.ndim - 1))[None]
 

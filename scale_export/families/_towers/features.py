@@ -34,6 +34,6 @@ class ImageFeatures(VisionTower):
         if not isinstance(features, Tensor) or features.ndim != 3:
             raise UserError(
                 f"{type(self.model).__name__} gives image features that are not [pictures, tokens, width], which the "
-                f"generic route has no place for: choose a supported family"
+                f"generic route needs: choose a supported family"
             )
         return {"image_features": features}

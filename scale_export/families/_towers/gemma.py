@@ -39,7 +39,7 @@ class PooledProjector(nn.Module):
         self.kernel: int = projector.kernel_size
         if self.side * self.kernel != projector.patches_per_image:
             raise UserError(
-                f"a Gemma 3 tower of {projector.patches_per_image} patches a side does not divide into "
+                f"a Gemma 3 tower of {projector.patches_per_image} patches per side does not divide into "
                 f"{self.side} rows of tokens: mm_tokens_per_image of the config doesn't fit its vision tower"
             )
         self.eps: float = projector.mm_soft_emb_norm.eps

@@ -223,7 +223,7 @@ class World(Generic[S]):
                 )
             if not value.isdecimal():
                 raise UserError(
-                    f"{self.name}'s {name} must be a whole number, got {value!r} ({self.name}:{name}=7)"
+                    f"{self.name}'s {name} must be a whole number, not {value!r} ({self.name}:{name}=7)"
                 )
             options[name] = int(value)
         return options

@@ -57,7 +57,7 @@ class Files:
             return
         captions = read_json(path)
         if not isinstance(captions, list):
-            raise UserError(f"{path} is no list of captions: fetch it again")
+            raise UserError(f"{path} is not a list of captions: fetch it again")
         records = [_captions(record, f"{path}, record {i},") for i, record in enumerate(captions)]
         questions = self._questions(directory, objects)
         for i, (image_id, true, false) in enumerate(records):

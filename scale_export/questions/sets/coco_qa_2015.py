@@ -44,9 +44,7 @@ def load(argument: str, split: Split, limit: int | None) -> list[Question]:
     """
     place = place_of("coco_qa_2015", argument)
     if place.whole:
-        raise UserError(
-            "coco_qa_2015 has a published test split, which is the test split: leave out ',whole'"
-        )
+        raise UserError("coco_qa_2015 has a published test split of its own: leave out ',whole'")
     published = "test" if split == "test" else "train"
     folder = place.directory / published
     columns = [read_lines(folder / name) for name in FILES]
@@ -65,7 +63,9 @@ def _question(
 ) -> Question:
     where = f"{directory / published}, line {line + 1},"
     if not image_id.isdecimal() or number not in ("0", "1", "2", "3"):
-        raise UserError(f"{where} has image {image_id!r} and type {number!r}: it is no file of COCO-QA")
+        raise UserError(
+            f"{where} has image {image_id!r} and type {number!r}, so it is not a file of COCO-QA: check the path"
+        )
     return Question(
         id=f"coco_qa_2015.{published}.{line}",
         instance=f"coco_qa_2015.{image_id}",

@@ -83,7 +83,7 @@ def _configuration(directory: Path) -> Path:
     if len(found) != 1:
         ways = f"it holds {', '.join(found)}" if found else "neither *.parquet nor *.jsonl lies there"
         raise UserError(
-            f"{directory} is no one configuration of SpatialEval, {ways}: name one, {directory}/vqa"
+            f"{directory} is not one configuration of SpatialEval, {ways}: name one, such as {directory}/vqa"
         )
     return directory / found[0]
 
@@ -126,7 +126,8 @@ def _row(record: object, where: str, image: Path | None) -> Row:
     known = len(parts) == 4 and parts[0] in TASKS and parts[1] in CONFIGURATIONS and parts[3].isdecimal()
     if not known or (row.task != "spatialreal" and row.number >= len(TASKS[row.task])):
         raise UserError(
-            f"{where} has the id {row.id!r}, not one such as spatialmap.vqa.2000.0: it is no SpatialEval"
+            f"{where} has the id {row.id!r}, not one like spatialmap.vqa.2000.0, so it is not "
+            "SpatialEval: check the path"
         )
     return row
 
@@ -141,7 +142,7 @@ def _exported_rows(directory: Path) -> list[Row]:
         where = f"{files[0]}, record {number},"
         image = record.get("image") if isinstance(record, dict) else None
         if not isinstance(image, str | None):
-            raise UserError(f"{where} has an image that is no path: export pictures as files beside it")
+            raise UserError(f"{where} has an image that is not a path: store pictures as files beside it")
         rows.append(_row(record, where, directory / image if image else None))
     return rows
 
@@ -178,7 +179,9 @@ def _records(
                 held = set(table.schema_arrow.names)
                 missing = [name for name in columns if name not in held]
                 if missing and not optional:
-                    raise UserError(f"{file} has no column {missing[0]!r}: it is no file of SpatialEval")
+                    raise UserError(
+                        f"{file} has no column {missing[0]!r}, so it is not a file of SpatialEval: check the path"
+                    )
                 for batch in table.iter_batches(batch_size=16, columns=[c for c in columns if c in held]):
                     yield from ((file, record) for record in batch.to_pylist())
         except (ArrowInvalid, OSError) as error:
