@@ -1,79 +1,177 @@
-"""What a backend's ``backend.py`` offers, and finding it by a target's word."""
+"""What a backend is: an object that writes a package's files. What else it can do, its type says."""
 
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_export.core.records import NotChecked
-from scale_export.core.words import Precision
+from scale_export.core.errors import UserError
+from scale_export.core.records import NotChecked, TowerInput
+from scale_export.core.words import FoldMode, Precision
 from scale_export.device.engine import Engine, Tap
-from scale_export.families._towers.tower import VisionTower
+from scale_export.device.open import NOT_RUN
+from scale_export.model.base import BaseModel
+from scale_export.model.blocks import hash_codes
 from scale_export.model.folding import FoldedDecoder
 from scale_export.plan.record import Plan
+from scale_export.plan.targets import Target
+
+from .processor import copy_processor
 
 
-class Backend(Protocol):
-    """What a backend's ``backend.py`` offers the pipeline, whatever it writes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emission:
+    """What one package is made of.
+
+    Attributes:
+        decoder: with its scalars placed, and its weights at ``precision``.
+        base: whose vision tower, processor and names go with it.
+        target: the runtime's settings.
+        vision_precision: of the tower; ``int8`` and ``int4`` have towers in a precision of their own.
+        block_size: weights per scale of a block-quantized matrix; 0 where there are no blocks.
+        tower_inputs: of one tile, or of the largest picture.
+        prefill_tokens: how many tokens a runtime of fixed shapes takes at once; None of the others.
+    """
+
+    decoder: FoldedDecoder
+    base: BaseModel
+    target: Target
+    fold: FoldMode
+    precision: Precision
+    vision_precision: Precision
+    block_size: int
+    context_length: int
+    tower_inputs: Mapping[str, TowerInput]
+    prefill_tokens: int | None
+
+    @classmethod
+    def of(cls, plan: Plan, decoder: FoldedDecoder) -> Self:
+        """The plan's package; ``decoder`` is at the plan's precision."""
+        return cls(
+            decoder=decoder,
+            base=plan.base,
+            target=plan.target,
+            fold=plan.fold,
+            precision=plan.precision,
+            vision_precision=plan.vision_precision,
+            block_size=plan.block_size,
+            context_length=plan.context_length,
+            tower_inputs=plan.tower_inputs,
+            prefill_tokens=plan.prefill_tokens,
+        )
+
+    def unquantized(self, decoder: FoldedDecoder) -> Self:
+        """The same in float32 throughout, to compare with."""
+        return replace(self, decoder=decoder, precision="float32", vision_precision="float32")
+
+
+class Backend(ABC):
+    """A backend, whatever it writes. ``NAME/backend.py`` holds one, called ``BACKEND``."""
+
+    makes: ClassVar[str]
+    """What it writes, in a word."""
+    libraries: ClassVar[Sequence[str]] = ()
+    """The distributions that shape its files."""
+    coefficients: ClassVar[str] = "scale.safetensors"
+    """Where its packages keep their coefficients."""
 
     def check(self, plan: Plan) -> None:
-        """Refuse what this runtime can't run faithfully; raises UserError."""
-        ...
+        """Refuse what this runtime can't run faithfully, beyond what the target's file says; raises UserError."""
+        return
 
+    def least_bytes(self, base: BaseModel) -> int | None:
+        """What a package will take at least; None where that is not known before it is written."""
+        return None
+
+    @abstractmethod
+    def write(self, emission: Emission, directory: Path) -> dict[str, str]:
+        """Write everything but what all packages have; role → file name."""
+
+    @abstractmethod
     def not_checked(self) -> Sequence[NotChecked]:
         """What running its files here can't prove of the device."""
-        ...
-
-    @property
-    def LIBRARIES(self) -> Sequence[str]:
-        """The distributions that shape its files."""
-        ...
 
 
-class GraphBackend(Backend, Protocol):
-    """A backend that writes graphs for a runtime."""
+class GraphBackend(Backend):
+    """A backend that writes graphs, and opens them."""
 
-    def emit(
-        self,
-        folded: FoldedDecoder,
-        vision: VisionTower,
-        plan: Plan,
-        directory: Path,
-        *,
-        precision: Precision,
-        vision_precision: Precision,
-    ) -> dict[str, str]: ...
+    makes = "graphs"
 
-    def not_timed(self, plan: Plan) -> str | None:
-        """Why this machine's decoding speed says nothing of the plan's; None where it does."""
-        ...
+    @abstractmethod
+    def emit(self, emission: Emission, directory: Path) -> dict[str, str]:
+        """Write the graphs; role → file name."""
 
-    def emit_side_files(self, folded: FoldedDecoder, plan: Plan, directory: Path) -> None: ...
+    def emit_side_files(self, emission: Emission, directory: Path) -> None:
+        """Write what the runtime takes beside graphs that lie in ``directory``."""
+        return
 
+    def write(self, emission: Emission, directory: Path) -> dict[str, str]:
+        """Write the graphs, what their runtime takes beside them, and the processor's files."""
+        graphs = self.emit(emission, directory)
+        self.emit_side_files(emission, directory)
+        copy_processor(emission.base, directory)
+        return graphs
+
+    @abstractmethod
     def open_engine(
-        self, graphs: Mapping[str, Path], plan: Plan, *, strict: bool = False, tap: Tap | None = None
-    ) -> Engine: ...
+        self,
+        graphs: Mapping[str, Path],
+        *,
+        context_length: int,
+        providers: Sequence[str],
+        strict: bool = False,
+        tap: Tap | None = None,
+    ) -> Engine:
+        """The graphs (role → file) in their runtime on this machine; ``strict`` on kernels that round nothing."""
 
+    @abstractmethod
+    def not_timed(self, target: Target) -> str | None:
+        """Why this machine's decoding speed says nothing of the target's; None where it does."""
+
+    @abstractmethod
     def codes(
         self, graphs: Mapping[str, Path], names: Sequence[str]
     ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         """The packed integer codes of each named matrix, in ``BlockMatrix``'s bytes."""
-        ...
 
-    def code_hashes(self, graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]: ...
+    def code_hashes(self, graphs: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, str]:
+        """SHA-256 of the integer codes of each named matrix."""
+        return hash_codes(self.codes(graphs, names))
 
 
-def load_backend(name: str) -> GraphBackend:
-    """The backend of that name, which has graphs."""
-    backend: GraphBackend = importlib.import_module(f"scale_export.backends.{name}.backend")
+def load_backend(name: str) -> Backend:
+    """The backend of that name, as a target's file says it."""
+    backend: Backend = importlib.import_module(f"{__package__}.{name}.backend").BACKEND
     return backend
 
 
-def backend_of(plan: Plan) -> Backend:
-    """The plan's backend, of which every kind is known to refuse and to name its libraries."""
-    return load_backend(plan.target.backend)
+def graph_backend(name: str) -> GraphBackend:
+    """The backend of that name, which has graphs.
+
+    Raises:
+        UserError: it has none, so that nothing can be run here.
+    """
+    backend = load_backend(name)
+    if not isinstance(backend, GraphBackend):
+        raise UserError(NOT_RUN)
+    return backend
+
+
+def open_planned(
+    plan: Plan, graphs: Mapping[str, Path], *, strict: bool = False, tap: Tap | None = None
+) -> Engine:
+    """The graphs of a plan (role → file), as ``GraphBackend.open_engine`` opens them; raises as ``graph_backend``."""
+    return graph_backend(plan.target.backend).open_engine(
+        graphs,
+        context_length=plan.context_length,
+        providers=plan.target.execution_providers or (),
+        strict=strict,
+        tap=tap,
+    )

@@ -9,6 +9,11 @@ from scale_export.core.errors import UserError
 
 from .engine import Engine
 
+NOT_RUN = (
+    "this package is a folded Hugging Face checkpoint, which this tool does not run: give its directory to llama.cpp's "
+    "converter, MLX, vLLM or transformers"
+)
+
 
 def open_engine(
     backend: str,
@@ -38,8 +43,5 @@ def open_engine(
 
         return CoreAIEngine(graphs, context_length=context_length)
     if backend == "checkpoint":
-        raise UserError(
-            "this package is a folded Hugging Face checkpoint, which this tool does not run: give its directory to "
-            "llama.cpp's converter, MLX, vLLM or transformers"
-        )
+        raise UserError(NOT_RUN)
     raise UserError(f"this version of the tool has no runtime for {backend!r} packages: update it")

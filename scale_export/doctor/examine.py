@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from scale_export.backends.interface import load_backend
+from scale_export.backends.interface import graph_backend, open_planned
 from scale_export.coefficients.file import load_coefficients
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
@@ -29,14 +29,13 @@ from scale_export.device.engine import Engine
 from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.blocks import integers_of
 from scale_export.model.engine import TappedKernels
-from scale_export.model.folding import fold
 from scale_export.model.weights import DecoderWeights
 from scale_export.package.manifest import PackageFiles, open_package_files
 from scale_export.plan.again import plan_again
 from scale_export.plan.options import Origins
 from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.record import Plan
-from scale_export.plan.weights import plan_statistics, quantized
+from scale_export.plan.weights import PlannedWeights, plan_statistics
 from scale_export.proof.cases import parity_prompts, parity_questions, reference_cases
 from scale_export.proof.lockstep import Lockstep
 from scale_export.proof.preprocessing import levels_per_unit, preprocessing_leg
@@ -106,6 +105,7 @@ def examine(path: Path, origins: Origins, log: WorkLog) -> Diagnosis:
     files = open_package_files(path, failed=True)
     coefficients = load_coefficients(files.path(files.manifest.coefficients))
     plan = plan_again(files, coefficients, origins)
+    graph_backend(plan.target.backend)  # which refuses a checkpoint
     return Examination(files=files, plan=plan, log=log).run()
 
 
@@ -121,7 +121,8 @@ class Examination:
         """Every stage, in order."""
         plan, base = self.plan, self.plan.base
         self.failed_legs = stored_failures(self.files.path("parity.json"))
-        self.folded = quantized(fold(base.weights, plan.coefficients, plan.fold), plan)
+        self.weights = PlannedWeights.of(plan, plan_statistics(plan, self.log))
+        self.folded = self.weights.stored
         with self.log.stage("reference"):
             questions = parity_questions(plan.coefficients)
             prompts = [prompt for prompt in parity_prompts(1, questions=questions) if prompt.images]
@@ -159,7 +160,7 @@ class Examination:
     def _towers(self) -> tuple[Stage, Stage]:
         """Vision tower and embedding table, each on the reference's inputs."""
         plan, inputs = self.plan, self.case.inputs
-        engine = load_backend(plan.target.backend).open_engine(self.graphs, plan, strict=True)
+        engine = open_planned(plan, self.graphs, strict=True)
         oracle = reference_engine(plan, self.folded)
         family = plan.base.family
         tiles = family.tower_inputs(inputs, family.runtime_config(plan.base.config))
@@ -201,7 +202,7 @@ class Examination:
 
     def _moved(self, weights: QuantizedWeights, names: Sequence[str]) -> Iterator[tuple[str, Moved]]:
         """The matrices whose codes are not ``weights``'."""
-        for name, packed in load_backend(self.plan.target.backend).codes(self.graphs, names):
+        for name, packed in graph_backend(self.plan.target.backend).codes(self.graphs, names):
             block = weights.block(name)
             if packed.size != block.codes.size:
                 yield name, Moved(share=1.0, steps=2**block.bits)  # another width
@@ -211,7 +212,7 @@ class Examination:
 
     def _recorded(self) -> bool | None:
         """Whether the manifest names the statistics that were collected here; None where it names none."""
-        facts, statistics = self.files.manifest.calibration, plan_statistics(self.plan)
+        facts, statistics = self.files.manifest.calibration, self.weights.statistics
         return None if facts is None or statistics is None else facts.statistics_sha256 == statistics.sha256
 
     def _made_with(self, name: str) -> str | None:
@@ -225,14 +226,14 @@ class Examination:
             )
         for words, other in others.items():
             plan = replace(self.plan, calibration=other)
-            weights = quantized(fold(plan.base.weights, plan.coefficients, plan.fold), plan, self.log).weights
+            weights = PlannedWeights.of(plan, plan_statistics(plan, self.log)).stored.weights
             assert isinstance(weights, QuantizedWeights), "the plan is quantized"
             if not dict(self._moved(weights, [name])):
                 return words
         return None
 
     def _decoder(self) -> list[Stage]:
-        backend, plan = load_backend(self.plan.target.backend), self.plan
+        plan = self.plan
         recorders = [Recorder() for _ in range(3)]
         with self.log.stage("decoder, matrix by matrix"):
             oracle = generator_of(
@@ -242,7 +243,7 @@ class Examination:
             after = oracle.decode_step(self.case.tokens[0], prompt.next_position)
             engines: list[Engine] = [oracle.engine]
             for strict, recorder in zip((True, False), recorders[1:], strict=True):
-                engines.append(backend.open_engine(self.graphs, plan, strict=strict, tap=recorder))
+                engines.append(open_planned(plan, self.graphs, strict=strict, tap=recorder))
             for engine, recorder in zip(engines, recorders, strict=True):
                 follow(generator_of(plan, engine), prompt, after, recorder.begin)
             self.reference, self.strict, self.shipped = (recorder.forwards for recorder in recorders)
@@ -254,9 +255,7 @@ class Examination:
         return [self._lowering(), *self._roundings()]
 
     def _lowering(self) -> Stage:
-        limit = limits.LOWERING_RELATIVE[
-            self.plan.float_types[0]
-        ]  # of norms and block scales as they are stored
+        limit = limits.LOWERING_RELATIVE[self.plan.float_types[0]]  # norms and block scales are stored so
         found = first_departure(self.reference, self.strict, limit)
         if found is None:
             words = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scale_export.core.errors import UserError
@@ -24,7 +24,8 @@ class BaseModel:
     """An opened base model; heavy parts load on first use.
 
     ``name`` is what a package records: the hub id, or a local directory's own name without its path.
-    ``picture_size`` stands in for the image processor's own ``size``; see ``Family.fitting_size``.
+    ``picture_size`` stands in for the image processor's own ``size``; see ``Family.fitting_size``. ``held`` keeps the
+    decoder's weights in memory once they were read, for models that fit.
     """
 
     name: str
@@ -32,6 +33,7 @@ class BaseModel:
     config: Config
     family: Family
     picture_size: Mapping[str, int] | None = None
+    held: bool = False
 
     @property
     def directory(self) -> Path:
@@ -42,10 +44,20 @@ class BaseModel:
         """The language decoder's shape."""
         return self.family.decoder_spec(self.config)
 
+    @property
+    def image_token_id(self) -> int:
+        """The id of the token that stands where image features go."""
+        return self.family.image_token_id(self.config)
+
+    @functools.cached_property
+    def stored_weights(self) -> CheckpointWeights:
+        """The language decoder's weights, read from disk tensor by tensor; nothing is held."""
+        return CheckpointWeights(checkpoint=self.checkpoint, spec=self.spec, prefix=self.family.text_prefix)
+
     @functools.cached_property
     def weights(self) -> CheckpointWeights:
-        """The language decoder's weights, read from disk tensor by tensor."""
-        return CheckpointWeights(checkpoint=self.checkpoint, spec=self.spec, prefix=self.family.text_prefix)
+        """The language decoder's weights: each tensor is read once where ``held`` says so, else at every use."""
+        return replace(self.stored_weights, held={}) if self.held else self.stored_weights
 
     @functools.cached_property
     def processor(self) -> Processor:

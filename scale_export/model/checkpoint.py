@@ -83,6 +83,7 @@ class Checkpoint:
             )
         self.config: dict[str, Json] = _read_json_object(config_file)
         self._entries = _read_entries(self.directory)
+        self._hashes: dict[str, str] = {}
 
     def stored_names(self) -> tuple[str, ...]:
         """Every tensor's name as stored, sorted."""
@@ -140,9 +141,14 @@ class Checkpoint:
     def sha256(self, module_name: str) -> str:
         """SHA-256 over dtype, shape and stored bytes, in hex; the same however the file is sharded.
 
-        The bytes are streamed without a tensor library, so that every dtype works. Raises as ``resolve``.
+        The bytes are streamed once, without a tensor library, so that every dtype works. Raises as ``resolve``.
         """
-        entry = self._entries[self.resolve(module_name)]
+        stored = self.resolve(module_name)
+        if stored not in self._hashes:
+            self._hashes[stored] = self._hash(self._entries[stored])
+        return self._hashes[stored]
+
+    def _hash(self, entry: StoredTensor) -> str:
         digest = hashlib.sha256(json.dumps([entry.dtype, entry.shape]).encode() + b"\n")
         with entry.file.open("rb") as file:
             file.seek(entry.start)

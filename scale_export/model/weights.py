@@ -17,7 +17,8 @@ from .checkpoint import Checkpoint
 class DecoderWeights(Protocol):
     """A decoder's weights by portable name (``layers.3.o_proj``, ``norm``, ``lm_head``), float32.
 
-    Each call may read from disk: nothing is held, so that a model larger than memory can flow through.
+    Each call may read from disk, so that a model larger than memory can flow through. Tensors may be shared: whoever
+    changes one in place changes the model.
     """
 
     @property
@@ -44,19 +45,27 @@ class DecoderWeights(Protocol):
 class CheckpointWeights:
     """The base model's decoder weights, straight from its safetensors files.
 
-    ``prefix`` is the module that holds ``layers``, ``norm`` and ``embed_tokens``.
+    Attributes:
+        prefix: the module that holds ``layers``, ``norm`` and ``embed_tokens``.
+        held: stored name → what was read of it, which every read of another tensor adds to; None holds nothing.
     """
 
     checkpoint: Checkpoint
     spec: DecoderSpec
     prefix: str
+    held: dict[str, Tensor] | None = None
 
     def module_name(self, name: str) -> str:
         """The Hugging Face module of a part, see ``module_name``."""
         return module_name(self.spec, self.prefix, name)
 
     def _read(self, module_name: str) -> Tensor:
-        return self.checkpoint.tensor(module_name).to(torch.float32)
+        if self.held is None:
+            return self.checkpoint.tensor(module_name).to(torch.float32)
+        stored = self.checkpoint.resolve(module_name)
+        if stored not in self.held:
+            self.held[stored] = self.checkpoint.tensor(module_name).to(torch.float32)
+        return self.held[stored]
 
     def matrix(self, name: str) -> Tensor:
         return self._read(f"{self.module_name(name)}.weight")

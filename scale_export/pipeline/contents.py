@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
-from scale_export.backends.checkpoint import backend as checkpoint
+from scale_export.backends.interface import GraphBackend, load_backend
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
 from scale_export.core.version import __version__
-from scale_export.device.package import PROCESSOR_FILES
-from scale_export.model.base import BaseModel
 from scale_export.package.manifest import CalibrationFacts, DecoderFacts, Manifest, Tool
 from scale_export.plan.record import Plan
-from scale_export.plan.weights import plan_statistics
 from scale_export.proof.golden import write_selftest
 from scale_export.proof.measure import Measured
+from scale_export.quantize.calibration import StoredStatistics
 from scale_export.questions import public_name
 from scale_export.report.data import library_versions, report_data
 from scale_export.report.page import render_report
 from scale_export.search.budget import BitsChoice
-
-COEFFICIENTS: Final = "scale.safetensors"
-CHECKPOINT_COEFFICIENTS: Final = "scale/scale.safetensors"
-"""In a folder, since loaders of checkpoints take every safetensors file beside the weights for weights."""
-
-
-def coefficients_name(plan: Plan) -> str:
-    """Where the package keeps its coefficients."""
-    return CHECKPOINT_COEFFICIENTS if plan.precision == "stored" else COEFFICIENTS
-
-
-def least_bytes(plan: Plan) -> int | None:
-    """What the package will take at least, where that is known before it is written."""
-    return checkpoint.weight_bytes(plan.base.checkpoint) if plan.precision == "stored" else None
 
 
 def check_budget(plan: Plan, directory: Path) -> None:
@@ -61,33 +43,11 @@ def portable_coefficients(plan: Plan) -> Coefficients:
     return replace(plan.coefficients, base=identity)
 
 
-def copy_processor(base: BaseModel, directory: Path) -> None:
-    """Copy the processor's files, pictures' size aside, so that the device prepares inputs as PyTorch's side does."""
-    for name in PROCESSOR_FILES:
-        if (base.directory / name).exists():
-            shutil.copyfile(base.directory / name, directory / name)
-    if base.picture_size is not None:
-        _set_picture_size(directory, base.picture_size)
-
-
-def _set_picture_size(directory: Path, size: Mapping[str, int]) -> None:
-    """Write another ``size`` into an image processor's files, old ones and new."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = directory / name
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        images = settings.get("image_processor") if name == "processor_config.json" else settings
-        if images:
-            for older in ("min_pixels", "max_pixels"):  # which would be read in its place
-                images.pop(older, None)
-            images["size"] = dict(size)
-            path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def write_proof(
     plan: Plan, measured: Measured, directory: Path, name: str, choice: BitsChoice | None
 ) -> None:
     """Write the self-test (a checkpoint has none, since nothing here runs it), ``parity.json``, ``report.html``."""
-    if plan.precision != "stored":
+    if isinstance(load_backend(plan.target.backend), GraphBackend):
         answers = measured.scale_answers
         write_selftest(directory, measured.cases, measured.shipped_logits, answers, plan.precision)
     text = json.dumps(
@@ -98,8 +58,8 @@ def write_proof(
     (directory / "report.html").write_text(page, encoding="utf-8")
 
 
-def _calibration_facts(plan: Plan) -> CalibrationFacts | None:
-    statistics, chosen = plan_statistics(plan), plan.calibration
+def _calibration_facts(plan: Plan, statistics: StoredStatistics | None) -> CalibrationFacts | None:
+    chosen = plan.calibration
     if statistics is None or chosen is None:
         return None
     return CalibrationFacts(
@@ -111,10 +71,12 @@ def _calibration_facts(plan: Plan) -> CalibrationFacts | None:
     )
 
 
-def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
+def manifest(
+    plan: Plan, statistics: StoredStatistics | None, graphs: Mapping[str, str], name: str
+) -> Manifest:
     """The manifest but for its file table, which the package writer fills in."""
-    base, spec = plan.base, plan.base.spec
-    computes, keeps = (None, None) if plan.precision == "stored" else plan.float_types
+    base, spec, backend = plan.base, plan.base.spec, load_backend(plan.target.backend)
+    computes, keeps = plan.float_types if isinstance(backend, GraphBackend) else (None, None)
     return Manifest(
         tool=Tool(name="scale-export", version=__version__),
         libraries=library_versions(plan),
@@ -130,7 +92,7 @@ def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
         precision=plan.precision,
         block_size=(plan.quantized and plan.block_size) or None,
         quantizer=plan.quantizer,
-        calibration=_calibration_facts(plan),
+        calibration=_calibration_facts(plan, statistics),
         bits=dict(plan.other_bits),
         context_length=plan.context_length,
         graphs=dict(graphs),
@@ -144,7 +106,7 @@ def manifest(plan: Plan, graphs: Mapping[str, str], name: str) -> Manifest:
             activation_dtype=computes,
             kv_dtype=keeps,
         ),
-        coefficients=coefficients_name(plan),
-        image_token_id=base.family.image_token_id(base.config),
+        coefficients=backend.coefficients,
+        image_token_id=base.image_token_id,
         extras=base.family.runtime_config(base.config),
     )

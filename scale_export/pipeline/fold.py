@@ -7,32 +7,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from scale_export.backends.checkpoint import backend as checkpoint
-from scale_export.backends.interface import backend_of, load_backend
+from scale_export.backends.interface import Emission, GraphBackend, load_backend
 from scale_export.coefficients.file import load_coefficients, save_coefficients
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.blocks import Bits
-from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.package.staging import StagedPackage, check_destination
 from scale_export.plan.bits import check_mixed, fixed_bits
 from scale_export.plan.evaluation_choice import evaluation_set
 from scale_export.plan.make import make_plan, with_bits
 from scale_export.plan.record import Plan
+from scale_export.plan.reference_choice import holding
 from scale_export.plan.targets import load_target
-from scale_export.plan.weights import quantized
+from scale_export.plan.weights import PlannedWeights, plan_statistics
 from scale_export.proof.choose import measurement_of
 from scale_export.proof.report import ParityReport
 from scale_export.quantize import write_bits_plan
+from scale_export.quantize.calibration import StoredStatistics
 from scale_export.search.budget import BitsChoice, Timer, parse_budget, search_bits
 from scale_export.search.timing import seconds_per_token
 
 from .contents import (
     check_budget,
-    coefficients_name,
-    copy_processor,
-    least_bytes,
     manifest,
     portable_coefficients,
     write_proof,
@@ -68,19 +65,21 @@ def plan_fold(request: FoldRequest, base: BaseModel | None = None) -> Plan:
     check_destination(request.destination, force=request.force)
     base = base or open_base(request.model or coefficients.base.base_model, relative_to=coeffs.parent)
     evaluation_set(request.evaluation, coefficients)
-    plan = make_plan(coefficients, base, target, request)
-    if request.parity == "files" and plan.precision != "stored":
+    backend = load_backend(target.backend)
+    plan = make_plan(coefficients, holding(base, request.parity), target, request)
+    if request.parity == "files" and isinstance(backend, GraphBackend):
         raise UserError(
             f"--parity files is for checkpoints; graphs for {target.name} must be run to be proved: "
             f"use --parity streamed"
         )
-    backend_of(plan).check(plan)
+    backend.check(plan)
     if request.budget is not None:
         budget = parse_budget(request.budget)
         if request.bits:
             raise UserError("--budget chooses the bits of every matrix: leave out --bits-plan")
         check_mixed(plan.target, plan.precision)
-        if budget.kind == "decode" and (reason := load_backend(plan.target.backend).not_timed(plan)):
+        reason = backend.not_timed(plan.target) if isinstance(backend, GraphBackend) else None
+        if budget.kind == "decode" and reason:
             raise UserError(f"--budget {request.budget} measures speed on this machine, and {reason}")
     return plan
 
@@ -93,22 +92,26 @@ def fold_package(request: FoldRequest, log: WorkLog, base: BaseModel | None = No
             then share what they open, read and trace.
     """
     plan = plan_fold(request, base)
+    backend = load_backend(plan.target.backend)
     evaluation = evaluation_set(request.evaluation, plan.coefficients)
-    plan, choice = within_budget(plan, request.budget, log)
-    with StagedPackage(request.destination, force=request.force, needed_bytes=least_bytes(plan)) as staged:
+    statistics = plan_statistics(plan, log)
+    plan, choice = within_budget(plan, statistics, request.budget, log)
+    weights = PlannedWeights.of(plan, statistics)
+    needed = backend.least_bytes(plan.base)
+    with StagedPackage(request.destination, force=request.force, needed_bytes=needed) as staged:
         directory = staged.directory
         if choice is not None:
             choice.write(directory / BITS_PLAN)
         elif request.bits:
             write_bits_plan(bits_by_matrix(plan), directory / BITS_PLAN)
-        folded = fold(plan.base.weights, plan.coefficients, plan.fold)
-        write = write_checkpoint if plan.precision == "stored" else write_graphs
-        graphs = write(folded, plan, directory, log)
-        coefficients = directory / coefficients_name(plan)
+        with log.stage(f"{plan.precision} {backend.makes}"):
+            graphs = backend.write(Emission.of(plan, weights.stored), directory)
+        coefficients = directory / backend.coefficients
         coefficients.parent.mkdir(exist_ok=True)
         save_coefficients(portable_coefficients(plan), coefficients)
         measurement = measurement_of(plan)(
             plan=plan,
+            weights=weights,
             directory=directory,
             graphs={role: directory / name for role, name in graphs.items()},
             log=log,
@@ -120,7 +123,8 @@ def fold_package(request: FoldRequest, log: WorkLog, base: BaseModel | None = No
         with log.stage("report and self-test"):
             write_proof(plan, measured, directory, request.destination.name, choice)
         check_budget(plan, directory)
-        passed, described = measured.report.passed, manifest(plan, graphs, request.destination.name)
+        described = manifest(plan, statistics, graphs, request.destination.name)
+        passed = measured.report.passed
         path = staged.commit(described) if passed else staged.fail(described)
     return Outcome(path=path, passed=passed, report=measured.report, plan=plan)
 
@@ -131,20 +135,18 @@ def bits_by_matrix(plan: Plan) -> dict[str, Bits]:
     return {n: plan.other_bits.get(n, plan.bits) for n in names if n not in fixed_bits(plan.target)}
 
 
-def write_checkpoint(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> dict[str, str]:
-    """Write the folded Hugging Face model directory; its role → file name."""
-    with log.stage("checkpoint"):
-        return checkpoint.write(folded, plan, directory)
-
-
 def within_budget(
-    plan: Plan, budget: str | None, log: WorkLog, timer: Timer = seconds_per_token
+    plan: Plan,
+    statistics: StoredStatistics | None,
+    budget: str | None,
+    log: WorkLog,
+    timer: Timer = seconds_per_token,
 ) -> tuple[Plan, BitsChoice | None]:
     """The plan with the bits that a budget leaves each matrix; unchanged without a budget."""
     if budget is None:
         return plan, None
     with log.stage("bits under the budget"):
-        choice = search_bits(plan, parse_budget(budget), log, timer)
+        choice = search_bits(plan, statistics, parse_budget(budget), log, timer)
     chosen = with_bits(plan, choice.bits, f"--budget {budget}")
     if choice.speed is not None:
         found = choice.speed.chosen
@@ -152,22 +154,3 @@ def within_budget(
         words = f"On this machine it was measured to decode {found.measured:.4g} tokens/s{said}."
         chosen = replace(chosen, decisions=(*chosen.decisions, words))
     return chosen, choice
-
-
-def write_graphs(folded: FoldedDecoder, plan: Plan, directory: Path, log: WorkLog) -> dict[str, str]:
-    """Write the target's graphs, side files and the processor; role → file name."""
-    backend = load_backend(plan.target.backend)
-    with log.stage("vision tower"):
-        vision = plan.base.vision
-    with log.stage(f"{plan.precision} graphs"):
-        graphs = backend.emit(
-            quantized(folded, plan, log),
-            vision,
-            plan,
-            directory,
-            precision=plan.precision,
-            vision_precision=plan.vision_precision,
-        )
-        backend.emit_side_files(folded, plan, directory)
-    copy_processor(plan.base, directory)
-    return graphs

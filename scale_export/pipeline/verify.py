@@ -74,13 +74,15 @@ def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
         return Verification(passed=passed, golden=golden, report=None, requirements=checked, signature=signed)
     from scale_export.plan.again import plan_again
     from scale_export.plan.evaluation_choice import evaluation_set
+    from scale_export.plan.weights import PlannedWeights, plan_statistics
     from scale_export.proof.choose import measurement_of
 
-    plan = plan_again(package.files, package.coefficients, request)
+    plan = plan_again(package.files, package.coefficients, request, parity=request.parity)
     graphs = {str(role): package.files.path(name) for role, name in package.files.manifest.graphs.items()}
     calibration = package.files.manifest.calibration
     measurement = measurement_of(plan)(
         plan=plan,
+        weights=PlannedWeights.of(plan, plan_statistics(plan, log)),
         directory=package.files.directory,
         graphs=graphs,
         log=log,

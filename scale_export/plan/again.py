@@ -5,18 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 from scale_export.coefficients.file import Coefficients
+from scale_export.core.defaults import PARITY
 from scale_export.core.errors import UserError
+from scale_export.core.words import ParityMode
 from scale_export.model.base import open_base
 from scale_export.package.manifest import PackageFiles
 
 from .make import make_plan
 from .options import ExportOptions, Origins
 from .record import Plan
+from .reference_choice import holding
 from .targets import load_target
 
 
-def plan_again(files: PackageFiles, coefficients: Coefficients, origins: Origins) -> Plan:
+def plan_again(
+    files: PackageFiles, coefficients: Coefficients, origins: Origins, *, parity: ParityMode = PARITY
+) -> Plan:
     """The plan that a package was made by, from what its manifest records and where its origins lie.
+
+    ``parity`` decides whether the base's weights are held; see ``holding``.
 
     Raises:
         UserError: the base model, the target or the question set is not to be found, or is another one.
@@ -44,4 +51,6 @@ def plan_again(files: PackageFiles, coefficients: Coefficients, origins: Origins
             calib_weighting=calibration.weighting,
             calib_text_only=not calibration.pictures,
         )
-    return make_plan(coefficients, base, load_target(origins.target or recorded.target), options)
+    return make_plan(
+        coefficients, holding(base, parity), load_target(origins.target or recorded.target), options
+    )

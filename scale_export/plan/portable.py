@@ -21,7 +21,7 @@ def generator_of(plan: Plan, engine: Engine) -> Generator:
         engine=engine,
         family=base.family,
         fold=plan.fold,
-        image_token_id=base.family.image_token_id(base.config),
+        image_token_id=base.image_token_id,
         runtime_config=base.family.runtime_config(base.config),
     )
 
@@ -36,7 +36,7 @@ def reference_engine(
         folded.weights,
         scaled=folded.scaled,
         vision=base.vision,
-        image_token_id=base.family.image_token_id(base.config),
+        image_token_id=base.image_token_id,
         gate=(folded.coefficients.scope, Scalars(attn=attn, mlp=mlp)) if folded.gate else None,
         kernels=kernels,
     )

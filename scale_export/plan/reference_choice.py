@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import psutil
 
 from scale_export.core.words import ParityMode
+from scale_export.model.base import BaseModel
 from scale_export.model.checkpoint import Checkpoint
 
 LOADED_COPIES = 3
@@ -24,3 +26,8 @@ def must_stream(checkpoint: Checkpoint, mode: ParityMode) -> str | None:
         return None
     asked = "" if mode == "auto" else f"as asked with --parity {mode}; "
     return f"{asked}float32 copies take {needed / 1e9:.1f} GB and this machine has {total / 1e9:.1f} GB"
+
+
+def holding(base: BaseModel, mode: ParityMode) -> BaseModel:
+    """The base, whose decoder weights are read once and kept where ``must_stream`` has them loaded."""
+    return replace(base, held=must_stream(base.checkpoint, mode) is None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scale_export.backends.interface import GraphBackend, load_backend
 from scale_export.plan.record import Plan
 
 from .measure import Measurement
@@ -9,7 +10,7 @@ from .measure import Measurement
 
 def measurement_of(plan: Plan) -> type[Measurement]:
     """What measures that plan's files."""
-    if plan.precision == "stored":
+    if not isinstance(load_backend(plan.target.backend), GraphBackend):
         from .measure_checkpoint import CheckpointMeasurement
 
         return CheckpointMeasurement

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from scale_export.backends.interface import backend_of, load_backend
+from scale_export.backends.interface import Emission, graph_backend, load_backend, open_planned
 from scale_export.core.defaults import PARITY, SCORING
 from scale_export.core.huggingface import Processor
 from scale_export.core.progress import WorkLog
@@ -21,13 +21,12 @@ from scale_export.device.package import Responder
 from scale_export.device.prompts import encode_messages, end_token_ids, user_message
 from scale_export.device.selftest import MAX_NEW_TOKENS
 from scale_export.model.arithmetic import TorchKernels
-from scale_export.model.folding import FoldedDecoder, fold
+from scale_export.model.folding import FoldedDecoder
 from scale_export.model.streaming import StreamedKernels
 from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.record import Plan
 from scale_export.plan.reference_choice import must_stream
-from scale_export.plan.weights import plan_statistics, quantized, weights_kind
-from scale_export.quantize import load_quantizer
+from scale_export.plan.weights import PlannedWeights, unfolded
 from scale_export.questions import load_questions, public_name
 from scale_export.questions.question import Question, digest
 
@@ -90,7 +89,8 @@ class Measured:
 class Measurement:
     """One measurement of ``graphs`` (role → file) beside the processor files in ``directory``.
 
-    ``scratch`` is a folder for graphs that are emitted to compare with, the system's own where None.
+    ``weights`` are the plan's. ``scratch`` is a folder for graphs that are emitted to compare with, the system's own
+    where None.
     ``parity`` says whether models are loaded or streamed from disk; see ``reference_choice.must_stream``.
     ``scoring`` judges the answers of the task leg.
     ``statistics_sha256`` is the hash of the calibration statistics that the package was made with, where it records
@@ -98,6 +98,7 @@ class Measurement:
     """
 
     plan: Plan
+    weights: PlannedWeights
     directory: Path
     graphs: Mapping[str, Path]
     log: WorkLog
@@ -108,19 +109,18 @@ class Measurement:
 
     def run(self, eval_spec: str | None, limit: int | None) -> Measured:
         """Every leg that applies to the plan; those that don't are named in the report."""
-        plan, base = self.plan, self.plan.base
+        plan = self.plan
         candidate = self._candidate()
-        unchecked = backend_of(plan).not_checked()
+        unchecked = load_backend(plan.target.backend).not_checked()
         report = ParityReport(executed_by=candidate.executed_by, not_checked=[*unchecked])
         with self.log.stage("PyTorch ScAle reference"):
             cases = self._cases()
-        folded = fold(base.weights, plan.coefficients, plan.fold)
         with self.log.stage("fold leg"):
-            portable = self._portable(folded, cases)
+            portable = self._portable(self.weights.folded, cases)
             report.fold = fold_leg(cases, portable)
         with self.log.stage("shipped files"):
             shipped = candidate.logits(cases)
-        steps = self._own_legs(report, folded, cases, portable, shipped)
+        steps = self._own_legs(report, cases, portable, shipped)
         prepared = self._preprocessing(report, [(c.prompt, c.inputs) for c in cases])
         chain = [
             ("fold", portable),
@@ -174,9 +174,7 @@ class Measurement:
         processor = self.plan.base.family.load_processor(self.directory)
         responder = Responder(
             processor=processor,
-            generator=self._generator(
-                load_backend(self.plan.target.backend).open_engine(self.graphs, self.plan)
-            ),
+            generator=self._generator(open_planned(self.plan, self.graphs)),
             eos_token_ids=end_token_ids(processor, self.directory),
         )
         return GraphCandidate(responder=responder)
@@ -192,7 +190,6 @@ class Measurement:
     def _own_legs(
         self,
         report: ParityReport,
-        folded: FoldedDecoder,
         cases: Sequence[Case],
         portable: Sequence[Float32],
         shipped: list[Float32],
@@ -207,9 +204,9 @@ class Measurement:
             )
             return [("lowering", shipped)]
         strict = self._logits(self.graphs, cases, "strict kernels")
-        plain = self._lowering(report, folded, cases, portable, strict)
+        plain = self._lowering(report, cases, portable, strict)
         limits = plan.target.parity.of(plan.precision)
-        codes = self._codes_kept(report, folded)
+        codes = self._codes_kept(report)
         report.quantization = quantization_leg(cases, plain, strict, limits, codes)
         report.runtime = runtime_leg(cases, strict, shipped, limits)
         return [("lowering", plain), ("quantization", strict), ("runtime", shipped)]
@@ -217,18 +214,17 @@ class Measurement:
     def _lowering(
         self,
         report: ParityReport,
-        folded: FoldedDecoder,
         cases: Sequence[Case],
         portable: Sequence[Float32],
         strict: Sequence[Float32],
     ) -> list[Float32]:
         """The lowering leg of quantized graphs; the logits that the quantization leg compares ``strict`` with."""
         if self._streamed is None:
-            plain = self._unquantized(folded, cases)
+            plain = self._unquantized(cases)
             report.lowering = lowering_leg(portable, plain, "float32")
             return plain
         with self.log.stage("lowering leg"):
-            dequantized = self._portable(quantized(folded, self.plan), cases)
+            dequantized = self._portable(self.weights.stored, cases)
         report.lowering = lowering_leg(dequantized, strict, "float32", weights="dequantized")
         report.skip(
             f"an unquantized graph of this size ({self._streamed})",
@@ -237,47 +233,33 @@ class Measurement:
         )
         return list(portable)
 
-    def _unquantized(self, folded: FoldedDecoder, cases: Sequence[Case]) -> list[Float32]:
+    def _unquantized(self, cases: Sequence[Case]) -> list[Float32]:
         """The logits of float32 graphs of the same decoder, which are emitted for this and dropped again."""
         plan = self.plan
         with tempfile.TemporaryDirectory(dir=self.scratch, prefix=".parity-") as scratch:
             with self.log.stage("unquantized graphs"):
-                names = load_backend(plan.target.backend).emit(
-                    folded,
-                    plan.base.vision,
-                    plan,
-                    Path(scratch),
-                    precision="float32",
-                    vision_precision="float32",
-                )
+                emission = Emission.of(plan, self.weights.stored).unquantized(self.weights.folded)
+                names = graph_backend(plan.target.backend).emit(emission, Path(scratch))
             graphs = {role: Path(scratch) / name for role, name in names.items()}
             return self._logits(graphs, cases, "unquantized graphs, strict kernels")
 
     def _logits(self, graphs: Mapping[str, Path], cases: Sequence[Case], stage: str) -> list[Float32]:
         with self.log.stage(stage):
-            engine = load_backend(self.plan.target.backend).open_engine(graphs, self.plan, strict=True)
-            return path_logits(self._generator(engine), cases)
+            return path_logits(self._generator(open_planned(self.plan, graphs, strict=True)), cases)
 
-    def _codes_kept(self, report: ParityReport, folded: FoldedDecoder) -> dict[str, tuple[str, str]]:
+    def _codes_kept(self, report: ParityReport) -> dict[str, tuple[str, str]]:
         """Matrix → SHA-256 of the unfolded base's codes and of the package's, for every folded matrix."""
-        plan, names = self.plan, folded.folded_matrices
+        plan, names = self.plan, self.weights.folded.folded_matrices
         if not names or plan.quantizer is None:
             return {}
-        statistics = plan_statistics(plan, self.log)
+        statistics = self.weights.statistics
         if statistics and self.statistics_sha256 not in (None, statistics.sha256):
             report.skip(
                 "integer codes", "the calibration statistics collected here are not those of the export"
             )
             return {}
-        base = weights_kind(plan).prepared(
-            plan.base.weights,
-            load_quantizer(plan.quantizer),
-            bits=plan.bits,
-            block_size=plan.block_size,
-            statistics=statistics,
-            other_bits=plan.other_bits,
-        )
-        found = load_backend(plan.target.backend).code_hashes(self.graphs, names)
+        base = unfolded(plan, statistics)
+        found = graph_backend(plan.target.backend).code_hashes(self.graphs, names)
         return {name: (base.block(name).codes_sha256, found[name]) for name in names}
 
     def _agreement(

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from scale_export.backends.interface import backend_of
+from scale_export.backends.interface import load_backend
 from scale_export.core import limits
 from scale_export.core.huggingface import Model
 from scale_export.core.records import Float32
 from scale_export.device.selftest import MAX_NEW_TOKENS
 from scale_export.model.asking import answer_questions
 from scale_export.model.base import BaseModel, open_base
-from scale_export.model.folding import FoldedDecoder, fold
 from scale_export.questions.question import Question
 
 from .cases import Case, model_logits, parity_prompts, parity_questions
@@ -59,9 +58,9 @@ class CheckpointMeasurement(Measurement):
         if self.parity != "files":
             return super().run(eval_spec, limit)
         base, coefficients = self.plan.base, self.plan.coefficients
-        unchecked = backend_of(self.plan).not_checked()
+        unchecked = load_backend(self.plan.target.backend).not_checked()
         report = ParityReport(executed_by="no model ran; files were compared", not_checked=[*unchecked])
-        self._tensors(report, fold(base.weights, coefficients, self.plan.fold))
+        self._tensors(report)
         prompts = parity_prompts(
             text_alone=base.family.takes_text_alone, questions=parity_questions(coefficients)
         )
@@ -76,22 +75,22 @@ class CheckpointMeasurement(Measurement):
     def _own_legs(
         self,
         report: ParityReport,
-        folded: FoldedDecoder,
         cases: Sequence[Case],
         portable: Sequence[Float32],
         shipped: list[Float32],
     ) -> Steps:
         """Every tensor against the base's, and what storage's rounding does to logits."""
-        self._tensors(report, folded)
-        weights = self.plan.base.weights
-        dtypes = {weights.checkpoint.stored(name).dtype for name in exact_folds(folded, weights)}
+        self._tensors(report)
+        weights = self.plan.base.stored_weights
+        folds = exact_folds(self.weights.folded, weights)
+        dtypes = {weights.checkpoint.stored(name).dtype for name in folds}
         limit = limits.storage_relative(dtypes)
         error = largest_error([case.logits for case in cases], shipped, limit)
         report.storage = StorageLeg(error=error, cases=len(cases), dtypes=tuple(sorted(dtypes)))
         return [("storage", shipped)]
 
-    def _tensors(self, report: ParityReport, folded: FoldedDecoder) -> None:
+    def _tensors(self, report: ParityReport) -> None:
         with self.log.stage("tensors leg"):
-            report.tensors = tensors_leg(folded, self.plan.base.weights, self.directory)
+            report.tensors = tensors_leg(self.weights.folded, self.plan.base.stored_weights, self.directory)
         for name in ("lowering", "quantization", "runtime"):
             report.skip(name, "a checkpoint holds no graph, and whoever takes it quantizes it")

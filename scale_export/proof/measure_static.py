@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scale_export.backends.interface import load_backend
+from scale_export.backends.interface import open_planned
 from scale_export.core import limits
 from scale_export.core.compare import LargestError
 from scale_export.core.records import Float32, NotChecked
-from scale_export.model.folding import FoldedDecoder
 from scale_export.plan.portable import generator_of, reference_engine
-from scale_export.plan.weights import quantized
 
 from .cases import Case
 from .legs import LoweringLeg, Products
@@ -40,14 +38,13 @@ class StaticMeasurement(Measurement):
     def _lowering(
         self,
         report: ParityReport,
-        folded: FoldedDecoder,
         cases: Sequence[Case],
         portable: Sequence[Float32],
         strict: Sequence[Float32],
     ) -> list[Float32]:
         report.not_checked.extend(NOT_RUN)
         if self._streamed is None:
-            plain = super()._lowering(report, folded, cases, portable, strict)
+            plain = super()._lowering(report, cases, portable, strict)
         else:
             plain = list(portable)
             report.skip(
@@ -56,21 +53,20 @@ class StaticMeasurement(Measurement):
                 "portable decoder in float32",
             )
         with self.log.stage("rounded products, one by one"):
-            products = self._products(quantized(folded, self.plan), cases[0])
+            products = self._products(cases[0])
         whole = report.lowering or LoweringLeg(error=products.error, cases=1, precision=None)
         report.lowering = replace(whole, products=products)
         return plain
 
-    def _products(self, weights: FoldedDecoder, case: Case) -> Products:
+    def _products(self, case: Case) -> Products:
         """Every product of the graph on strict kernels, and what lies between, against the reference's."""
         plan, recorder = self.plan, Recorder()
-        engine = load_backend(plan.target.backend).open_engine(self.graphs, plan, strict=True, tap=recorder)
-        asked = generator_of(plan, engine)
+        asked = generator_of(plan, open_planned(plan, self.graphs, strict=True, tap=recorder))
         prompt = asked.embed_prompt(case.inputs)
         after = asked.decode_step(case.tokens[0], prompt.next_position)
         follow(asked, prompt, after, recorder.begin)
         lockstep = Lockstep(recorder.forwards)
-        oracle = generator_of(plan, reference_engine(plan, weights, lockstep.kernels))
+        oracle = generator_of(plan, reference_engine(plan, self.weights.stored, lockstep.kernels))
         follow(oracle, prompt, after, lockstep.begin)
         limit = limits.PRODUCT_RELATIVE
         first = first_departure(lockstep.forwards, recorder.forwards, limit)

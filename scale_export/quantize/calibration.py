@@ -225,7 +225,7 @@ def _paths(
     base: BaseModel, examples: Sequence[Example], weighting: Weighting, log: WorkLog
 ) -> Iterator[_Path]:
     """Every question's embedded tokens."""
-    image_token = base.family.image_token_id(base.config)
+    image_token = base.image_token_id
     front = ReferenceInputs(base.weights, base.vision, image_token)
     generator = Generator(
         engine=cast(Engine, front),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from scale_export.backends.interface import backend_of
+from scale_export.backends.interface import GraphBackend, load_backend
 from scale_export.charts.accuracy import FrontierPoint
 from scale_export.core.version import __version__
 from scale_export.core.words import Precision
@@ -112,7 +112,7 @@ def _quantizer(plan: Plan) -> str:
 
 def library_versions(plan: Plan) -> dict[str, str]:
     """The version of every library that shaped the package, by distribution name."""
-    names = {*LIBRARIES, *backend_of(plan).LIBRARIES}
+    names = {*LIBRARIES, *load_backend(plan.target.backend).libraries}
     return {name: version(name) for name in sorted(names)}
 
 
@@ -121,7 +121,9 @@ def decode_costs(plan: Plan) -> tuple[tuple[str, str], ...]:
     spec = plan.base.spec
     weights = sum(out * width for out, width, _ in spec.linears().values())
     scalars = ("ScAle scalars", f"{plan.coefficients.count:,}")
-    if plan.precision == "stored":  # whoever takes the checkpoint decides the rest
+    if not isinstance(
+        load_backend(plan.target.backend), GraphBackend
+    ):  # whoever takes the checkpoint decides the rest
         return (("Weights that one token multiplies", f"{weights:,}"), scalars)
     scale_bytes, cache_bytes = (2 if kind == "float16" else 4 for kind in plan.float_types)
     per_token = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * cache_bytes

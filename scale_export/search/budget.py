@@ -32,9 +32,8 @@ from scale_export.plan.make import with_bits
 from scale_export.plan.portable import generator_of
 from scale_export.plan.quantizer_choice import trained_on_set
 from scale_export.plan.record import Plan
-from scale_export.plan.weights import plan_statistics
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, load_quantizer
-from scale_export.quantize.calibration import calibration_examples
+from scale_export.quantize.calibration import StoredStatistics, calibration_examples
 
 from .speed import SpeedChoice, choose_speed
 
@@ -108,23 +107,31 @@ class BitsChoice:
         path.write_text("\n".join([*lines, "[bits]", *rows, ""]), encoding="utf-8")
 
 
-def narrowing_order(plan: Plan, log: WorkLog) -> list[str]:
+def narrowing_order(plan: Plan, statistics: StoredStatistics | None, log: WorkLog) -> list[str]:
     """Every matrix in the order of rule 2; raises UserError as ``search_bits``."""
-    bench = _Bench(plan, log)
+    bench = _Bench(plan, statistics)
     return list(bench.sensitivity([n for n in bench.wide if n not in fixed_bits(plan.target)], log))
 
 
-Timer = Callable[[Plan, WorkLog], float]
+Timer = Callable[[Plan, StoredStatistics | None], float]
 """Seconds per token of a plan's decoder on this machine."""
 
 
-def search_bits(plan: Plan, budget: Budget, log: WorkLog, timer: Timer | None = None) -> BitsChoice:
+def search_bits(
+    plan: Plan,
+    statistics: StoredStatistics | None,
+    budget: Budget,
+    log: WorkLog,
+    timer: Timer | None = None,
+) -> BitsChoice:
     """Choose bits for every matrix of a quantized plan; a budget of speed needs a ``timer``.
+
+    ``statistics`` are those that ``plan_statistics`` collected for the plan.
 
     Raises:
         UserError: float weights, no questions to measure on, or a budget that nothing meets.
     """
-    bench = _Bench(plan, log)
+    bench = _Bench(plan, statistics)
     free = [name for name in bench.wide if name not in fixed_bits(plan.target)]
     names = [name for name in free if budget.kind != "decode" or name != "embedding"]
     sensitivity = bench.sensitivity(names, log)
@@ -136,7 +143,9 @@ def search_bits(plan: Plan, budget: Budget, log: WorkLog, timer: Timer | None = 
     if budget.kind == "decode":
         assert timer is not None, "a budget of speed is timed"
         read = [size - bench.bytes_of("embedding", 8) for size in sizes]
-        speed = choose_speed(budget.limit, read, lambda n: timer(_narrowed(plan, free, order[:n]), log))
+        speed = choose_speed(
+            budget.limit, read, lambda n: timer(_narrowed(plan, free, order[:n]), statistics)
+        )
         fitting: int | None = speed.chosen.narrow
     else:
         fitting = next((count for count, size in enumerate(sizes) if size <= budget.limit), None)
@@ -195,7 +204,7 @@ def _questions(plan: Plan) -> CalibrationOptions | None:
 class _Bench:
     """The portable decoder with 8-bit weights, whose matrices can be swapped for their 4-bit form."""
 
-    def __init__(self, plan: Plan, log: WorkLog) -> None:
+    def __init__(self, plan: Plan, statistics: StoredStatistics | None) -> None:
         if plan.quantizer is None:
             raise UserError(
                 f"--budget chooses between int4 and int8, and weights are {plan.precision}: name --precision int4"
@@ -215,7 +224,7 @@ class _Bench:
             load_quantizer(plan.quantizer),
             bits=plan.bits,
             block_size=plan.block_size,
-            statistics=plan_statistics(plan, log),
+            statistics=statistics,
         )
         self.weights: dict[int, QuantizedWeights] = {4: replace(weights, bits=4), 8: replace(weights, bits=8)}
         self.engine = self._engine(self.weights[8])
@@ -274,7 +283,7 @@ class _Bench:
             weights,
             scaled=None,
             vision=base.vision,
-            image_token_id=base.family.image_token_id(base.config),
+            image_token_id=base.image_token_id,
             gate=(plan.coefficients.scope, Scalars(attn=attn, mlp=mlp)),
         )
 

@@ -5,35 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from scale_export.backends.interface import Backend, Emission
 from scale_export.core.records import NotChecked
-from scale_export.model.folding import FoldedDecoder, fold
+from scale_export.model.base import BaseModel
+from scale_export.model.folding import fold
 from scale_export.plan.record import Plan
 
 from .writer import copy_other_files, edits_of, refuse_unfoldable, weight_bytes, write_weights
 
-LIBRARIES: Sequence[str] = ()
 ROLE = "checkpoint"
-__all__ = ["LIBRARIES", "check", "not_checked", "weight_bytes", "write"]
 
 
-def check(plan: Plan) -> None:
-    """Refuse tensors that scalars can't be folded into where they lie; raises UserError."""
-    weights = plan.base.weights
-    refuse_unfoldable(weights.checkpoint, edits_of(fold(weights, plan.coefficients, "weights"), weights))
+class FoldedCheckpoint(Backend):
+    """A folded Hugging Face model directory. Nothing here runs it, and its tensors keep the base's dtypes."""
+
+    makes = "checkpoint"
+    coefficients = "scale/scale.safetensors"
+    """In a folder, since loaders of checkpoints take every safetensors file beside the weights for weights."""
+
+    def check(self, plan: Plan) -> None:
+        """Refuse tensors that scalars can't be folded into where they lie; raises UserError."""
+        weights = plan.base.stored_weights
+        refuse_unfoldable(weights.checkpoint, edits_of(fold(weights, plan.coefficients, "weights"), weights))
+
+    def least_bytes(self, base: BaseModel) -> int:
+        return weight_bytes(base.checkpoint)
+
+    def write(self, emission: Emission, directory: Path) -> dict[str, str]:
+        """Write the folded model directory; ``checkpoint`` → its one weight file, or the index of several."""
+        weights = emission.base.stored_weights
+        name = write_weights(weights.checkpoint, edits_of(emission.decoder, weights), directory)
+        copy_other_files(emission.base.directory, directory)
+        return {ROLE: name}
+
+    def not_checked(self) -> Sequence[NotChecked]:
+        """What transformers on this machine can't prove of the runtimes that take the checkpoint."""
+        reason = (
+            "llama.cpp, MLX, vLLM and the rest convert and quantize the checkpoint by themselves, and none of "
+            "them ran here"
+        )
+        return (NotChecked("runtimes", reason),)
 
 
-def write(folded: FoldedDecoder, plan: Plan, directory: Path) -> dict[str, str]:
-    """Write the folded model directory; ``checkpoint`` → its one weight file, or the index of several."""
-    weights = plan.base.weights
-    name = write_weights(weights.checkpoint, edits_of(folded, weights), directory)
-    copy_other_files(plan.base.directory, directory)
-    return {ROLE: name}
-
-
-def not_checked() -> Sequence[NotChecked]:
-    """What transformers on this machine can't prove of the runtimes that take the checkpoint."""
-    reason = (
-        "llama.cpp, MLX, vLLM and the rest convert and quantize the checkpoint by themselves, and none of "
-        "them ran here"
-    )
-    return (NotChecked("runtimes", reason),)
+BACKEND = FoldedCheckpoint()

@@ -6,10 +6,13 @@ Layout and keys follow ``python/src/coreai_models/vlm/export.py`` and ``Language
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scale_export.backends.interface import Emission
 from scale_export.core.errors import UserError
+from scale_export.core.records import TowerInput
 from scale_export.core.version import __version__
 from scale_export.device.coreai.apple import PARITY
 from scale_export.families._family import Family
@@ -38,7 +41,7 @@ def refuse_unserved(plan: Plan) -> None:
         reason = "it shows the model square pictures of one size, and this family takes each in its own shape"
     elif type(family).tiles is not Family.tiles or type(family).pack is not Family.pack:
         reason = "it shows the model one whole picture, and this family cuts pictures into tiles"
-    elif (height := pixel_shape(plan)[1]) != (width := pixel_shape(plan)[2]):
+    elif (height := pixel_shape(plan.tower_inputs)[1]) != (width := pixel_shape(plan.tower_inputs)[2]):
         reason = f"it prepares square pictures, and this model looks at {height} × {width} pixels"
     elif plan.fold == "two-phase":
         reason = "it runs one decoder for the whole prompt, and two phases need two"
@@ -49,18 +52,18 @@ def refuse_unserved(plan: Plan) -> None:
         )
 
 
-def pixel_shape(plan: Plan) -> tuple[int, ...]:
+def pixel_shape(tower_inputs: Mapping[str, TowerInput]) -> tuple[int, ...]:
     """(3, height, width) of a picture."""
-    return plan.tower_inputs["pixel_values"].shape
+    return tower_inputs["pixel_values"].shape
 
 
-def write_bundle(plan: Plan, directory: Path, image_tokens: int) -> None:
+def write_bundle(emission: Emission, directory: Path, image_tokens: int) -> None:
     """Write ``metadata.json`` and the tokenizer beside the assets.
 
     Args:
         image_tokens: rows that the vision asset makes of one picture.
     """
-    base, spec = plan.base, plan.base.spec
+    base, spec = emission.base, emission.base.spec
     metadata = {
         "metadata_version": "0.2",
         "kind": "vlm",
@@ -69,16 +72,16 @@ def write_bundle(plan: Plan, directory: Path, image_tokens: int) -> None:
         "language": {
             "tokenizer": base.name,
             "vocab_size": spec.vocab_size,
-            "max_context_length": plan.context_length,
+            "max_context_length": emission.context_length,
             "embedded_tokenizer": True,
             "function_map": {"main": ["main"]},
         },
-        "vision": _vision_block(plan, image_tokens),
+        "vision": _vision_block(emission, image_tokens),
         "source": {"hf_model_id": base.name, "model_definition": "torch"},
         "user_data": {
             "tool": f"scale-export {__version__}",
-            "fold": plan.fold,
-            "scope": plan.coefficients.scope,
+            "fold": emission.fold,
+            "scope": emission.decoder.coefficients.scope,
             "parity": PARITY,
         },
     }
@@ -87,15 +90,15 @@ def write_bundle(plan: Plan, directory: Path, image_tokens: int) -> None:
     base.processor.tokenizer.save_pretrained(directory / TOKENIZER)
 
 
-def _vision_block(plan: Plan, image_tokens: int) -> dict[str, Any]:
+def _vision_block(emission: Emission, image_tokens: int) -> dict[str, Any]:
     """How the engine prepares a picture, from the model's own image processor."""
-    base, images = plan.base, plan.base.processor.image_processor
+    base, images = emission.base, emission.base.processor.image_processor
     normalized = images.do_normalize
     return {
-        "image_size": pixel_shape(plan)[1],
+        "image_size": pixel_shape(emission.tower_inputs)[1],
         "patch_size": base.config.vision_config.patch_size,
         "image_token_count": image_tokens,
-        "image_token_id": base.family.image_token_id(base.config),
+        "image_token_id": base.image_token_id,
         "image_mean": list(images.image_mean) if normalized else [0.0] * 3,
         "image_std": list(images.image_std) if normalized else [1.0] * 3,
         # The engine multiplies 8-bit levels by rescale_factor / 255.
