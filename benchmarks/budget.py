@@ -195,7 +195,7 @@ def narrowed(order: Sequence[str], matrices: Matrices, limit: float) -> Choice:
 def one_seed(bench: Bench, method: str, seed: int) -> dict[str, tuple[Found, Found]]:
     """The search and each other choice, by the other's name."""
     plan = bench.plan(method)
-    order = narrowing_order(plan, QUIET)
+    order = narrowing_order(plan, plan_statistics(plan, QUIET), QUIET)
     matrices, rng = Matrices(plan), np.random.default_rng(seed)
 
     def found(choice: Choice) -> Found:

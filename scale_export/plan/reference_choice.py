@@ -30,4 +30,5 @@ def must_stream(checkpoint: Checkpoint, mode: ParityMode) -> str | None:
 
 def holding(base: BaseModel, mode: ParityMode) -> BaseModel:
     """The base, whose decoder weights are read once and kept where ``must_stream`` has them loaded."""
-    return replace(base, held=must_stream(base.checkpoint, mode) is None)
+    held = must_stream(base.checkpoint, mode) is None
+    return base if base.held == held else replace(base, held=held)

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scale_export import UserError, fold, open_package, verify
-from scale_export.backends.checkpoint import backend, writer
+from scale_export.backends.checkpoint import writer
+from scale_export.backends.checkpoint.backend import BACKEND as backend
 from scale_export.backends.checkpoint.storage import FOLDABLE, half_ulp, narrow, widen
 from scale_export.core.progress import WorkLog
 from scale_export.model import folding as foldings

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from scale_export.backends.coreai import backend, bundle, program
+from scale_export.backends.coreai import bundle, program
+from scale_export.backends.coreai.backend import BACKEND as backend
 from scale_export.backends.coreai.decoder import emit_decoder
 from scale_export.core.compare import relative_error
 from scale_export.core.errors import UserError
@@ -32,16 +33,15 @@ from scale_export.device.engine import Step
 from scale_export.model.arithmetic import TorchKernels, empty_cache
 from scale_export.model.base import BaseModel
 from scale_export.model.decoder import Gate, PortableDecoder
-from scale_export.model.folding import FoldedDecoder, fold
+from scale_export.model.folding import FoldedDecoder
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import Target, load_target
-from scale_export.plan.weights import quantized
 from scale_export.proof.cases import parity_prompts, reference_cases
 from scale_export.proof.legs import path_logits
 from tests.helpers.coefficients import random_coefficients
-from tests.helpers.emission import TOKENS, generator, prompt, reference
+from tests.helpers.emission import TOKENS, emission_of, generator, opened, prompt, reference, stored
 
 GRAPH_RELATIVE = 1e-5  # float32 arithmetic, whatever the weights' storage
 WRONG_RELATIVE = 1e-2
@@ -66,7 +66,7 @@ def emitted(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         activations: Any = "float32",
     ) -> Emitted:
         plan = plan_of(base_of("llava", variant), precision, mode, scope, activations)
-        folded = quantized(fold(plan.base.weights, plan.coefficients, mode), plan)
+        folded = stored(plan)
         return plan, folded, write(folded, plan, tmp_path_factory.mktemp("bundle"))
 
     return build
@@ -90,22 +90,14 @@ def target_of(activations: Any = "float32") -> Target:
 
 
 def write(folded: FoldedDecoder, plan: Plan, directory: Path) -> dict[str, Path]:
-    vision = plan.base.family.vision_module(plan.base.model)
-    graphs = backend.emit(
-        folded,
-        vision,
-        plan,
-        directory,
-        precision=plan.precision,
-        vision_precision=plan.vision_precision,
-    )
+    graphs = backend.emit(emission_of(plan, folded), directory)
     return {role: directory / name for role, name in graphs.items()}
 
 
 def logits(emission: Emitted) -> Any:
     """Of the prompt and four tokens after it, by Apple's runtime."""
     plan, _, graphs = emission
-    return generator(backend.open_engine(graphs, plan), plan.base, plan.fold).forced_logits(
+    return generator(opened(backend, graphs, plan), plan.base, plan.fold).forced_logits(
         prompt(plan.base), TOKENS
     )
 
@@ -133,7 +125,7 @@ def test_the_program_equals_hugging_face_with_hooks(emitted: Any):
     plan, _, graphs = emitted()
     base = plan.base
     cases = reference_cases(base.model, base.processor, plan.coefficients, parity_prompts(2))
-    found = path_logits(generator(backend.open_engine(graphs, plan), plan.base, plan.fold), cases)
+    found = path_logits(generator(opened(backend, graphs, plan), plan.base, plan.fold), cases)
     for case, row in zip(cases, found, strict=True):
         assert relative_error(case.logits, row) <= GRAPH_RELATIVE
 
@@ -151,7 +143,7 @@ def test_another_adapter_is_far_away(emitted: Any, precision: Precision, tmp_pat
 def test_only_the_last_token_of_each_forward_is_scaled(emitted: Any):
     """A prompt in two forwards scales two tokens: rightly refused as a chunk, and far from one forward."""
     plan, folded, graphs = emitted()
-    engine = backend.open_engine(graphs, plan)
+    engine = opened(backend, graphs, plan)
     whole = generator(engine, plan.base, plan.fold).forced_logits(prompt(plan.base), ())[0]
     embeds = generator(engine, plan.base, plan.fold).embed_prompt(prompt(plan.base)).embeds
     half = embeds.shape[1] // 2
@@ -179,7 +171,7 @@ def reference_logits(plan: Plan, folded: FoldedDecoder, steps: list[Step]) -> An
 def test_rows_of_unequal_length_and_a_growing_cache(emitted: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engine_module, "FIRST_SLOTS", 2)
     plan, folded, graphs = emitted()
-    engine, expected = backend.open_engine(graphs, plan), reference(plan, folded).engine
+    engine, expected = opened(backend, graphs, plan), reference(plan, folded).engine
     rng = np.random.default_rng(0)
     caches = engine.new_cache(2), expected.new_cache(2)
     lengths, start = np.array([5, 3]), np.zeros(2, np.int64)
@@ -198,7 +190,7 @@ def test_rows_of_unequal_length_and_a_growing_cache(emitted: Any, monkeypatch: p
 
 def test_the_context_is_a_limit(emitted: Any):
     plan, _, graphs = emitted()
-    engine = backend.open_engine(graphs, replace(plan, context_length=4))
+    engine = opened(backend, graphs, replace(plan, context_length=4))
     embeds = np.zeros((1, 5, engine.hidden_size), np.float32)
     with pytest.raises(UserError, match="context of 4"):
         engine.forward(engine.new_cache(1), step(embeds, 0), None, "scaled")
@@ -206,7 +198,7 @@ def test_the_context_is_a_limit(emitted: Any):
 
 def test_vision_and_embeddings_equal_pytorch(emitted: Any):
     plan, folded, graphs = emitted("qwen2", "int4")
-    engine, expected = backend.open_engine(graphs, plan), reference(plan, folded).engine
+    engine, expected = opened(backend, graphs, plan), reference(plan, folded).engine
     pixels = {"pixel_values": prompt(plan.base)["pixel_values"]}
     features = engine.vision(pixels)["image_features"]
     assert relative_error(expected.vision(pixels)["image_features"], features) <= GRAPH_RELATIVE
@@ -224,7 +216,7 @@ def test_float16_is_what_the_stock_engine_takes(emitted: Any, precision: Precisi
         outputs = dict(summary.function_outputs("main"))
         assert list(outputs) == [name] and "Float16" in outputs[name]
     embeds = reference(plan, folded).embed_prompt(prompt(plan.base)).embeds
-    engine = backend.open_engine(graphs, plan)
+    engine = opened(backend, graphs, plan)
     found = engine.forward(engine.new_cache(1), step(embeds, 0), None, "scaled")
     exact, rounded = (torch_logits(folded, embeds, dtype) for dtype in (torch.float32, torch.float16))
     assert relative_error(exact, found) <= FLOAT16_TIMES * relative_error(exact, rounded)
@@ -286,7 +278,7 @@ def test_the_bundle_is_what_apples_loader_reads(emitted: Any):
     assert metadata["vision"]["rescale_factor"] == pytest.approx(1.0)
     assert all(isinstance(value, str) for value in metadata["user_data"].values())
     assert (directory / "tokenizer" / "tokenizer.json").exists()
-    desc = backend.open_engine(graphs, plan)._decoder.desc
+    desc = opened(backend, graphs, plan)._decoder.desc
     assert (desc.input_names, desc.state_names, desc.output_names) == (
         ["inputs_embeds", "position_ids"],
         ["k_cache", "v_cache"],
@@ -383,7 +375,7 @@ def test_apples_own_module_unpacks_our_codes_to_our_weights(base_of: Any):
     """The one that coreai-opt leaves in a finalized model."""
     layers = pytest.importorskip("coreai_torch._compression.custom_layers")
     plan = plan_of(base_of("llava", "llama"), "int4")
-    folded = quantized(fold(plan.base.weights, plan.coefficients, "gate"), plan)
+    folded = stored(plan)
     block = folded.weights.block("layers.0.o_proj")
     ours = program.PackedMatrix(block, torch.float32)
     theirs = layers.WeightDequantizeModule(ours.codes, ours.scales, input_dtype=torch.int4)

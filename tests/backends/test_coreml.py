@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scale_export import UserError, mil, open_package
-from scale_export.backends.coreml import backend
+from scale_export.backends.coreml.backend import BACKEND as backend
 from scale_export.backends.coreml.convert import convert_function, save_functions
 from scale_export.backends.coreml.decoder import Function, Storage, TracedDecoder, matrix_source, split_layers
 from scale_export.compat.coremltools import import_coremltools, unheard
@@ -28,7 +28,7 @@ from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from tests.helpers.coefficients import random_coefficients
-from tests.helpers.emission import TOKENS, Emit, emitting, generator, prompt, reference
+from tests.helpers.emission import TOKENS, Emit, emission_of, emitting, generator, prompt, reference
 
 STRICT = limits.LOWERING_RELATIVE["float32"]
 HALF = limits.LOWERING_RELATIVE["float16"]
@@ -234,8 +234,7 @@ def test_scalars_override_live_and_ones_are_the_base_model(emitted: Emit):
 
 def test_two_emissions_are_byte_identical(emitted: Emit, tmp_path: Path):
     plan, folded, graphs = emitted("llava", "qwen2", "int4", "two-phase")
-    vision = plan.base.family.vision_module(plan.base.model)
-    backend.emit(folded, vision, plan, tmp_path, precision="int4", vision_precision="float16")
+    backend.emit(emission_of(plan, folded, precision="int4", vision_precision="float16"), tmp_path)
     first = graphs["runtime"].parent
     files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
@@ -252,8 +251,9 @@ def test_a_split_decoder_equals_the_whole_one(base_of: Any, emitted: Emit, tmp_p
         o * i for n, (o, i, _) in spec.linears().items() if n == "lm_head" or n.startswith("layers.0")
     )
     small = replace(plan, target=plan.target.model_copy(update={"max_part_bytes": smallest}))
-    vision = plan.base.family.vision_module(plan.base.model)
-    names = backend.emit(folded, vision, small, tmp_path, precision="float32", vision_precision="float32")
+    names = backend.emit(
+        emission_of(small, folded, precision="float32", vision_precision="float32"), tmp_path
+    )
     parts = [name for role, name in names.items() if role.startswith("decoder")]
     assert parts == [f"decoder_{i}of{spec.num_layers}.mlpackage" for i in range(1, spec.num_layers + 1)]
     assert all(package_bytes(tmp_path / part) < 0.6 * package_bytes(graphs["decoder"]) for part in parts)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scale_export.backends.coreml import backend
+from scale_export.backends.coreml.backend import BACKEND as backend
+from scale_export.backends.processor import copy_processor
 from scale_export.coefficients.file import load_coefficients
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
@@ -20,12 +21,11 @@ from scale_export.device.coreml.engine import CoreMLEngine
 from scale_export.device.engine import Step
 from scale_export.model.base import open_base
 from scale_export.model.folding import fold as fold_decoder
-from scale_export.pipeline.contents import copy_processor
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from scale_export.proof.measure import Measurement
-from tests.helpers.emission import Emit, emitting, reference
+from tests.helpers.emission import Emit, emission_of, emitting, reference, weights_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"
 STRICT = limits.LOWERING_RELATIVE["float32"]
@@ -44,16 +44,19 @@ def measurement(tmp_path_factory: pytest.TempPathFactory) -> Measurement:
     plan = make_plan(coefficients, base, load_target("coreml"), ExportOptions(precision="float16"))
     directory = tmp_path_factory.mktemp("export")
     names = backend.emit(
-        fold_decoder(base.weights, coefficients, plan.fold),
-        base.family.vision_module(base.model),
-        plan,
+        emission_of(
+            plan,
+            fold_decoder(base.weights, coefficients, plan.fold),
+            precision="float16",
+            vision_precision="float16",
+        ),
         directory,
-        precision="float16",
-        vision_precision="float16",
     )
     copy_processor(base, directory)
     graphs = {role: directory / name for role, name in names.items()}
-    healthy = Measurement(plan=plan, directory=directory, graphs=graphs, log=WorkLog(quiet=True))
+    healthy = Measurement(
+        plan=plan, weights=weights_of(plan), directory=directory, graphs=graphs, log=WorkLog(quiet=True)
+    )
     report = healthy.run(None, None).report
     assert report.passed, report.to_json()
     return healthy

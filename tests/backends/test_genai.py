@@ -15,7 +15,7 @@ import onnxruntime_genai as og
 import pytest
 
 from scale_export import UserError, fold, open_package
-from scale_export.backends.onnxruntime import backend
+from scale_export.backends.onnxruntime.backend import BACKEND as backend
 from scale_export.backends.onnxruntime.genai_graphs import fit_graphs
 from scale_export.backends.onnxruntime.graphs import write_adapter
 from scale_export.core import limits

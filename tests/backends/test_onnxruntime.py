@@ -12,7 +12,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from scale_export.backends.onnxruntime import backend
+from scale_export.backends.onnxruntime.backend import ADAPTER
+from scale_export.backends.onnxruntime.backend import BACKEND as backend
 from scale_export.backends.onnxruntime.trace import traced_anew
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
@@ -20,7 +21,7 @@ from scale_export.core.words import FoldMode, Precision
 from scale_export.device.engine import Scalars, Step
 from scale_export.device.onnxruntime.engine import DecoderSession, OnnxEngine, open_session
 from scale_export.device.prompts import encode_messages, user_message
-from tests.helpers.emission import TOKENS, Emit, emitting, generator, prompt, reference
+from tests.helpers.emission import TOKENS, Emit, emission_of, emitting, generator, prompt, reference
 
 CPU = ["CPUExecutionProvider"]
 
@@ -243,7 +244,7 @@ def test_adapter_file_carries_the_scalars(emitted: Any):
         "mlp_scale": np.ones(spec.num_layers, np.float32),
     }
     adapter = ort.LoraAdapter()
-    adapter.Load(str(graphs["decoder"].with_name(backend.ADAPTER)))
+    adapter.Load(str(graphs["decoder"].with_name(ADAPTER)))
     options = ort.RunOptions()
     options.add_active_adapter(adapter)
     empty = np.zeros((1, spec.num_kv_heads, 0, spec.head_dim), np.float32)
@@ -256,9 +257,8 @@ def test_adapter_file_carries_the_scalars(emitted: Any):
 
 def test_two_emissions_are_byte_identical(emitted: Any, tmp_path: Path):
     plan, folded, graphs = emitted("llava", "qwen2", "int4", "two-phase", "last")
-    vision = plan.base.family.vision_module(plan.base.model)
     with traced_anew():
-        backend.emit(folded, vision, plan, tmp_path, precision="int4", vision_precision="float32")
+        backend.emit(emission_of(plan, folded, precision="int4", vision_precision="float32"), tmp_path)
     for path in graphs.values():
         for name in (path.name, f"{path.name}.data"):
             assert (tmp_path / name).read_bytes() == path.with_name(name).read_bytes(), name

@@ -24,9 +24,9 @@ from scale_export.pipeline import fold as pipeline
 from scale_export.pipeline.api import fold
 from scale_export.plan.again import plan_again
 from scale_export.plan.options import Origins
-from scale_export.plan.weights import plan_statistics, quantized
 from scale_export.proof import measure
 from scale_export.quantize import QuantizedWeights, calibration
+from tests.helpers.emission import portable_logits, stored, weights_of
 
 QUIET = WorkLog(quiet=True)
 OPTIONS = {"quantizer": "gptq", "calib": "gridworld", "calib_limit": 4, "evaluation": "none"}
@@ -41,7 +41,7 @@ def mirrored_pictures(patched: pytest.MonkeyPatch) -> None:
 
     patched.setattr(calibration, "_encode", encode)
     # The legs are not what is looked at here: no second set of graphs for them.
-    patched.setattr(measure.Measurement, "_unquantized", measure.Measurement._portable)
+    patched.setattr(measure.Measurement, "_unquantized", portable_logits)
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +109,8 @@ def right(miscalibrated: Path, model: str) -> tuple[QuantizedWeights, str]:
     plan = plan_again(
         files, pipeline.load_coefficients(files.path(files.manifest.coefficients)), Origins(model=model)
     )
-    statistics = plan_statistics(plan)
-    weights = quantized(pipeline.fold(plan.base.weights, plan.coefficients, plan.fold), plan).weights
+    made = weights_of(plan)
+    weights, statistics = made.stored.weights, made.statistics
     assert statistics is not None and isinstance(weights, QuantizedWeights)
     return weights, statistics.sha256
 
@@ -153,7 +153,7 @@ def test_a_calibration_that_is_easily_mistaken_is_recognised(
     assert plan.calibration is not None
     other = None if pictures is None else replace(plan.calibration, pictures=pictures)
     plan = replace(plan, calibration=other)
-    weights = quantized(pipeline.fold(plan.base.weights, plan.coefficients, plan.fold), plan).weights
+    weights = stored(plan).weights
     assert isinstance(weights, QuantizedWeights)
     assert words in diagnosed(rewritten(blocks_of(weights)).directory, model).words
 
@@ -213,7 +213,7 @@ def test_a_core_ml_layer_of_halved_scales_is_found(
         return matrix
 
     with monkeypatch.context() as patched:
-        patched.setattr(measure.Measurement, "_unquantized", measure.Measurement._portable)
+        patched.setattr(measure.Measurement, "_unquantized", portable_logits)
         patched.setattr(coreml_decoder, "matrix_source", halving)
         outcome = fold(
             coefficient_file,

@@ -28,6 +28,7 @@ from scale_export.proof.answers import ask_all
 from scale_export.proof.measure import Measurement
 from scale_export.proof.task import task_leg
 from scale_export.questions import load_questions
+from tests.helpers.emission import weights_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"
 
@@ -133,7 +134,9 @@ def test_naive_folding_changes_answers(exported: Any):
     healthy = exported("float32")
     plan = replace(healthy.plan, fold="weights")
     graphs = {role: healthy.path / f"{role}.onnx" for role in ("decoder", "vision", "embedding")}
-    measurement = Measurement(plan=plan, directory=healthy.path, graphs=graphs, log=WorkLog(quiet=True))
+    measurement = Measurement(
+        plan=plan, weights=weights_of(plan), directory=healthy.path, graphs=graphs, log=WorkLog(quiet=True)
+    )
     assert "fold" in measurement.run(None, None).report.failed
 
 

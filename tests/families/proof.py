@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from scale_export import families
-from scale_export.backends.coreml import backend as coreml
-from scale_export.backends.onnxruntime import backend as onnx
+from scale_export.backends.coreml.backend import BACKEND as coreml
+from scale_export.backends.onnxruntime.backend import BACKEND as onnx
 from scale_export.core.compare import relative_error
 from scale_export.core.limits import FOLD_RELATIVE, LOWERING_RELATIVE
 from scale_export.core.records import Float32
@@ -38,10 +38,9 @@ from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
-from scale_export.plan.weights import quantized
 from scale_export.proof.cases import forget_positions
 from tests.helpers.coefficients import random_coefficients
-from tests.helpers.emission import generator, reference
+from tests.helpers.emission import emission_of, generator, reference, stored
 from tests.helpers.models import FAMILIES
 from tests.helpers.pictures import picture
 
@@ -258,14 +257,14 @@ def _engines(
     measured: Subject, portable: list[Float32], directory: Path
 ) -> Iterator[tuple[str, Engine, list[Float32]]]:
     """Column, opened engine, and what it should give."""
-    cpu, vision = load_target("cpu"), measured.base.family.vision_module(measured.base.model)
+    cpu = load_target("cpu")
     precisions: tuple[Precision, ...] = ("float32", "int4")
     for precision in precisions:
         plan = make_plan(measured.plan.coefficients, measured.base, cpu, ExportOptions(precision=precision))
-        folded = quantized(fold(measured.base.weights, plan.coefficients, "gate"), plan)
+        folded = stored(plan)
         out = directory / f"onnx-{precision}"
         out.mkdir()
-        names = onnx.emit(folded, vision, plan, out, precision=precision, vision_precision="float32")
+        names = onnx.emit(emission_of(plan, folded, precision=precision, vision_precision="float32"), out)
         graphs = {role: out / name for role, name in names.items()}
         expected = portable if precision == "float32" else paths(measured, reference(plan, folded).engine)
         engine = OnnxEngine(
@@ -278,7 +277,7 @@ def _engines(
     for kind in ("float32", "float16"):
         out = directory / f"coreml-{kind}"
         out.mkdir()
-        names = coreml.emit(measured.folded, vision, mac, out, precision=kind, vision_precision=kind)
+        names = coreml.emit(emission_of(mac, measured.folded, precision=kind, vision_precision=kind), out)
         graphs = {role: out / name for role, name in names.items()}
         yield f"Core ML {kind}", CoreMLEngine(graphs, strict=kind == "float32"), portable
 

@@ -17,8 +17,8 @@ from transformers import Gemma3Config, PaliGemmaConfig
 
 from scale_export import UserError
 from scale_export.backends.coreai.bundle import refuse_unserved
-from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.coreml import decoder as coreml_decoder
+from scale_export.backends.coreml.backend import BACKEND as coreml
 from scale_export.coefficients.file import load_coefficients
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
@@ -45,7 +45,7 @@ from scale_export.training.loop import FullScorer, PrefixScorer
 from scale_export.training.options import silent
 from scale_export.training.prefix import PrefixStore, can_cache_prefix
 from tests.helpers.coefficients import random_coefficients, saved
-from tests.helpers.emission import TOKENS, generator, prompt, reference
+from tests.helpers.emission import TOKENS, emission_of, generator, prompt, reference
 from tests.helpers.image_path import PICTURES, hugging_face, inputs_of, portable
 from tests.helpers.models import FAMILIES, GEMMA_WINDOW, SIZE
 from tests.helpers.pictures import picture
@@ -467,14 +467,7 @@ def test_long_prompts_in_chunks_equal_the_portable_decoder(gemma3: BaseModel, tm
     target = load_target("coreml").model_copy(update={"prefill_tokens": 12})
     plan = make_plan(random_coefficients(gemma3), gemma3, target, ExportOptions(precision="float16"))
     folded = fold(gemma3.weights, plan.coefficients, "gate")
-    names = coreml.emit(
-        folded,
-        gemma3.family.vision_module(gemma3.model),
-        plan,
-        tmp_path,
-        precision="float32",
-        vision_precision="float32",
-    )
+    names = coreml.emit(emission_of(plan, folded, precision="float32", vision_precision="float32"), tmp_path)
     engine = CoreMLEngine({role: tmp_path / name for role, name in names.items()}, strict=True)
     inputs = inputs_of(gemma3, "two")
     assert inputs["input_ids"].shape[1] > 2 * 12
@@ -506,12 +499,7 @@ def test_activations_beyond_float16s_reach(tmp_path: Path, monkeypatch: pytest.M
     folded = fold(base.weights, plan.coefficients, "gate")
     (tmp_path / "graphs").mkdir()
     names = coreml.emit(
-        folded,
-        base.family.vision_module(base.model),
-        plan,
-        tmp_path / "graphs",
-        precision="float16",
-        vision_precision="float16",
+        emission_of(plan, folded, precision="float16", vision_precision="float16"), tmp_path / "graphs"
     )
     engine = CoreMLEngine({role: tmp_path / "graphs" / name for role, name in names.items()})
     inputs = inputs_of(base, "square")

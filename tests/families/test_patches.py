@@ -20,7 +20,8 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 
 from scale_export import UserError, fold
 from scale_export.backends.coreai.bundle import refuse_unserved
-from scale_export.backends.coreml import backend as coreml
+from scale_export.backends.coreml.backend import BACKEND as coreml
+from scale_export.backends.processor import copy_processor
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
@@ -45,7 +46,6 @@ from scale_export.families.qwen3_vl import Qwen3VL
 from scale_export.model.asking import answer_questions
 from scale_export.model.base import BaseModel
 from scale_export.model.folding import fold as fold_scalars
-from scale_export.pipeline.contents import copy_processor
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.record import Plan
@@ -55,7 +55,7 @@ from scale_export.questions import load_questions
 from scale_export.questions.question import Question
 from scale_export.training.run import TrainOptions, run_training
 from tests.helpers.coefficients import random_coefficients, saved
-from tests.helpers.emission import generator, prompt, reference
+from tests.helpers.emission import emission_of, generator, opened, prompt, reference
 from tests.helpers.image_path import PICTURES, hugging_face, inputs_of, logits_error, portable
 from tests.helpers.models import FAMILIES
 from tests.helpers.pictures import picture
@@ -489,9 +489,8 @@ def test_a_picture_that_no_tower_takes_is_refused(base_of: Any, tmp_path: Path):
     base = base_named(base_of, "qwen2_vl")
     plan = plan_for(base, narrow("coreml", 34))
     folded = fold_scalars(plan.base.weights, plan.coefficients, "gate")
-    vision = base.family.vision_module(base.model)
-    names = coreml.emit(folded, vision, plan, tmp_path, precision="float32", vision_precision="float32")
-    engine = coreml.open_engine({role: tmp_path / name for role, name in names.items()}, plan, strict=True)
+    names = coreml.emit(emission_of(plan, folded, precision="float32", vision_precision="float32"), tmp_path)
+    engine = opened(coreml, {role: tmp_path / name for role, name in names.items()}, plan, strict=True)
     asked, small = generator(engine, plan.base, "gate"), prompt(plan.base, (30, 20))
     expected = reference(plan, folded).prefill(small).logits
     assert relative_error(expected, asked.prefill(small).logits) <= limits.LOWERING_RELATIVE["float32"]

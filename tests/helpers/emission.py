@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scale_export.backends.interface import Emission, GraphBackend
+from scale_export.core.progress import WorkLog
+from scale_export.core.records import Float32
 from scale_export.core.words import FoldMode, Precision
-from scale_export.device.engine import Scalars
+from scale_export.device.engine import Engine, Scalars
 from scale_export.device.generation import Generator
 from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.base import BaseModel
@@ -20,7 +24,9 @@ from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
-from scale_export.plan.weights import quantized
+from scale_export.plan.weights import PlannedWeights, plan_statistics
+from scale_export.proof.cases import Case
+from scale_export.proof.measure import Measurement
 from tests.helpers.coefficients import random_coefficients
 from tests.helpers.pictures import picture
 
@@ -30,7 +36,9 @@ Emitted = tuple[Plan, FoldedDecoder, dict[str, Path]]
 Emit = Callable[..., Emitted]
 
 
-def emitting(target: str, backend: Any, base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Emit:
+def emitting(
+    target: str, backend: GraphBackend, base_of: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Emit:
     """``emitted(family, variant, precision, mode, scope)``: graphs on disk, built once each."""
 
     @functools.cache
@@ -47,22 +55,36 @@ def emitting(target: str, backend: Any, base_of: Any, tmp_path_factory: pytest.T
         plan = make_plan(
             random_coefficients(base, scope), base, chosen, ExportOptions(precision=asked, fold=mode)
         )
-        folded = fold(base.weights, plan.coefficients, mode)
-        folded = quantized(folded, plan) if asked == precision else folded
+        folded = stored(plan) if asked == precision else fold(base.weights, plan.coefficients, mode)
         directory = tmp_path_factory.mktemp("graphs")
         vision_precision = "float32" if precision == "float32" else chosen.vision_precision
-        graphs = backend.emit(
-            folded,
-            base.vision,
-            plan,
-            directory,
-            precision=precision,
-            vision_precision=vision_precision,
-        )
-        backend.emit_side_files(folded, plan, directory)
+        made = emission_of(plan, folded, precision=precision, vision_precision=vision_precision)
+        graphs = backend.emit(made, directory)
+        backend.emit_side_files(made, directory)
         return plan, folded, {role: directory / name for role, name in graphs.items()}
 
     return build
+
+
+def weights_of(plan: Plan) -> PlannedWeights:
+    """The plan's weights; statistics are collected where it wants them."""
+    return PlannedWeights.of(plan, plan_statistics(plan, WorkLog(quiet=True)))
+
+
+def stored(plan: Plan) -> FoldedDecoder:
+    """The plan's decoder at its precision."""
+    return weights_of(plan).stored
+
+
+def emission_of(plan: Plan, decoder: FoldedDecoder, **changes: Any) -> Emission:
+    """What the plan's package is made of, but for ``changes``."""
+    return replace(Emission.of(plan, decoder), **changes)
+
+
+def opened(backend: GraphBackend, graphs: Mapping[str, Path], plan: Plan, **options: Any) -> Engine:
+    """Graphs of a plan in that backend's runtime."""
+    providers = plan.target.execution_providers or ()
+    return backend.open_engine(graphs, context_length=plan.context_length, providers=providers, **options)
 
 
 def generator(engine: Any, base: BaseModel, mode: FoldMode) -> Generator:
@@ -70,7 +92,7 @@ def generator(engine: Any, base: BaseModel, mode: FoldMode) -> Generator:
         engine=engine,
         family=base.family,
         fold=mode,
-        image_token_id=base.family.image_token_id(base.config),
+        image_token_id=base.image_token_id,
         runtime_config=base.family.runtime_config(base.config),
     )
 
@@ -81,7 +103,7 @@ def reference(plan: Plan, folded: FoldedDecoder) -> Generator:
         folded.weights,
         scaled=folded.scaled,
         vision=plan.base.vision,
-        image_token_id=plan.base.family.image_token_id(plan.base.config),
+        image_token_id=plan.base.image_token_id,
         gate=(plan.coefficients.scope, Scalars(attn=attn, mlp=mlp)) if folded.gate else None,
     )
     return generator(engine, plan.base, plan.fold)
@@ -89,3 +111,8 @@ def reference(plan: Plan, folded: FoldedDecoder) -> Generator:
 
 def prompt(base: BaseModel, size: tuple[int, int] = (64, 48)) -> dict[str, Any]:
     return encode_messages(base.processor, [user_message([picture(size=size)], "where is the circle ?")])
+
+
+def portable_logits(measurement: Measurement, cases: Sequence[Case]) -> list[Float32]:
+    """In place of ``Measurement._unquantized`` where an export's lowering is not the point: no graph is emitted."""
+    return measurement._portable(measurement.weights.folded, cases)

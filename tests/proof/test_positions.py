@@ -27,6 +27,7 @@ from scale_export.proof.legs import (
 )
 from scale_export.proof.measure import Measurement
 from tests.helpers.coefficients import random_coefficients
+from tests.helpers.emission import weights_of
 
 END, VOCABULARY = 3, 9
 LIMITS = ParityLimits(
@@ -136,7 +137,9 @@ def test_the_bases_end_tokens_reach_the_cases(base_of: Any) -> None:
 
     def cases(coefficients: Any, base: Any) -> list[Case]:
         plan = make_plan(coefficients, base, load_target("cpu"), ExportOptions(precision="float32"))
-        asked = Measurement(plan=plan, directory=base.directory, graphs={}, log=WorkLog(quiet=True))
+        asked = Measurement(
+            plan=plan, weights=weights_of(plan), directory=base.directory, graphs={}, log=WorkLog(quiet=True)
+        )
         return asked._cases()
 
     trained = cases(tiny, open_base(tiny.base.base_model, relative_to=TINY.parent))

@@ -12,21 +12,21 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from scale_export.backends.onnxruntime import backend
+from scale_export.backends.onnxruntime.backend import BACKEND as backend
+from scale_export.backends.onnxruntime.backend import OnnxRuntime
+from scale_export.backends.processor import copy_processor
 from scale_export.core.progress import WorkLog
 from scale_export.device import generation
 from scale_export.families.llava import Llava
 from scale_export.model import decoder, folding
-from scale_export.model.folding import fold
-from scale_export.pipeline.contents import copy_processor
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
-from scale_export.plan.weights import quantized
 from scale_export.proof import measure
 from scale_export.proof.legs import largest_error
 from scale_export.proof.measure import GraphCandidate, Measurement
 from tests.helpers.coefficients import random_coefficients
+from tests.helpers.emission import emission_of, stored, weights_of
 from tests.helpers.sabotage import drop_layer, swap_heads
 
 Emit = Callable[..., Measurement]
@@ -44,17 +44,16 @@ def measurement(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Emit:
             options = ExportOptions(fold=mode, precision=precision)
             plan = make_plan(random_coefficients(base, scope), base, load_target("cpu"), options)
             directory = tmp_path_factory.mktemp("export")
-            names = backend.emit(
-                quantized(fold(base.weights, plan.coefficients, plan.fold), plan),
-                base.vision,
-                plan,
-                directory,
-                precision=plan.precision,
-                vision_precision="float32",
-            )
+            names = backend.emit(emission_of(plan, stored(plan), vision_precision="float32"), directory)
             copy_processor(base, directory)
             graphs = {role: directory / name for role, name in names.items()}
-            cache[key] = Measurement(plan=plan, directory=directory, graphs=graphs, log=WorkLog(quiet=True))
+            cache[key] = Measurement(
+                plan=plan,
+                weights=weights_of(plan),
+                directory=directory,
+                graphs=graphs,
+                log=WorkLog(quiet=True),
+            )
         return cache[key]
 
     return build
@@ -91,7 +90,8 @@ def test_a_healthy_export_passes(measurement: Emit, mode: str, scope: str, preci
 
 def test_naive_folding_of_last_token_scalars(measurement: Emit):
     healthy = measurement()
-    naive = replace(healthy, plan=replace(healthy.plan, fold="weights"))
+    plan = replace(healthy.plan, fold="weights")
+    naive = replace(healthy, plan=plan, weights=weights_of(plan))
     report = naive.run(None, None).report
     assert "fold" in report.failed
     # The graphs are the healthy ones: what the fold lost, the lowering seems to bring back, and the whole is nothing.
@@ -232,7 +232,7 @@ def test_kernels_that_compute_something_else(measurement: Emit, monkeypatch: pyt
 
 def test_integer_codes_that_moved(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
     healthy = measurement("weights", "all", "int8")
-    monkeypatch.setattr(measure, "load_backend", lambda name: _MovedCodes())
+    monkeypatch.setattr(measure, "graph_backend", lambda name: MovedCodes())
     leg = healthy.run(None, None).report.quantization
     assert leg is not None and leg.codes_identical is False and leg.passed is False
     stored: Any = leg.to_json()
@@ -240,12 +240,9 @@ def test_integer_codes_that_moved(measurement: Emit, monkeypatch: pytest.MonkeyP
     assert stored["codes_identical"] is False and stored["passed"] is False
 
 
-class _MovedCodes:
-    def __getattr__(self, name: str) -> Any:
-        return getattr(backend, name)
-
+class MovedCodes(OnnxRuntime):
     def code_hashes(self, graphs: Any, names: Any) -> Any:
-        hashes = dict(backend.code_hashes(graphs, names))
+        hashes = dict(super().code_hashes(graphs, names))
         hashes[names[0]] = "0" * 64
         return hashes
 

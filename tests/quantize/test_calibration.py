@@ -14,14 +14,12 @@ import torch
 from scale_export import UserError, fold, verify
 from scale_export.coefficients.file import Coefficients, load_coefficients
 from scale_export.core.progress import WorkLog
-from scale_export.model import folding
 from scale_export.model.base import open_base
 from scale_export.model.hooks import attach
 from scale_export.package.manifest import open_package_files
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
-from scale_export.plan.weights import quantized
 from scale_export.proof import measure
 from scale_export.proof.measure import Measurement
 from scale_export.proof.report import ParityReport
@@ -30,6 +28,7 @@ from scale_export.quantize.calibration import _token_weights, calibrate
 from scale_export.questions import load_questions
 from scale_export.training.examples import encode_examples, whole_sequences
 from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.emission import stored, weights_of
 from tests.helpers.trees import tree
 
 OPTIONS = CalibrationOptions(questions="gridworld", limit=4)
@@ -294,10 +293,12 @@ def codes_kept(
         precision="int8", quantizer="gptq", calib="gridworld", calib_limit=4, cache=cache, fold="weights"
     )
     plan = make_plan(coefficients, base, load_target("cpu"), options)
-    made = quantized(folding.fold(base.weights, coefficients, "weights"), plan).weights
+    made = stored(plan).weights
     assert isinstance(made, QuantizedWeights)
+    other = replace(plan, calibration=replace(plan.calibration or OPTIONS, **calibration))
     measurement = Measurement(
-        plan=replace(plan, calibration=replace(plan.calibration or OPTIONS, **calibration)),
+        plan=other,
+        weights=weights_of(other),
         directory=cache,
         graphs={},
         log=QUIET,
@@ -306,9 +307,8 @@ def codes_kept(
     report = ParityReport(executed_by="")
     hashes = SimpleNamespace(code_hashes=lambda _, names: {n: made.block(n).codes_sha256 for n in names})
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(measure, "load_backend", lambda _: hashes)
-        folded = folding.fold(base.weights, coefficients, "weights")
-        return measurement._codes_kept(report, folded), [str(missing) for missing in report.not_checked]
+        patched.setattr(measure, "graph_backend", lambda _: hashes)
+        return measurement._codes_kept(report), [str(missing) for missing in report.not_checked]
 
 
 def test_codes_are_compared_with_those_of_the_same_calibration_or_not_at_all(base_of: Any, tmp_path: Path):

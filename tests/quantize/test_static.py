@@ -18,9 +18,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scale_export.backends.onnxruntime import backend
+from scale_export.backends.onnxruntime.backend import BACKEND as backend
 from scale_export.backends.onnxruntime.decoder import block_codes, signed_codes
 from scale_export.backends.onnxruntime.trace import traced_anew
+from scale_export.backends.processor import copy_processor
 from scale_export.coefficients.file import Coefficients
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
@@ -33,12 +34,10 @@ from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import fold
 from scale_export.pipeline.api import fold as fold_package
 from scale_export.pipeline.api import verify
-from scale_export.pipeline.contents import copy_processor
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions, Origins
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
-from scale_export.plan.weights import quantized
 from scale_export.proof.choose import measurement_of
 from scale_export.proof.measure import Measurement
 from scale_export.quantize import StaticKernels, StaticWeights, calibration, load_quantizer
@@ -47,7 +46,7 @@ from scale_export.quantize.grid import symmetric
 from scale_export.quantize.methods.smoothquant import SmoothQuant
 from scale_export.quantize.static import input_step, rounded_inputs
 from tests.helpers.coefficients import random_coefficients, saved
-from tests.helpers.emission import TOKENS, generator, prompt
+from tests.helpers.emission import TOKENS, emission_of, generator, prompt, stored, weights_of
 from tests.helpers.moments import Correlated, correlated
 
 CPU = ("CPUExecutionProvider",)
@@ -83,26 +82,24 @@ def measurement(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Emit:
         base = base_of("llava", "llama-biased")
         plan = plan_of(base, scope, fold=mode, **options)
         directory = tmp_path_factory.mktemp("export")
-        names = backend.emit(
-            quantized(fold(base.weights, plan.coefficients, plan.fold), plan),
-            base.vision,
-            plan,
-            directory,
-            precision=plan.precision,
-            vision_precision="float32",
-        )
+        names = backend.emit(emission_of(plan, stored(plan), vision_precision="float32"), directory)
         copy_processor(base, directory)
         graphs = {role: directory / name for role, name in names.items()}
         kind, quiet = measurement_of(plan), WorkLog(quiet=True)
-        return kind(plan=plan, directory=directory, graphs=graphs, log=quiet, parity="streamed")
+        return kind(
+            plan=plan,
+            weights=weights_of(plan),
+            directory=directory,
+            graphs=graphs,
+            log=quiet,
+            parity="streamed",
+        )
 
     return build
 
 
 def static_weights(found: Measurement) -> StaticWeights:
-    weights = quantized(
-        fold(found.plan.base.weights, found.plan.coefficients, found.plan.fold), found.plan
-    ).weights
+    weights = stored(found.plan).weights
     assert isinstance(weights, StaticWeights)
     return weights
 
@@ -329,11 +326,9 @@ def test_shipped_sessions_multiply_integers(
 
 def test_two_emissions_are_byte_identical(measurement: Emit, tmp_path: Path):
     found = measurement()
-    folded = quantized(fold(found.plan.base.weights, found.plan.coefficients, "gate"), found.plan)
+    folded = stored(found.plan)
     with traced_anew():
-        backend.emit(
-            folded, found.plan.base.vision, found.plan, tmp_path, precision="w8a8", vision_precision="float32"
-        )
+        backend.emit(emission_of(found.plan, folded, precision="w8a8", vision_precision="float32"), tmp_path)
     for name in ("decoder.onnx", "decoder.onnx.data"):
         assert (tmp_path / name).read_bytes() == (found.directory / name).read_bytes()
 
@@ -445,10 +440,8 @@ def test_smoothing_absorbed_on_one_side_only_fails(
     healthy = measurement()
     plan = healthy.plan
     monkeypatch.setattr(EqualizedWeights, "_rows", lambda self, name: None)
-    folded = quantized(fold(plan.base.weights, plan.coefficients, "gate"), plan)
-    names = backend.emit(
-        folded, plan.base.vision, plan, tmp_path, precision="w8a8", vision_precision="float32"
-    )
+    folded = stored(plan)
+    names = backend.emit(emission_of(plan, folded, precision="w8a8", vision_precision="float32"), tmp_path)
     broken = replace(healthy, graphs={role: tmp_path / name for role, name in names.items()})
     assert report_of(broken).quantization.passed is False
 
@@ -460,11 +453,11 @@ def test_ranges_of_other_questions_are_said(measurement: Emit):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(StaticWeights, "step", lambda self, name: steps(self, name) / np.float32(10))
         plan = healthy.plan
-        folded = quantized(fold(plan.base.weights, plan.coefficients, "gate"), plan)
+        folded = stored(plan)
         directory = healthy.directory / "narrow"
         directory.mkdir()
         names = backend.emit(
-            folded, plan.base.vision, plan, directory, precision="w8a8", vision_precision="float32"
+            emission_of(plan, folded, precision="w8a8", vision_precision="float32"), directory
         )
         graphs = {role: directory / name for role, name in names.items()}
         report = report_of(replace(healthy, graphs=graphs))

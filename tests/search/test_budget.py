@@ -10,23 +10,31 @@ import pytest
 from safetensors.numpy import load_file
 
 from scale_export import UserError, mil
-from scale_export.backends.coreml import backend as coreml
 from scale_export.backends.coreml import decoder as coreml_decoder
-from scale_export.backends.onnxruntime import backend
+from scale_export.backends.coreml.backend import BACKEND as coreml
+from scale_export.backends.onnxruntime.backend import BACKEND as backend
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
 from scale_export.device.onnxruntime.engine import OnnxEngine
-from scale_export.model.folding import fold
 from scale_export.package.manifest import open_package_files
 from scale_export.pipeline import api
 from scale_export.pipeline.fold import bits_by_matrix, within_budget
 from scale_export.plan.bits import bits_plan, k_quant_mixed
-from scale_export.plan.weights import quantized
 from scale_export.proof import measure
 from scale_export.quantize import QuantizedWeights, read_bits_plan, write_bits_plan
 from scale_export.search.budget import Budget, parse_budget, search_bits
-from tests.helpers.emission import TOKENS, generator, prompt, reference
+from tests.helpers.emission import (
+    TOKENS,
+    emission_of,
+    generator,
+    opened,
+    portable_logits,
+    prompt,
+    reference,
+    stored,
+    weights_of,
+)
 from tests.helpers.plans import plan_of
 
 QUIET = WorkLog(quiet=True)
@@ -39,40 +47,34 @@ def test_a_graph_of_two_widths_equals_its_dequantized_weights(base_of: Any, tmp_
     plan = plan_of(base, bits=wide)
     assert dict(plan.other_bits) == {name: bits for name, bits in wide.items() if bits == 8}
     assert "4 of" in " ".join(plan.decisions)
-    folded = quantized(fold(base.weights, plan.coefficients, "gate"), plan)
-    names = backend.emit(
-        folded,
-        base.family.vision_module(base.model),
-        plan,
-        tmp_path,
-        precision="int4",
-        vision_precision="float32",
-    )
+    folded = stored(plan)
+    names = backend.emit(emission_of(plan, folded, precision="int4", vision_precision="float32"), tmp_path)
     graphs = {role: tmp_path / name for role, name in names.items()}
     engine = OnnxEngine(graphs, context_length=96, providers=CPU, strict=True)
     inputs = prompt(base)
     expected = reference(plan, folded).forced_logits(inputs, TOKENS)
     found = generator(engine, base, "gate").forced_logits(inputs, TOKENS)
     assert relative_error(expected, found) <= limits.LOWERING_RELATIVE["float32"]
-    narrow = quantized(fold(base.weights, plan.coefficients, "gate"), plan_of(base))
+    narrow = stored(plan_of(base))
     assert relative_error(expected, reference(plan, narrow).forced_logits(inputs, TOKENS)) > 1e-3
 
 
 def test_a_size_budget_is_kept_and_its_plan_repeats_it(base_of: Any, tmp_path: Path):
     base = base_of("llava", "llama")
     plan = plan_of(base)
-    everything = search_bits(plan, Budget(kind="size", limit=1e12), QUIET)
+    statistics = weights_of(plan).statistics
+    everything = search_bits(plan, statistics, Budget(kind="size", limit=1e12), QUIET)
     assert set(everything.bits.values()) == {8} and everything.chosen.narrow == 0
     sizes = [point.size for point in everything.frontier]
     assert sizes == sorted(sizes, reverse=True)
     assert everything.frontier[0].kl < everything.frontier[-1].kl
     limit = (sizes[0] + sizes[-1]) / 2
-    choice = search_bits(plan, Budget(kind="size", limit=limit), QUIET)
+    choice = search_bits(plan, statistics, Budget(kind="size", limit=limit), QUIET)
     assert choice.chosen.size <= limit and set(choice.bits.values()) == {4, 8}
     choice.write(tmp_path / "bits.toml")
     assert read_bits_plan(tmp_path / "bits.toml") == dict(choice.bits)
     again = plan_of(base, bits=read_bits_plan(tmp_path / "bits.toml"))
-    weights = quantized(fold(base.weights, again.coefficients, "gate"), again).weights
+    weights = stored(again).weights
     assert isinstance(weights, QuantizedWeights)
     blocks = [weights.block(name) for name in choice.bits]
     assert sum(b.codes.nbytes + b.scales.nbytes for b in blocks) == choice.chosen.size
@@ -81,15 +83,16 @@ def test_a_size_budget_is_kept_and_its_plan_repeats_it(base_of: Any, tmp_path: P
 
 def test_a_divergence_budget_stops_where_it_is_passed(base_of: Any):
     plan = plan_of(base_of("llava", "llama"))
-    frontier = search_bits(plan, Budget(kind="size", limit=1e12), QUIET).frontier
+    statistics = weights_of(plan).statistics
+    frontier = search_bits(plan, statistics, Budget(kind="size", limit=1e12), QUIET).frontier
     limit = (frontier[0].kl + frontier[-1].kl) / 2
-    bounded, choice = within_budget(plan, f"kl<={limit:.12f}", QUIET)
+    bounded, choice = within_budget(plan, statistics, f"kl<={limit:.12f}", QUIET)
     assert choice is not None and choice.chosen.kl <= limit and choice.chosen.narrow > 0
     assert "--budget" in bounded.decisions[-1]
     with pytest.raises(UserError, match="no choice of bits meets"):
-        within_budget(plan, "kl<=0.0", QUIET)
+        within_budget(plan, statistics, "kl<=0.0", QUIET)
     with pytest.raises(UserError, match="least that 4 bits reach"):
-        within_budget(plan, "size=1kB", QUIET)
+        within_budget(plan, statistics, "size=1kB", QUIET)
 
 
 @pytest.mark.parametrize(
@@ -188,20 +191,21 @@ def core_ml_bytes(graphs: dict[str, Path]) -> int:
 def test_core_ml_holds_both_widths_within_the_budget(base_of: Any, tmp_path: Path):
     base = base_of("llava", "llama")
     plan = plan_of(base, "coreml", quantizer="rtn")
+    statistics = weights_of(plan).statistics
     assert plan.other_bits == {"embedding": 8} and any("keeps it in" in said for said in plan.decisions)
-    most = search_bits(plan, Budget(kind="size", limit=1e12), QUIET).frontier
+    most = search_bits(plan, statistics, Budget(kind="size", limit=1e12), QUIET).frontier
     budget = f"size={(most[0].size + most[-1].size) / 2e3:.0f}kB"
-    mixed, choice = within_budget(plan, budget, QUIET)
+    mixed, choice = within_budget(plan, statistics, budget, QUIET)
     assert choice is not None and set(choice.bits.values()) == {4, 8} and "embedding" not in choice.bits
     assert mixed.other_bits["embedding"] == 8
-    folded = quantized(fold(base.weights, mixed.coefficients, mixed.fold), mixed)
-    names = coreml.emit(folded, base.vision, mixed, tmp_path, precision="int4", vision_precision="float32")
+    folded = stored(mixed)
+    names = coreml.emit(emission_of(mixed, folded, precision="int4", vision_precision="float32"), tmp_path)
     graphs = {role: tmp_path / name for role, name in names.items()}
     assert core_ml_bytes(graphs) == choice.chosen.size <= parse_budget(budget).limit
     assert coreml.code_hashes(graphs, list(base.spec.linears())) == {
         name: folded.weights.block(name).codes_sha256 for name in base.spec.linears()
     }
-    engine = coreml.open_engine(graphs, mixed, strict=True)
+    engine = opened(coreml, graphs, mixed, strict=True)
     inputs = prompt(base)
     expected = reference(mixed, folded).forced_logits(inputs, TOKENS)
     found = generator(engine, base, mixed.fold).forced_logits(inputs, TOKENS)
@@ -224,7 +228,7 @@ def test_a_package_holds_the_plan_that_repeats_it(
     base_of: Any, coefficient_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Any
 ):
     # The legs are tested elsewhere: no second set of graphs for them.
-    monkeypatch.setattr(measure.Measurement, "_unquantized", measure.Measurement._portable)
+    monkeypatch.setattr(measure.Measurement, "_unquantized", portable_logits)
     path = api.fold(
         coefficient_file,
         "cpu",

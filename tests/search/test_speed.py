@@ -10,14 +10,16 @@ import onnxruntime
 import pytest
 
 from scale_export import UserError
-from scale_export.backends.coreai import backend as coreai
-from scale_export.backends.coreml import backend as coreml
-from scale_export.backends.onnxruntime import backend as onnx
+from scale_export.backends.coreai.backend import BACKEND as coreai
+from scale_export.backends.coreml import backend as coreml_backend
+from scale_export.backends.onnxruntime.backend import BACKEND as onnx
 from scale_export.core.progress import WorkLog
 from scale_export.pipeline.fold import plan_fold, within_budget
 from scale_export.pipeline.request import FoldRequest
 from scale_export.plan.record import Plan
+from scale_export.plan.weights import plan_statistics
 from scale_export.quantize import read_bits_plan
+from scale_export.quantize.calibration import StoredStatistics
 from scale_export.report.data import beside_uniform
 from scale_export.search.budget import BitsChoice, Point
 from scale_export.search.speed import TRIES, SpeedModel, choose_speed
@@ -91,12 +93,12 @@ def test_a_search_records_what_was_predicted_and_measured(base_of: Any, tmp_path
     plan = plan_of(base_of("llava", "llama"))
     timed: list[Plan] = []
 
-    def timer(timed_plan: Plan, log: WorkLog) -> float:
+    def timer(timed_plan: Plan, statistics: StoredStatistics | None) -> float:
         timed.append(timed_plan)
         wide = sum(bits == 8 for name, bits in timed_plan.other_bits.items() if name != "embedding")
         return 0.005 + 0.001 * wide
 
-    bounded, choice = within_budget(plan, "decode=60tok/s", QUIET, timer)
+    bounded, choice = within_budget(plan, plan_statistics(plan, QUIET), "decode=60tok/s", QUIET, timer)
     assert choice is not None and choice.speed is not None
     assert choice.speed.chosen.measured >= 60 > choice.speed.timed[0].measured
     assert choice.chosen.narrow == choice.speed.chosen.narrow and choice.bits["embedding"] == 8
@@ -125,18 +127,18 @@ def test_only_a_runtime_of_this_machine_is_timed(
     base_of: Any, coefficient_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     request = asked(base_of, coefficient_file, tmp_path / "package", "coreml")
-    monkeypatch.setattr(coreml, "on_device", lambda: False)
+    monkeypatch.setattr(coreml_backend, "on_device", lambda: False)
     with pytest.raises(
         UserError, match=r"measures speed on this machine, and Core ML packages run in an interpreter"
     ):
         plan_fold(request)
-    monkeypatch.setattr(coreml, "on_device", lambda: True)
+    monkeypatch.setattr(coreml_backend, "on_device", lambda: True)
     plan = plan_fold(request)
-    assert "results alone" in (coreai.not_timed(plan) or "")
+    assert "results alone" in (coreai.not_timed(plan.target) or "")
     here = plan_fold(dataclasses.replace(request, target="cpu"))
-    assert onnx.not_timed(here) is None
+    assert onnx.not_timed(here.target) is None
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["OtherProvider"])
-    assert "no CPUExecutionProvider" in (onnx.not_timed(here) or "")
+    assert "no CPUExecutionProvider" in (onnx.not_timed(here.target) or "")
 
 
 def test_a_budget_and_a_plan_of_bits_are_not_both_asked(base_of: Any, coefficient_file: Path, tmp_path: Path):
@@ -165,4 +167,4 @@ def test_the_page_sets_the_choice_beside_uniform_bits():
 
 @pytest.mark.slow
 def test_a_real_decoder_is_timed(base_of: Any):
-    assert 0 < seconds_per_token(plan_of(base_of("llava", "llama"), quantizer="rtn"), QUIET) < 10
+    assert 0 < seconds_per_token(plan_of(base_of("llava", "llama"), quantizer="rtn"), None) < 10
