@@ -183,7 +183,7 @@ def test_size_cap(good: Coefficients, suffix: str, tmp_path: Path) -> None:
     good.save(path)
     size = path.stat().st_size
     assert same(load_coefficients(path, max_bytes=size), good)
-    with pytest.raises(UserError, match=f"larger than the {size - 1} bytes"):
+    with pytest.raises(UserError, match=f"larger than {size - 1} bytes"):
         load_coefficients(path, max_bytes=size - 1)
 
 

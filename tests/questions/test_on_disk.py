@@ -146,7 +146,7 @@ def test_options_are_the_lettered_lines_at_the_end():
         ({"oracle_answer": None}, "oracle_answer"),
         ({"text": 3}, "text"),
         ({"image": "images/none.png"}, "there is no picture"),
-        ({"image": {"bytes": "x"}}, "no path"),
+        ({"image": {"bytes": "x"}}, "not a path"),
         ({"image": None}, "has no picture"),
     ],
 )
@@ -215,8 +215,8 @@ def test_questions_are_bare_and_what_they_offer_is_read():
     ("file", "content", "words"),
     [
         ("coco_qa_one_obj.json", "[[1, 2]]", "true caption"),
-        ("coco_qa_one_obj.json", "{}", "no list"),
-        ("coco_qa_one_obj.json", "[[", "no JSON"),
+        ("coco_qa_one_obj.json", "{}", "not a list"),
+        ("coco_qa_one_obj.json", "[[", "not JSON"),
         ("coco_qa_one_obj.json", '[["../x", "a", "b"]]', "true caption"),
         (
             "prompts/COCO_QA_one_obj_with_answer_four_options.jsonl",
