@@ -82,8 +82,7 @@ class BaseModel:
     @functools.cached_property
     def streamed_model(self) -> Model:
         """The same model with its language decoder's weights left on disk; see ``streaming``."""
-        model: Model = streamed_model(self.checkpoint, self.config)
-        return model
+        return streamed_model(self.checkpoint, self.config)
 
     @functools.cached_property
     def vision(self) -> VisionTower:

@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scale_export.core.huggingface import Config, Model
+
 from .arithmetic import TorchKernels
 from .checkpoint import Checkpoint
 from .sites import text_decoder
 from .weights import DecoderWeights
 
 
-def streamed_model(checkpoint: Checkpoint, config: Any) -> Any:
+def streamed_model(checkpoint: Checkpoint, config: Config) -> Model:
     """The Hugging Face model in float32 and in evaluation mode, its language decoder streamed (rule 1).
 
     Raises:
@@ -34,7 +36,7 @@ def streamed_model(checkpoint: Checkpoint, config: Any) -> Any:
     from transformers.initialization import no_init_weights
 
     with _parameters_on_meta(), no_init_weights():
-        model = AutoModelForImageTextToText.from_config(
+        model: Model = AutoModelForImageTextToText.from_config(
             copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False
         )
     model.eval().requires_grad_(False)
@@ -50,7 +52,7 @@ def streamed_model(checkpoint: Checkpoint, config: Any) -> Any:
     return model
 
 
-def _head(model: Any) -> list[nn.Module]:
+def _head(model: Model) -> list[nn.Module]:
     head = model.get_output_embeddings()
     return [] if head is None else [head]
 
@@ -82,11 +84,11 @@ def _stream(module: nn.Module, names: dict[str, str], checkpoint: Checkpoint) ->
     if not empty:
         return
 
-    def read(module: nn.Module, args: Any) -> None:
+    def read(module: nn.Module, args: object) -> None:
         for name in empty:
             module._parameters[name] = _read(checkpoint, names[name])
 
-    def drop(module: nn.Module, args: Any, output: Any) -> None:
+    def drop(module: nn.Module, args: object, output: object) -> None:
         module._parameters.update(empty)
 
     module.register_forward_pre_hook(read)
