@@ -72,10 +72,33 @@ class GenerationConfig(Protocol):
     eos_token_id: int | list[int] | None
 
 
-class Model(Protocol):
+class NamedConfig(Protocol):
+    """The config of any model of Hugging Face's."""
+
+    model_type: str
+
+    def get_text_config(self, *, decoder: bool) -> object: ...
+
+
+class ScaledModel(Protocol):
+    """What takes scalars: any ``PreTrainedModel`` with a language decoder, a caller's own among them."""
+
+    @property
+    def config(self) -> NamedConfig: ...
+
+    def get_submodule(self, target: str) -> nn.Module: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+
+
+class Model(ScaledModel, Protocol):
     """A ``PreTrainedModel`` that takes pictures and words."""
 
-    config: Config
+    @property
+    def config(self) -> Config: ...
+
     generation_config: GenerationConfig
     device: torch.device
     dtype: torch.dtype
@@ -92,12 +115,6 @@ class Model(Protocol):
     def train(self, mode: bool = True) -> object: ...
 
     def get_output_embeddings(self) -> nn.Module | None: ...
-
-    def get_submodule(self, target: str) -> nn.Module: ...
-
-    def modules(self) -> Iterator[nn.Module]: ...
-
-    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]: ...
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
-from scale_export.core.huggingface import Model
+from scale_export.core.huggingface import ScaledModel
 from scale_export.core.words import Scope
 
 from .sites import (
@@ -117,7 +117,7 @@ class ScaleHandle:
         gate_mask: ``[B, T]`` of zeros and ones, the whole gate; goes before the other two.
     """
 
-    model: Model
+    model: ScaledModel
     scope: Scope
     strength: float = 1.0
     gate_enabled: bool = True
@@ -176,7 +176,7 @@ class _Fixed:
 
 
 @contextmanager
-def attach(model: Model, coefficients: Coefficients, *, strength: float = 1.0) -> Iterator[ScaleHandle]:
+def attach(model: ScaledModel, coefficients: Coefficients, *, strength: float = 1.0) -> Iterator[ScaleHandle]:
     """Run the model with ScAle inside the ``with`` block; every hook is gone after it, whatever happens.
 
     The model's weights are not touched. Plain forwards, ``generate`` (greedy, sampling, beams) and batches
@@ -198,7 +198,7 @@ def attach(model: Model, coefficients: Coefficients, *, strength: float = 1.0) -
 
 
 @contextmanager
-def attach_trainable(model: Model, parameters: ScaleSource) -> Iterator[ScaleHandle]:
+def attach_trainable(model: ScaledModel, parameters: ScaleSource) -> Iterator[ScaleHandle]:
     """The same hooks over scalars that may require a gradient.
 
     A trainer that runs prompt and answer in one forward states the gate itself: ``handle.gate_mask [B, T]``
@@ -208,7 +208,7 @@ def attach_trainable(model: Model, parameters: ScaleSource) -> Iterator[ScaleHan
         yield handle
 
 
-def _check_fit(model: Model, coefficients: Coefficients, fixed: _Fixed) -> None:
+def _check_fit(model: ScaledModel, coefficients: Coefficients, fixed: _Fixed) -> None:
     """What the coefficients claim about their base must hold of this model."""
     found, wanted = model.config.model_type, coefficients.base.model_type
     if found != wanted:
@@ -238,7 +238,7 @@ def _layer_name(index: int, count: int) -> str:
     return f"decoder layer {index}"
 
 
-def _sites(model: Model, source: ScaleSource) -> tuple[list[Site], list[Site]]:
+def _sites(model: ScaledModel, source: ScaleSource) -> tuple[list[Site], list[Site]]:
     """The attention and the MLP sites of the listed layers, checked against the scalars' shapes."""
     layers, heads = decoder_layers(model), head_count(model)
     head_scales, mlp_scales = source.effective()
@@ -272,7 +272,7 @@ class _Scales:
 
 
 @contextmanager
-def _hooked(model: Model, source: ScaleSource, strength: float) -> Iterator[ScaleHandle]:
+def _hooked(model: ScaledModel, source: ScaleSource, strength: float) -> Iterator[ScaleHandle]:
     if not math.isfinite(strength):
         raise UserError(
             f"strength {strength} is not a finite number; give one from 0 (base model) to 1 (ScAle)"
@@ -290,7 +290,7 @@ def _hooked(model: Model, source: ScaleSource, strength: float) -> Iterator[Scal
 
 
 def _watch_forwards(
-    model: Model, padding: _PaddingWatch, refresh: Callable[[], None], stack: ExitStack
+    model: ScaledModel, padding: _PaddingWatch, refresh: Callable[[], None], stack: ExitStack
 ) -> None:
     """Tell ``padding`` of the mask of every module from the model down to its decoder (rule 4)."""
     decoder = text_decoder(model)

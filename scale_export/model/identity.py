@@ -16,7 +16,7 @@ from scale_export.coefficients.file import Coefficients, coefficient_fields, val
 from scale_export.coefficients.formats import MAX_BYTES, read_capped, tensors_of_pickle
 from scale_export.coefficients.rules import BaseIdentity, Bound
 from scale_export.core.errors import UserError
-from scale_export.core.huggingface import Model
+from scale_export.core.huggingface import ScaledModel
 from scale_export.core.records import Float32, Json
 from scale_export.core.words import Scope
 
@@ -32,7 +32,7 @@ TOUCHED_WEIGHTS = ("self_attn.o_proj", "mlp.down_proj")
 
 
 def make_coefficients(
-    model: Model,
+    model: ScaledModel,
     base_dir: Path | str,
     *,
     scope: Scope,
@@ -88,7 +88,7 @@ def import_state_dict(
     head_pattern: str,
     mlp_pattern: str | None,
     scope: Scope,
-    model: Model,
+    model: ScaledModel,
     base_dir: Path | str,
 ) -> Coefficients:
     """Another trainer's plain state dict (``.safetensors``, or a pickle of tensors) as coefficients.
@@ -214,7 +214,7 @@ def _depth_and_heads(checkpoint: Checkpoint) -> tuple[int, int]:
         ) from error
 
 
-def _named_layers(model: Model, chosen: Sequence[int] | None) -> dict[int, tuple[str, nn.Module]]:
+def _named_layers(model: ScaledModel, chosen: Sequence[int] | None) -> dict[int, tuple[str, nn.Module]]:
     """Decoder layer number → (module name, module), in the order chosen."""
     from .sites import decoder_layers, text_decoder
 
@@ -229,7 +229,7 @@ def _named_layers(model: Model, chosen: Sequence[int] | None) -> dict[int, tuple
     return {number: (f"{path}.layers.{number}".removeprefix("."), layers[number]) for number in numbers}
 
 
-def _identity(model: Model, checkpoint: Checkpoint, layers: Sequence[str]) -> BaseIdentity:
+def _identity(model: ScaledModel, checkpoint: Checkpoint, layers: Sequence[str]) -> BaseIdentity:
     """Who the base model is; ``layers`` are the module names of the scaled decoder layers."""
     import transformers
 

@@ -14,7 +14,7 @@ from typing import Literal
 from torch import nn
 
 from scale_export.core.errors import UserError
-from scale_export.core.huggingface import Model
+from scale_export.core.huggingface import ScaledModel
 from scale_export.core.words import MlpSite
 
 DECODER_PATHS = ("model.language_model", "language_model", "model.text_model", "text_model", "model", "")
@@ -36,7 +36,7 @@ class Site:
     groups: int
 
 
-def text_decoder(model: Model) -> nn.Module:
+def text_decoder(model: ScaledModel) -> nn.Module:
     """The module of a Hugging Face model that holds the language model's ``layers``.
 
     Raises:
@@ -55,7 +55,7 @@ def text_decoder(model: Model) -> nn.Module:
     )
 
 
-def decoder_layers(model: Model) -> list[nn.Module]:
+def decoder_layers(model: ScaledModel) -> list[nn.Module]:
     """The decoder layers of a Hugging Face model, in order.
 
     Raises:
@@ -66,9 +66,18 @@ def decoder_layers(model: Model) -> list[nn.Module]:
     return list(layers)
 
 
-def head_count(model: Model) -> int:
-    """H, the number of query heads in the language model's config."""
-    return int(model.config.get_text_config(decoder=True).num_attention_heads)
+def head_count(model: ScaledModel) -> int:
+    """H, the number of query heads in the language model's config.
+
+    Raises:
+        UserError: it names none.
+    """
+    heads = getattr(model.config.get_text_config(decoder=True), "num_attention_heads", None)
+    if not isinstance(heads, int):
+        raise UserError(
+            f"the config of {type(model).__name__} names no num_attention_heads: load a model with a decoder"
+        )
+    return heads
 
 
 def attention_site(layer: nn.Module, heads: int, name: str) -> Site:

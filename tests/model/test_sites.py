@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,3 +77,9 @@ def test_unknown_layouts_are_refused(gemma: Any) -> None:
         mlp_site(nn.Module(), "layer 0")
     with pytest.raises(UserError, match="16 columns, which 3 heads do not divide"):
         attention_site(decoder_layers(gemma)[0], 3, "layer 0")
+
+
+def test_a_config_without_heads_is_refused() -> None:
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace()))
+    with pytest.raises(UserError, match="the config of SimpleNamespace names no num_attention_heads"):
+        head_count(model)
