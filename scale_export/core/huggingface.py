@@ -75,7 +75,8 @@ class GenerationConfig(Protocol):
 class NamedConfig(Protocol):
     """The config of any model of Hugging Face's."""
 
-    model_type: str
+    @property
+    def model_type(self) -> str: ...
 
     def get_text_config(self, *, decoder: bool) -> object: ...
 
@@ -96,15 +97,19 @@ class ScaledModel(Protocol):
 class Model(ScaledModel, Protocol):
     """A ``PreTrainedModel`` that takes pictures and words."""
 
-    @property
-    def config(self) -> Config: ...
-
     generation_config: GenerationConfig
-    device: torch.device
-    dtype: torch.dtype
     training: bool
     model: Any
     """The model without its output head; its parts are named as the family names them."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def __call__(self, **inputs: object) -> ModelOutput: ...
 
