@@ -44,7 +44,7 @@ def build(out: Path) -> None:
         warnings.filterwarnings("error", module=r"pdoc\.")
         # A type that names itself can only be read where it is defined; elsewhere its name is shown.
         warnings.filterwarnings("ignore", r"Error parsing type annotation .*\bJson\b", module=r"pdoc\.")
-        pdoc.pdoc(*PUBLIC_MODULES, *(f"!{name}\\." for name in PUBLIC_MODULES[1:]), output_directory=out)
+        pdoc.pdoc(*PUBLIC_MODULES, output_directory=out)
 
 
 if __name__ == "__main__":
