@@ -35,8 +35,6 @@ Z_90 = NormalDist().inv_cdf(0.95)
 BOOTSTRAP_RESAMPLES = 10_000
 BOOTSTRAP_SEED = 20_261_107
 
-_KL_ROWS = 256
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
@@ -215,11 +213,11 @@ def gain_retention(base: Bools, scale: Bools, export: Bools) -> Estimate | None:
     scale_gain = (bits >> 1 & 1) - (bits >> 2)
     export_gain = (bits & 1) - (bits >> 2)
     drawn = np.random.default_rng(BOOTSTRAP_SEED).multinomial(n, counts / n, size=BOOTSTRAP_RESAMPLES)
-    low, high = _ratio_bounds(drawn @ export_gain, drawn @ scale_gain)
+    low, high = ratio_bounds(drawn @ export_gain, drawn @ scale_gain)
     return Estimate(value=int(counts @ export_gain) / gain, low=low, high=high, cases=n)
 
 
-def _ratio_bounds(numerators: Array, denominators: Array) -> tuple[float | None, float | None]:
+def ratio_bounds(numerators: Array, denominators: Array) -> tuple[float | None, float | None]:
     """The 2.5 % and 97.5 % points of the ratios; a denominator that isn't positive is beyond either end."""
     ratios = numerators / np.where(denominators > 0, denominators, 1)
     low = np.quantile(np.where(denominators > 0, ratios, -np.inf), 0.025, method="inverted_cdf")
@@ -228,10 +226,11 @@ def _ratio_bounds(numerators: Array, denominators: Array) -> tuple[float | None,
     return (float(low), float(high)) if bounded else (None, None)
 
 
-def mean_kl(reference_logits: Array, other: Array) -> float | None:
+def mean_kl(reference_logits: Array, other: Array, *, rows_at_once: int = 256) -> float | None:
     """Mean KL(softmax(reference) ‖ softmax(other)) in nats over the rows of ``[N, V]`` arrays, in float64.
 
-    None where N is 0; NaN where a logit is NaN, which no limit lets pass.
+    None where N is 0; NaN where a logit is NaN, which no limit lets pass. ``rows_at_once`` are in float64 at a time,
+    so that long runs over large vocabularies stay small; it changes nothing else.
 
     Raises:
         ValueError: the shapes differ, or aren't ``[N, V]``.
@@ -241,9 +240,8 @@ def mean_kl(reference_logits: Array, other: Array) -> float | None:
     if rows == 0:
         return None
     total = 0.0
-    # In slices, so that long runs over large vocabularies stay small in float64.
-    for start in range(0, rows, _KL_ROWS):
-        part = slice(start, start + _KL_ROWS)
+    for start in range(0, rows, rows_at_once):
+        part = slice(start, start + rows_at_once)
         total += float(_kl_rows(reference_logits[part], other[part]).sum())
     return total / rows
 

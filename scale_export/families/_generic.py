@@ -54,7 +54,7 @@ class Generic(Family):
         spec = text_spec(config.text_config)
         if getattr(config.text_config, "use_bidirectional_attention", None):
             raise self._refusal("its tokens see later ones")
-        self.check_structure(_without_weights(config), spec, config.text_config.model_type)
+        self.check_structure(without_weights(config), spec, config.text_config.model_type)
         return spec
 
     def check_structure(self, model: Model, spec: DecoderSpec, text: str) -> None:
@@ -119,7 +119,7 @@ class Generic(Family):
         )
 
 
-def _without_weights(config: Config) -> Model:
+def without_weights(config: Config) -> Model:
     """Hugging Face's model of a config, all its tensors shapes only."""
     import torch
     from transformers import AutoModelForImageTextToText

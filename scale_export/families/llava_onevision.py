@@ -86,10 +86,10 @@ def _shrink(plane: Array, most: int) -> Array:
     ratio = math.sqrt(rows * columns / most)
     if ratio <= 1.1:
         return plane
-    return _interpolate(_interpolate(plane, int(rows // ratio), axis=0), int(columns // ratio), axis=1)
+    return interpolate(interpolate(plane, int(rows // ratio), axis=0), int(columns // ratio), axis=1)
 
 
-def _interpolate(plane: Array, length: int, *, axis: int) -> Array:
+def interpolate(plane: Array, length: int, *, axis: int) -> Array:
     """One axis of ``torch.nn.functional.interpolate(mode="bilinear")``: linear between the centres of places."""
     old = plane.shape[axis]
     centres = np.maximum((np.arange(length) + 0.5) * (old / length) - 0.5, 0)

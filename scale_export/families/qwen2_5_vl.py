@@ -49,7 +49,7 @@ class Qwen25VL(QwenVL):
     def picture_inputs(self, patches: Array, grid: Grid, runtime: Runtime) -> dict[str, Array]:
         whole = super().picture_inputs(patches, grid, runtime)
         tokens = integer(runtime, "window") ** 2  # of a place
-        order, window = _by_window(token_grid(grid, runtime), integer(runtime, "window"))
+        order, window = by_window(token_grid(grid, runtime), integer(runtime, "window"))
         of_patches = np.repeat(window.astype(np.int32)[:, None], integer(runtime, "merge") ** 2, axis=1)
         named = {"patches": whole["patches"], "cos": whole["cos"], "sin": whole["sin"], "window": of_patches}
         return {name: _in_places(values[order], tokens) for name, values in named.items()}
@@ -57,12 +57,12 @@ class Qwen25VL(QwenVL):
     def packed(self, features: Array, inputs: Mapping[str, Array], runtime: Runtime) -> Array:
         pictures = []
         for rows, grid in zip(features, grids(inputs), strict=True):
-            order, _ = _by_window(token_grid(grid, runtime), integer(runtime, "window"))
+            order, _ = by_window(token_grid(grid, runtime), integer(runtime, "window"))
             pictures.append(rows[np.argsort(order)])
         return np.concatenate(pictures)
 
 
-def _by_window(grid: Grid, side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def by_window(grid: Grid, side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The tokens of a grid, counted row by row, in the order of their windows; and each token's window from 1."""
     rows, columns = np.indices(grid).reshape(2, -1)
     window = rows // side * -(-grid[1] // side) + columns // side + 1

@@ -85,7 +85,7 @@ class EqualizedWeights:
         """What the input columns of a matrix are multiplied by, ``[in]``; None for the embedding."""
         return self._found(group_of(name)[0]) if name in self.spec.linears() else None
 
-    def _rows(self, name: str) -> Tensor | None:
+    def rows(self, name: str) -> Tensor | None:
         """What the rows of ``v_proj`` or ``up_proj`` are divided by (rules 2 and 3)."""
         prefix, _, part = name.rpartition(".")
         if part not in ROW_INPUTS:
@@ -97,13 +97,13 @@ class EqualizedWeights:
         return torch.from_numpy(columns)
 
     def matrix(self, name: str) -> Tensor:
-        weight, columns, rows = self.base.matrix(name), self.columns(name), self._rows(name)
+        weight, columns, rows = self.base.matrix(name), self.columns(name), self.rows(name)
         assert columns is not None, "a matrix has input columns"
         weight = weight * torch.from_numpy(columns)
         return weight if rows is None else weight / rows[:, None]
 
     def bias(self, name: str) -> Tensor | None:
-        bias, rows = self.base.bias(name), self._rows(name)
+        bias, rows = self.base.bias(name), self.rows(name)
         return bias if bias is None or rows is None else bias / rows
 
     def norm(self, name: str) -> Tensor:

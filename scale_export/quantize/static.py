@@ -51,7 +51,7 @@ class StaticWeights(QuantizedWeights):
         assert peaks is not None, "the plan asks for calibration"
         return input_step(peaks)
 
-    def _block(self, name: str) -> BlockMatrix:
+    def pack(self, name: str) -> BlockMatrix:
         weight = self.base.matrix(name).numpy()
         packed, factor = symmetric(weight, 8, weight.shape[1]), self.factors.get(name)
         return packed if factor is None else fold_blocks(name, packed, factor)

@@ -72,9 +72,10 @@ class QuantizedWeights:
     @functools.cached_property
     def block(self) -> Callable[[str], BlockMatrix]:
         """``block(name)``: the packed matrix of that name; the last one asked for is kept."""
-        return functools.lru_cache(maxsize=1)(self._block)
+        return functools.lru_cache(maxsize=1)(self.pack)
 
-    def _block(self, name: str) -> BlockMatrix:
+    def pack(self, name: str) -> BlockMatrix:
+        """What ``block`` keeps, worked out anew: quantized first, then folded."""
         weight = self.base.embedding() if name == "embedding" else self.base.matrix(name)
         moments = self.statistics.moments(name)
         packed = self.quantizer.quantize(weight.numpy(), self.bits_of(name), self.block_size, moments)

@@ -103,7 +103,7 @@ def test_every_familys_own_layout_folds(base_of: Any, tmp_path: Path, family: st
 def test_a_norm_folded_without_its_offset_fails(
     base_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(writer, "_fold_norm", lambda columns, offset, stored: columns * stored)
+    monkeypatch.setattr(writer, "fold_norm", lambda columns, offset, stored: columns * stored)
     base = base_of("gemma3", "own")
     outcome = export(base, saved(random_coefficients(base, "all"), tmp_path), tmp_path / "folded")
     assert {name for name, leg in outcome.parity["legs"].items() if leg and leg["passed"] is False} >= {

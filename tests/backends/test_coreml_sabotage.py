@@ -96,15 +96,15 @@ def full_chunks(rows: Any, width: int) -> Any:
     return np.pad(rows, ((width - len(rows), 0), (0, 0)))
 
 
-TURNS, GATE = engine._turns, CoreMLEngine._gate
+TURNS, GATE = engine.turns, CoreMLEngine.gate
 
 
 @pytest.mark.parametrize(
     ("where", "name", "broken"),
     [
-        (engine, "_turns", shifted_positions),
-        (CoreMLEngine, "_gate", ungated),
-        (engine, "_padded", full_chunks),
+        (engine, "turns", shifted_positions),
+        (CoreMLEngine, "gate", ungated),
+        (engine, "padded", full_chunks),
     ],
     ids=["positions shifted", "last token not scaled", "padding on the left"],
 )
@@ -127,5 +127,5 @@ def test_a_prompts_earlier_chunks_must_not_be_scaled(emitted: Emit, monkeypatch:
     oracle = reference(plan, folded).engine
     expected = oracle.forward(oracle.new_cache(1), step, None, "scaled")
     assert relative_error(expected, logits()) <= STRICT
-    monkeypatch.setattr(CoreMLEngine, "_gate", lambda self, scalars, gated: GATE(self, scalars, True))
+    monkeypatch.setattr(CoreMLEngine, "gate", lambda self, scalars, gated: GATE(self, scalars, True))
     assert relative_error(expected, logits()) > 10 * STRICT  # one position of a hundred was scaled wrongly

@@ -187,15 +187,14 @@ def test_gain_retention_is_none_without_gain_and_unbounded_with_little():
 
 def test_resamples_without_gain_widen_both_bounds():
     ratios, gains = np.arange(1, 1001), np.ones(1000, np.int64)
-    assert intervals._ratio_bounds(ratios, gains) == (25, 975)
+    assert intervals.ratio_bounds(ratios, gains) == (25, 975)
     gains[490:510] = 0
-    assert intervals._ratio_bounds(ratios, gains) == (5, 995)
+    assert intervals.ratio_bounds(ratios, gains) == (5, 995)
     gains[490:515] = -1
-    assert intervals._ratio_bounds(ratios, gains) == (None, None)
+    assert intervals.ratio_bounds(ratios, gains) == (None, None)
 
 
-def test_mean_kl_equals_plain_sums(monkeypatch):
-    monkeypatch.setattr(intervals, "_KL_ROWS", 4)
+def test_mean_kl_equals_plain_sums():
     rng = np.random.default_rng(1)
     reference = rng.normal(0, 4, (11, 7)).astype(np.float32)
     other = reference + rng.normal(0, 0.5, (11, 7)).astype(np.float32)
@@ -203,7 +202,8 @@ def test_mean_kl_equals_plain_sums(monkeypatch):
     for row, column in zip(reference.astype(float), other.astype(float), strict=True):
         p, q = ([math.exp(x) / math.fsum(map(math.exp, v)) for x in v] for v in (row, column))
         total += math.fsum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
-    assert mean_kl(reference, other) == pytest.approx(total / 11, rel=1e-12)
+    for rows_at_once in (4, 256):
+        assert mean_kl(reference, other, rows_at_once=rows_at_once) == pytest.approx(total / 11, rel=1e-12)
     # Two tokens by hand: KL(1/2, 1/2 ‖ 3/4, 1/4) = ln 2 − ln 3 / 2.
     assert mean_kl(np.zeros((1, 2)), np.log([[3.0, 1.0]])) == pytest.approx(math.log(2) - math.log(3) / 2)
 

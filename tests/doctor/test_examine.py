@@ -120,14 +120,14 @@ def test_a_flipped_head_is_found_at_its_head(export: Export, diagnose: Any, monk
 
 
 def test_the_same_in_a_core_ml_package(export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch):
-    true = coreml_graphs._scalar_defaults
+    true = coreml_graphs.scalar_defaults
 
     def defaults(folded: Any) -> Any:
         scalars = true(folded)
         return scalars.model_copy(update={"attn_scale": flipped(scalars.attn_scale).tolist()})
 
     path = with_fault(
-        monkeypatch, lambda: export("coreml", "int8"), coreml_graphs, "_scalar_defaults", defaults
+        monkeypatch, lambda: export("coreml", "int8"), coreml_graphs, "scalar_defaults", defaults
     )
     assert diagnose(path).fault.place == "layers.1.head.2"
 
@@ -153,14 +153,14 @@ def test_other_faults_are_found_where_they_are(
 def test_codes_of_another_quantization_are_named(
     export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    true = QuantizedWeights._block
+    true = QuantizedWeights.pack
 
     def block(self: Any, name: str) -> Any:
         packed = true(self, name)
         return replace(packed, codes=packed.codes ^ 1) if name == "layers.2.up_proj" else packed
 
     path = with_fault(
-        monkeypatch, lambda: export("cpu", "int4", block_size=16), QuantizedWeights, "_block", block
+        monkeypatch, lambda: export("cpu", "int4", block_size=16), QuantizedWeights, "pack", block
     )
     found = diagnose(path)
     assert (found.fault.name, found.fault.place) == ("integer codes", "layers.2.up_proj")

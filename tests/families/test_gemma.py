@@ -452,7 +452,7 @@ def chunked_engine(group: list[int], prefill_tokens: int) -> Callable[[int], int
     engine = object.__new__(CoreMLEngine)
     engine.config = type("Config", (), {"prefill_tokens": prefill_tokens})()  # type: ignore[assignment]
     step = type("Step", (), {"lengths": np.array([len(group)]), "attention_group": np.array([group])})()
-    return functools.partial(engine._chunk_end, step, width=prefill_tokens)
+    return functools.partial(engine.chunk_end, step, width=prefill_tokens)
 
 
 def test_chunks_cut_no_group():
@@ -474,7 +474,7 @@ def test_long_prompts_in_chunks_equal_the_portable_decoder(gemma3: BaseModel, tm
     expected = reference(plan, folded).forced_logits(inputs, TOKENS)
     found = generator(engine, gemma3, "gate").forced_logits(inputs, TOKENS)
     assert relative_error(expected, found) <= limits.LOWERING_RELATIVE["float32"]
-    engine._chunk_end = lambda step, start, width: min(int(step.lengths[0]), start + width)  # type: ignore[method-assign]
+    engine.chunk_end = lambda step, start, width: min(int(step.lengths[0]), start + width)  # type: ignore[method-assign]
     cut = generator(engine, gemma3, "gate").forced_logits(inputs, TOKENS)
     assert relative_error(expected, cut) > 100 * LIMIT
 

@@ -19,7 +19,7 @@ from scale_export.core import limits
 from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
 from scale_export.families import GENERIC_ROUTE, family_names, load_family, resolve_family
-from scale_export.families._generic import Generic, _without_weights
+from scale_export.families._generic import Generic, without_weights
 from scale_export.families._text import text_spec
 from scale_export.model.base import BaseModel, open_base
 from scale_export.plan.make import make_plan
@@ -42,8 +42,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 
 
 @pytest.fixture
-def without_weights(base: BaseModel) -> Any:
-    return _without_weights(base.config)
+def bare_model(base: BaseModel) -> Any:
+    return without_weights(base.config)
 
 
 def test_a_model_without_a_file_goes_the_generic_route(base: BaseModel):
@@ -90,45 +90,43 @@ def test_a_package_opens_where_there_is_no_torch(base: BaseModel, tmp_path: Path
 # What has no place.
 
 
-def test_a_module_beside_tower_and_projector(base: BaseModel, without_weights: Any):
-    without_weights.model.resampler = nn.Linear(2, 2)
+def test_a_module_beside_tower_and_projector(base: BaseModel, bare_model: Any):
+    bare_model.model.resampler = nn.Linear(2, 2)
     with pytest.raises(UserError, match=r"model\.resampler of VipLlavaForConditionalGeneration has no place"):
-        base.family.check_structure(without_weights, base.spec, "llama")  # type: ignore[attr-defined]
+        base.family.check_structure(bare_model, base.spec, "llama")  # type: ignore[attr-defined]
 
 
-def test_a_parameter_of_the_model_itself(base: BaseModel, without_weights: Any):
-    without_weights.model.image_newline = nn.Parameter(torch.zeros(64))
+def test_a_parameter_of_the_model_itself(base: BaseModel, bare_model: Any):
+    bare_model.model.image_newline = nn.Parameter(torch.zeros(64))
     with pytest.raises(UserError, match=r"model\.image_newline of Vip"):
-        base.family.check_structure(without_weights, base.spec, "llama")  # type: ignore[attr-defined]
+        base.family.check_structure(bare_model, base.spec, "llama")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["cross_attn", "post_feedforward_layernorm"])
-def test_a_module_inside_a_layer(base: BaseModel, without_weights: Any, name: str):
+def test_a_module_inside_a_layer(base: BaseModel, bare_model: Any, name: str):
     """Cross attention, or a norm that the config says nothing of."""
-    layer = without_weights.model.language_model.layers[1]
+    layer = bare_model.model.language_model.layers[1]
     layer.add_module(name, nn.Linear(64, 64, bias=False, device="meta"))
     words = rf"the weight model\.language_model\.layers\.1\.{name}\.weight of Vip\w+ has no place"
     with pytest.raises(UserError, match=words):
-        base.family.check_structure(without_weights, base.spec, "llama")  # type: ignore[attr-defined]
+        base.family.check_structure(bare_model, base.spec, "llama")  # type: ignore[attr-defined]
 
 
-def test_a_layer_without_a_weight_that_the_decoder_reads(base: BaseModel, without_weights: Any):
-    without_weights.model.language_model.layers[0].mlp.gate_proj = nn.Identity()
+def test_a_layer_without_a_weight_that_the_decoder_reads(base: BaseModel, bare_model: Any):
+    bare_model.model.language_model.layers[0].mlp.gate_proj = nn.Identity()
     with pytest.raises(UserError, match=r"layers\.0\.mlp\.gate_proj\.weight of Vip\w+ is missing"):
-        base.family.check_structure(without_weights, base.spec, "llama")  # type: ignore[attr-defined]
+        base.family.check_structure(bare_model, base.spec, "llama")  # type: ignore[attr-defined]
 
 
-def test_a_weight_of_another_shape(base: BaseModel, without_weights: Any):
-    without_weights.model.language_model.layers[0].self_attn.k_proj = nn.Linear(
-        64, 32, bias=False, device="meta"
-    )
+def test_a_weight_of_another_shape(base: BaseModel, bare_model: Any):
+    bare_model.model.language_model.layers[0].self_attn.k_proj = nn.Linear(64, 32, bias=False, device="meta")
     with pytest.raises(UserError, match=r"k_proj\.weight is \[32, 64\], not \[64, 64\]"):
-        base.family.check_structure(without_weights, base.spec, "llama")  # type: ignore[attr-defined]
+        base.family.check_structure(bare_model, base.spec, "llama")  # type: ignore[attr-defined]
 
 
-def test_a_text_model_of_another_class(base: BaseModel, without_weights: Any):
+def test_a_text_model_of_another_class(base: BaseModel, bare_model: Any):
     with pytest.raises(UserError, match=r"model\.language_model is LlamaModel, not the text model that its"):
-        base.family.check_structure(without_weights, base.spec, "mistral")  # type: ignore[attr-defined]
+        base.family.check_structure(bare_model, base.spec, "mistral")  # type: ignore[attr-defined]
 
 
 def test_models_of_transformers_that_are_refused_by_name():
@@ -137,7 +135,7 @@ def test_models_of_transformers_that_are_refused_by_name():
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
     text = {"model_type": "qwen2", "vocab_size": 8, "num_key_value_heads": 1, **small}
     config = Ovis2Config(text_config=text, vision_config={**small, "image_size": 28}, image_token_id=1)
-    assert type(_without_weights(config)) in AutoModelForImageTextToText._model_mapping.values()
+    assert type(without_weights(config)) in AutoModelForImageTextToText._model_mapping.values()
     with pytest.raises(UserError, match=r"model\.visual_embeddings_table of Ovis2\w+ has no place"):
         Generic("ovis2").decoder_spec(config)
 

@@ -78,7 +78,7 @@ def test_a_pixel_shuffle_that_goes_down_before_it_goes_right(
         squares = patches.reshape(-1, side, factor, side, factor, width).permute(0, 1, 3, 4, 2, 5)
         return squares.reshape(-1, side * side, factor * factor * width)
 
-    monkeypatch.setattr(ShuffledFeatures, "_shuffled", columns_first)
+    monkeypatch.setattr(ShuffledFeatures, "shuffled", columns_first)
     assert logits_error(base, "wide") > 100 * LIMIT
 
 

@@ -97,8 +97,8 @@ def test_interpolation_is_torchs(old: int, new: int):
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(plane).permute(2, 0, 1)[None], [new, new + 1], mode="bilinear"
     )[0].permute(1, 2, 0)
-    found = llava_onevision._interpolate(plane, new, axis=0)
-    found = llava_onevision._interpolate(found, new + 1, axis=1)
+    found = llava_onevision.interpolate(plane, new, axis=0)
+    found = llava_onevision.interpolate(found, new + 1, axis=1)
     assert found.dtype == np.float32
     assert relative_error(expected.numpy(), found) <= LIMIT
 
@@ -124,7 +124,7 @@ def test_a_grid_shrunk_by_leaving_places_out(base: BaseModel, monkeypatch: pytes
     def nearest(plane: Array, length: int, *, axis: int) -> Array:
         return plane.take(np.arange(length) * plane.shape[axis] // length, axis)
 
-    monkeypatch.setattr(llava_onevision, "_interpolate", nearest)
+    monkeypatch.setattr(llava_onevision, "interpolate", nearest)
     assert logits_error(base, "large") > 100 * LIMIT
 
 

@@ -184,7 +184,7 @@ def test_the_published_geometry():
     assert (qwen2_5_vl.FAMILY.positions(inputs, runtime) == expected.numpy()).all()
     tokens = patches = 0
     for height, width in PUBLISHED_GRIDS:
-        ours, window = qwen2_5_vl._by_window((height // 2, width // 2), 4)
+        ours, window = qwen2_5_vl.by_window((height // 2, width // 2), 4)
         assert (ours + tokens == order[tokens : tokens + len(ours)].numpy()).all()
         assert np.bincount(window).max() <= 16
         found = [_patches.merged(v, 2).reshape(-1, 4) for v in _patches.interpolation((height, width), 48)]
@@ -320,8 +320,8 @@ def _without_windows(build: Any) -> Any:
 
 def windows_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of two tokens a side in place of three."""
-    by_window = qwen2_5_vl._by_window
-    monkeypatch.setattr(qwen2_5_vl, "_by_window", lambda grid, side: by_window(grid, side - 1))
+    by_window = qwen2_5_vl.by_window
+    monkeypatch.setattr(qwen2_5_vl, "by_window", lambda grid, side: by_window(grid, side - 1))
 
 
 def neighbours_unseen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,8 +110,8 @@ def test_feedback_the_wrong_way_round_is_worse(monkeypatch: pytest.MonkeyPatch):
     """The inverse of the reversed matrix's factor: corrections that look back instead of ahead."""
     weight, moments = matrix(), correlated(128)
     right = output_error(weight, load_quantizer("gptq").quantize(weight, 4, 32, moments), moments)
-    honest = gptq._feedback
-    monkeypatch.setattr(gptq, "_feedback", lambda hessian, width: honest(hessian, width).T.contiguous())
+    honest = gptq.error_feedback
+    monkeypatch.setattr(gptq, "error_feedback", lambda hessian, width: honest(hessian, width).T.contiguous())
     broken = output_error(weight, load_quantizer("gptq").quantize(weight, 4, 32, moments), moments)
     assert broken > 1.5 * right
 
@@ -140,7 +140,7 @@ def test_a_factor_left_unabsorbed_is_far_off(base_of: Any, name: str, monkeypatc
     base = base_of("llava", "llama")
     equalized, _ = load_quantizer(name).prepare(base.weights, Correlated(base.spec), 4, 32)
     expected = last_logits(base, base.weights)
-    monkeypatch.setattr(EqualizedWeights, "_rows", lambda self, name: None)
+    monkeypatch.setattr(EqualizedWeights, "rows", lambda self, name: None)
     assert relative(expected, last_logits(base, equalized)) > 0.01
 
 

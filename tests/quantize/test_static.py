@@ -439,7 +439,7 @@ def test_smoothing_absorbed_on_one_side_only_fails(
     """Graph and reference then share the fault, and the whole model's distance tells it."""
     healthy = measurement()
     plan = healthy.plan
-    monkeypatch.setattr(EqualizedWeights, "_rows", lambda self, name: None)
+    monkeypatch.setattr(EqualizedWeights, "rows", lambda self, name: None)
     folded = stored(plan)
     names = backend.emit(emission_of(plan, folded, precision="w8a8", vision_precision="float32"), tmp_path)
     broken = replace(healthy, graphs={role: tmp_path / name for role, name in names.items()})
@@ -496,13 +496,13 @@ def test_the_doctor_finds_no_fault_in_a_sound_package_and_the_matrix_of_a_broken
     sound = diagnose(export("sound"))
     roundings = {"quantization", "runtime"} & set(sound.failed_legs)
     assert {stage.name for stage in sound.stages if stage.passed is False} == roundings
-    true = emitter._static_value
+    true = emitter.static_value
 
     def halved(weights: Any, owner: str, part: str) -> Any:
         value = true(weights, owner, part)
         return value / 2 if (owner, part) == ("layers.1.o_proj", "input_scale") else value
 
-    monkeypatch.setattr(emitter, "_static_value", halved)
+    monkeypatch.setattr(emitter, "static_value", halved)
     fault = diagnose(export("broken")).fault
     assert fault is not None and (fault.name, fault.place) == ("decoder", "layers.1.o_proj")
 

@@ -58,13 +58,11 @@ def edits_of(folded: FoldedDecoder, weights: CheckpointWeights) -> list[Edit]:
             edits += [] if bias is None else _bias_edit(weights, name, bias.numpy())
         elif np.any(factor.columns != 1):
             offset = weights.spec.norm_offset
-            edits.append(
-                _edit(weights, name, "weight", functools.partial(_fold_norm, factor.columns, offset))
-            )
+            edits.append(_edit(weights, name, "weight", functools.partial(fold_norm, factor.columns, offset)))
     return edits
 
 
-def _fold_norm(columns: Float32, offset: float, stored: Float32) -> Float32:
+def fold_norm(columns: Float32, offset: float, stored: Float32) -> Float32:
     """w' with offset + w' = s · (offset + w), worked out in float64 since the difference cancels digits."""
     folded: Float32 = (columns * (stored.astype(np.float64) + offset) - offset).astype(np.float32)
     return folded

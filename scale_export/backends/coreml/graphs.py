@@ -95,7 +95,7 @@ def emit_graphs(
         image_token_id=plan.image_token_id,
         eos_token_ids=sorted(plan.eos_token_ids),
         decoder=tuple(parts),
-        scalars=_scalar_defaults(folded),
+        scalars=scalar_defaults(folded),
     )
     host.write_host_config(config, directory / host.FILE)
     if swift.covers(spec, plan.tower_inputs):
@@ -116,7 +116,8 @@ def embedding_table(weights: DecoderWeights, storage: Storage, scale: float) -> 
     return {CODES: codes, SCALES: block.scales.astype(np.float16)}
 
 
-def _scalar_defaults(folded: FoldedDecoder) -> host.ScalarDefaults | None:
+def scalar_defaults(folded: FoldedDecoder) -> host.ScalarDefaults | None:
+    """The scalars that a host feeds unless it is told others; None where no scalar is an input."""
     if not folded.gate:
         return None
     attn, mlp = folded.dense()

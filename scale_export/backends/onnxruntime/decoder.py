@@ -131,7 +131,7 @@ def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str
             return bias.numpy()
         matrix: NDArray[Any]
         if isinstance(weights, StaticWeights):
-            matrix = _static_value(weights, owner, part)
+            matrix = static_value(weights, owner, part)
         elif isinstance(weights, QuantizedWeights):
             block = weights.block(owner)
             matrix = block.codes if part == "codes" else block.scales
@@ -142,7 +142,8 @@ def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str
     return value
 
 
-def _static_value(weights: StaticWeights, owner: str, part: str) -> NDArray[Any]:
+def static_value(weights: StaticWeights, owner: str, part: str) -> NDArray[Any]:
+    """A w8a8 graph's ``codes [in, out]``, ``scales [out]`` or ``input_scale []`` of a matrix, or its zero point."""
     if part == "input_scale":
         return np.asarray(weights.step(owner))
     if not owner:  # ZERO

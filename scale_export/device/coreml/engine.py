@@ -105,14 +105,14 @@ class CoreMLEngine:
         logits, start = np.zeros((1, 0), np.float32), 0
         while start < tokens:
             function, width = self._function(phase, tokens - start, cache.length)
-            stop = self._chunk_end(step, start, width)
+            stop = self.chunk_end(step, start, width)
             gated = stop == tokens and step.gated
-            logits = self._chunk(cache, step, slice(start, stop), function, width, self._gate(scalars, gated))
+            logits = self._chunk(cache, step, slice(start, stop), function, width, self.gate(scalars, gated))
             cache.length += stop - start
             start = stop
         return logits
 
-    def _chunk_end(self, step: Step, start: int, width: int) -> int:
+    def chunk_end(self, step: Step, start: int, width: int) -> int:
         """Where a chunk of at most ``width`` tokens ends, so that it cuts no group of tokens that see one another."""
         tokens = int(step.lengths[0])
         stop = end = min(tokens, start + width)
@@ -139,7 +139,7 @@ class CoreMLEngine:
             prefill = left > 1 and fits
         return ("prefill", config.prefill_tokens) if prefill else ("decode", 1)
 
-    def _gate(self, scalars: Scalars | None, gated: bool) -> Scalars | None:
+    def gate(self, scalars: Scalars | None, gated: bool) -> Scalars | None:
         """The scalars of one chunk: ones where its last token is not the step's, under scope ``last``."""
         if self._defaults is None or self.config.scalars is None:
             return None
@@ -164,13 +164,13 @@ class CoreMLEngine:
             "valid_length": np.array([count], np.int32),
         }
         for index, rotary in enumerate(self.config.rotaries):
-            tables = _turns(rotary, step.position_ids[..., 0, window])
-            feeds |= {n: _padded(t, width) for n, t in zip(table_names(index), tables, strict=True)}
+            tables = turns(rotary, step.position_ids[..., 0, window])
+            feeds |= {n: padded(t, width) for n, t in zip(table_names(index), tables, strict=True)}
         group = np.full(width, -1, np.int32)
         if step.attention_group is not None:
             group[:count] = step.attention_group[0, window]
         feeds["attention_group"] = group
-        hidden = _padded(step.inputs_embeds[0, window], width)[None].astype(np.float32)
+        hidden = padded(step.inputs_embeds[0, window], width)[None].astype(np.float32)
         outputs: Mapping[str, Array] = {}
         for part, predictor, state in zip(self.config.decoder, self._parts, cache.states, strict=True):
             feeds["hidden_states" if part.first else "inputs_embeds"] = hidden
@@ -206,7 +206,7 @@ def _named_products(tap: Tap, part: DecoderPart, layers: int, tokens: int) -> Pr
     return lambda given, found: tap(next(remaining), given[:, :tokens], found[:, :tokens])
 
 
-def _turns(rotary: RotaryTable, positions: NDArray[np.int64]) -> tuple[Float32, Float32]:
+def turns(rotary: RotaryTable, positions: NDArray[np.int64]) -> tuple[Float32, Float32]:
     """Cos and sin ``[T, hd]`` at positions ``[T]`` or ``[axes, T]``."""
     rows = positions[rotary.axes].T if positions.ndim == 2 else positions[:, None]
     angles = rows.astype(np.float32) * np.asarray(rotary.inv_freq, np.float32)
@@ -226,5 +226,6 @@ def _filled(picture: Array, shape: Sequence[int]) -> Array:
     return np.pad(picture, [(0, missing)] + [(0, 0)] * (picture.ndim - 1))[None]
 
 
-def _padded(rows: Array, width: int) -> Array:
+def padded(rows: Array, width: int) -> Array:
+    """``[T, …]`` with zeros behind it, up to ``width`` rows."""
     return np.pad(rows, ((0, width - len(rows)), (0, 0)))

@@ -118,9 +118,9 @@ class ShuffledFeatures(VisionTower):
         for layer in self.tower.encoder.layer:
             states.append(layer(states[-1]))
         chosen = self.tower.layernorm(states[-1]) if self.layer == -1 else states[self.layer]
-        return {"image_features": self.projector(self._shuffled(chosen[:, 1:]))}
+        return {"image_features": self.projector(self.shuffled(chosen[:, 1:]))}
 
-    def _shuffled(self, patches: Tensor) -> Tensor:
+    def shuffled(self, patches: Tensor) -> Tensor:
         """``[tiles, side², C]`` → ``[tiles, (side / f)², f²·C]``: squares of f × f places, row by row."""
         factor, side, width = self.factor, self.side // self.factor, patches.shape[-1]
         strips = patches.reshape(-1, factor, side, factor * width).transpose(1, 2)

@@ -33,7 +33,7 @@ class Gptq(Method):
         if moments is None or not moments.matrix.any():
             return MSE.quantize(weight, bits, block_size)
         left = blocked(weight, block_size).flatten(1)
-        feedback = _feedback(moments.matrix, left.shape[1])
+        feedback = error_feedback(moments.matrix, left.shape[1])
         weights = channel_weights(moments.diagonal, weight.shape[1], block_size)
         codes, scales = [], []
         for block, start in enumerate(range(0, left.shape[1], block_size)):
@@ -47,7 +47,7 @@ class Gptq(Method):
         return packed(torch.stack(codes, dim=1), torch.cat(scales, dim=1), bits, weight.shape[1])
 
 
-def _feedback(hessian: Float32, width: int) -> Tensor:
+def error_feedback(hessian: Float32, width: int) -> Tensor:
     """The upper Cholesky factor U of the damped Hessian's inverse, UᵀU = H⁻¹, float32 ``[width, width]``.
 
     Worked out in float64; the columns that fill up the last block have no inputs and no say.
