@@ -1,12 +1,13 @@
 # make demo: set up .venv, export the shipped model for ONNX Runtime and Core ML, ask each package one question.
 # make test: set up .venv, lint, type-check and test everything.
 # make docs: set up .venv, build the pages of the Python API into out/docs.
+# make compat: build environments of the lowest and the newest versions, and write what they do into docs/compatibility.md.
 PYTHON ?= python3
 BIN := .venv/bin
 MODEL := examples/tiny_vlm
 OUT := out
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench docs compat clean
 .DELETE_ON_ERROR:
 
 .venv/installed: pyproject.toml constraints.txt
@@ -39,6 +40,10 @@ bench: .venv/installed
 
 docs: .venv/installed
 	$(BIN)/python docs/api.py --out $(OUT)/docs
+
+compat: .venv/installed
+	$(BIN)/python -m tests.environments.packages $(OUT)/packages
+	$(BIN)/python -m tests.environments.matrix --packages $(OUT)/packages $(COMPAT)
 
 clean:
 	rm -rf .venv $(OUT) build dist

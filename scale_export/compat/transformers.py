@@ -10,12 +10,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from .process import replaced
 
 MODELS = "transformers.models"
 ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+VIDEO_WORDS = ("DEFAULT_MEDIA_OUTTRO", "DEFAULT_VIDEO_INTRO", "FRAME_TIMESTAMP_MESSAGE")
 
 
 def model_class(path: str) -> Any:
@@ -69,23 +71,30 @@ def off_the_screen() -> Iterator[None]:
             disable_progress_bars()
 
 
+def stand_in(original: Any, **members: Any) -> Any:
+    """A subclass that goes by the name of the class that it stands for, which transformers compares and saves.
+
+    Args:
+        members: what it has of its own.
+    """
+    named = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(original.__name__, (original,), {**named, **members})
+
+
 @functools.cache
 def without_videos(path: str) -> Any:
     """A processor's class that takes no video processor, which can't be built where torchvision is missing.
 
-    ``ProcessorMixin`` loads and asks for whatever ``get_attributes`` names. The subclass goes by the name of the class
-    that it stands for, which is what transformers compares and saves.
+    ``ProcessorMixin`` loads and asks for whatever ``get_attributes`` names.
 
     Args:
-        path: of the class, as ``model_class`` takes it; its own ``video_processor`` must have a default.
+        path: of the class, as ``model_class`` takes it; its ``video_processor`` has a default.
     """
-    original = model_class(path)
+    return stand_in(model_class(path), get_attributes=classmethod(_no_videos))
 
-    @classmethod  # type: ignore[misc]
-    def get_attributes(cls: Any) -> list[str]:
-        return ["image_processor", "tokenizer"]
 
-    return type(original.__name__, (original,), {**_named_as(original), "get_attributes": get_attributes})
+def _no_videos(kind: Any) -> list[str]:
+    return ["image_processor", "tokenizer"]
 
 
 @functools.cache
@@ -95,8 +104,7 @@ def smolvlm_without_videos() -> Any:
     Its own asks for a video processor without a default and for num2words, which write videos into prompts, and reads
     a video processor's settings with every chat.
     """
-    from transformers.models.smolvlm import processing_smolvlm as module
-
+    module = _smolvlm_module()
     original = module.SmolVLMProcessor
     length = inspect.signature(original.__init__).parameters["image_seq_len"].default
 
@@ -107,42 +115,49 @@ def smolvlm_without_videos() -> Any:
         image_seq_len: int = length,
         chat_template: Any = None,
     ) -> None:
+        own = {"image_seq_len": image_seq_len, "chat_template": chat_template}
         with replaced(module, num2words=module.num2words or str):  # it asks whether there is one
-            original.__init__(
-                self,
-                image_processor,
-                tokenizer,
-                None,
-                image_seq_len=image_seq_len,
-                chat_template=chat_template,
-            )
+            original.__init__(self, image_processor, tokenizer, None, **own)
 
-    chat = module.ProcessorMixin.apply_chat_template
-    own = {"__init__": __init__, "apply_chat_template": chat}
-    return type(
-        original.__name__,
-        (without_videos("smolvlm.processing_smolvlm.SmolVLMProcessor"),),
-        {**_named_as(original), **own},
+    return stand_in(
+        original,
+        __init__=__init__,
+        get_attributes=classmethod(_no_videos),
+        apply_chat_template=module.ProcessorMixin.apply_chat_template,
     )
 
 
 def smolvlm_has_videos() -> bool:
     """Whether SmolVLM's own processor can be built."""
-    from transformers.models.smolvlm import processing_smolvlm
+    return has_torchvision() and bool(_smolvlm_module().num2words)
 
-    return has_torchvision() and bool(processing_smolvlm.num2words)
+
+def _smolvlm_module() -> Any:
+    """``processing_smolvlm``; before 5.5 it takes words about videos from a module that asks for torchvision."""
+    module, missing = f"{MODELS}.smolvlm.processing_smolvlm", f"{MODELS}.smolvlm.video_processing_smolvlm"
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        words = ModuleType(missing)
+        vars(words).update(dict.fromkeys(VIDEO_WORDS, ""))
+        with _unimported(importlib.import_module(f"{MODELS}.smolvlm"), module, missing):
+            sys.modules[missing] = words
+            return importlib.import_module(module)
 
 
 @functools.cache
 def pixtral_without_torchvision() -> Any:
     """Pixtral's processor, whose module asks for torchvision beside a function that its PIL twin has too.
 
-    The module is imported over the twin and kept here: to the rest of the process neither has been imported.
+    The module is imported over the twin and kept here: to the rest of the process neither has been imported. Before
+    5.4 there was no twin, and the module asked for no torchvision.
     """
-    package = importlib.import_module(f"{MODELS}.pixtral")
     module, missing = f"{MODELS}.pixtral.processing_pixtral", f"{MODELS}.pixtral.image_processing_pixtral"
-    twin = importlib.import_module(f"{MODELS}.pixtral.image_processing_pil_pixtral")
-    with _unimported(package, module, missing):
+    try:
+        twin = importlib.import_module(f"{MODELS}.pixtral.image_processing_pil_pixtral")
+    except ModuleNotFoundError:
+        return importlib.import_module(module).PixtralProcessor
+    with _unimported(importlib.import_module(f"{MODELS}.pixtral"), module, missing):
         sys.modules[missing] = twin
         return importlib.import_module(module).PixtralProcessor
 
@@ -164,7 +179,3 @@ def _unimported(package: Any, *modules: str) -> Iterator[None]:
         for name in names:
             vars(package).pop(name, None)
         vars(package).update(own)
-
-
-def _named_as(original: Any) -> dict[str, Any]:
-    return {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}

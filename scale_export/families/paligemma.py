@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_export.compat.transformers import model_class, stand_in
 from scale_export.core.errors import UserError
-from scale_export.core.huggingface import Config, Model, Processor
+from scale_export.core.huggingface import Config, Model, Processor, ProcessorClass
 from scale_export.core.records import Array, DecoderSpec
 
 from ._family import Family
@@ -46,15 +48,10 @@ class PaliGemma(Family):
         processor = super().load_processor(directory)
         if processor.chat_template is None:
             processor.chat_template = CHAT_TEMPLATE
-        validate = processor.validate_inputs
-
-        def with_a_picture(images: object = None, **inputs: object) -> None:
-            if images is None:
-                raise UserError("PaliGemma only answers questions about pictures: give one with --image")
-            validate(images=images, **inputs)
-
-        processor.validate_inputs = with_a_picture
         return processor
+
+    def processor_class(self) -> ProcessorClass:
+        return _asks_for_a_picture()
 
     def decoder_spec(self, config: Config) -> DecoderSpec:
         from scale_export.families._towers.siglip import check_tower
@@ -70,6 +67,20 @@ class PaliGemma(Family):
     def attention_groups(self, inputs: Mapping[str, Array], runtime: Runtime) -> NDArray[np.int64]:
         """One group: the picture and the words after it."""
         return np.zeros(inputs["input_ids"].shape, np.int64)
+
+
+@functools.cache
+def _asks_for_a_picture() -> ProcessorClass:
+    """The processor's class, which says what is missing where a question comes without a picture."""
+    original = model_class("paligemma.processing_paligemma.PaliGemmaProcessor")
+
+    def __call__(self: object, images: object = None, text: object = None, **settings: object) -> object:
+        if images is None:
+            raise UserError("PaliGemma only answers questions about pictures: give one with --image")
+        return original.__call__(self, images, text, **settings)
+
+    made: ProcessorClass = stand_in(original, __call__=__call__)
+    return made
 
 
 FAMILY = PaliGemma()

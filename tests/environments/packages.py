@@ -20,7 +20,7 @@ from tests.helpers.coefficients import random_coefficients, saved
 from tests.helpers.models import FAMILIES
 from tests.helpers.pictures import picture
 
-from .asking import ANSWER, LOGITS, PICTURE, ask
+from .packages_check import ANSWER, LOGITS, PICTURE, ask
 
 TINY = Path(__file__).parents[2] / "examples/tiny_vlm"
 FORMATS = (("cpu", "int4"), ("cpu", "w8a8"), ("coreml", "float16"), ("coreml", "int4"))

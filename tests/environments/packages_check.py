@@ -1,6 +1,6 @@
-"""Opening packages where there is no torch: ``python -m tests.environments.asking FOLDER...`` prints a JSON line each.
+"""Opening packages where there is no torch: ``python -m tests.environments.packages_check FOLDER...``.
 
-It runs in environments that have nothing of the tests' own requirements, so it imports none of them.
+One line of JSON a package. The environment has nothing of the tests' own requirements, so none is imported here.
 """
 
 from __future__ import annotations
