@@ -18,6 +18,7 @@ from scale_export.backends.onnxruntime.trace import traced_anew
 from scale_export.core.resources import resource_dir
 from scale_export.package.manifest import open_package_files
 from scale_export.proof import measure as measuring
+from tests.helpers import parity as made
 from tests.helpers.coefficients import random_coefficients, saved
 from tests.helpers.folds import fold_on
 from tests.helpers.trees import tree
@@ -85,11 +86,7 @@ def test_verify_without_the_base_says_the_way_out(package: Path):
 def test_a_failed_leg_keeps_the_package_out_of_its_place(
     coefficient_file: Path, base_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(
-        measuring,
-        "fold_leg",
-        lambda *a: {"metric": "", "value": 1.0, "limit": 1e-5, "cases": 1, "passed": False},
-    )
+    monkeypatch.setattr(measuring, "fold_leg", lambda *a: made.fold(1.0))
     out = tmp_path / "broken"
     base = base_of("llava", "llama")
     outcome = fold_on(base, coefficient_file, "cpu", out=out, precision="float32", evaluation="none")
