@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from scale_export.device.onnxruntime import engine
-from scale_export.model.base import BaseModel, open_base
+from scale_export.model.base import BaseModel
 from tests.helpers.coefficients import random_coefficients, saved
-from tests.helpers.folds import fold_on
+from tests.helpers.folds import fold_on, opened_once
 from tests.helpers.models import FAMILIES
 from tests.helpers.variants import VARIANTS
 
@@ -37,7 +37,7 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Ba
         directory = tmp_path_factory.mktemp(f"{family}-{variant}")
         text, overrides = VARIANTS[variant]
         FAMILIES[family](text, directory=directory, **overrides)
-        return open_base(str(directory))
+        return opened_once(directory)
 
     return build
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scale_export import UserError, fold, open_package, verify
+from scale_export import UserError, open_package, verify
 from scale_export.backends.checkpoint import writer
 from scale_export.backends.checkpoint.backend import BACKEND as backend
 from scale_export.backends.checkpoint.storage import FOLDABLE, half_ulp, narrow, widen
@@ -28,6 +28,7 @@ from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from scale_export.proof.choose import measurement_of
 from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.folds import fold_on
 from tests.helpers.models import FAMILIES
 
 TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -60,7 +61,7 @@ def package(base_in: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(base: BaseModel, coeffs: Path, out: Path, **options: Any) -> Any:
-    return fold(coeffs, "checkpoint", model=str(base.directory), out=out, evaluation="none", **options)
+    return fold_on(base, coeffs, "checkpoint", out=out, evaluation="none", **options)
 
 
 def plan_of(base: BaseModel, scope: Any = "all") -> Any:

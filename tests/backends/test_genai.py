@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime_genai as og
 import pytest
 
-from scale_export import UserError, fold, open_package
+from scale_export import UserError, open_package
 from scale_export.backends.onnxruntime.backend import BACKEND as backend
 from scale_export.backends.onnxruntime.genai_graphs import fit_graphs
 from scale_export.backends.onnxruntime.graphs import write_adapter
@@ -29,6 +29,7 @@ from scale_export.device.prompts import encode_messages, end_token_ids, user_mes
 from scale_export.package.manifest import open_package_files
 from tests.helpers.coefficients import random_coefficients, saved
 from tests.helpers.emission import Emit, emitting, generator
+from tests.helpers.folds import fold_on
 from tests.helpers.pictures import picture
 
 pytestmark = pytest.mark.slow
@@ -200,9 +201,7 @@ def test_the_documented_way(base_of: Any, tmp_path: Path, monkeypatch: pytest.Mo
     base = base_of("qwen2_5_vl", "llama")
     coefficients = saved(random_coefficients(base), tmp_path)
     out = tmp_path / "spatial-cpu"
-    outcome = fold(
-        coefficients, "cpu", out=out, model=str(base.directory), precision="float32", evaluation="none"
-    )
+    outcome = fold_on(base, coefficients, "cpu", out=out, precision="float32", evaluation="none")
     assert outcome.passed
     assert {CONFIG, "genai_vision.onnx"} <= set(open_package_files(out).manifest.files)
     page = (Path(__file__).parents[2] / "docs/package.md").read_text(encoding="utf-8")

@@ -21,12 +21,12 @@ from scale_export.model.blocks import BlockMatrix
 from scale_export.package.manifest import PackageFiles, open_package_files
 from scale_export.package.staging import StagedPackage
 from scale_export.pipeline import fold as pipeline
-from scale_export.pipeline.api import fold
 from scale_export.plan.again import plan_again
 from scale_export.plan.options import Origins
 from scale_export.proof import measure
 from scale_export.quantize import QuantizedWeights, calibration
 from tests.helpers.emission import portable_logits, stored, weights_of
+from tests.helpers.folds import fold_on, opened_once
 
 QUIET = WorkLog(quiet=True)
 OPTIONS = {"quantizer": "gptq", "calib": "gridworld", "calib_limit": 4, "evaluation": "none"}
@@ -55,11 +55,11 @@ def miscalibrated(model: str, coefficient_file: Path, tmp_path_factory: pytest.T
     place = tmp_path_factory.mktemp("miscalibrated")
     with pytest.MonkeyPatch.context() as patched:
         mirrored_pictures(patched)
-        outcome = fold(
+        outcome = fold_on(
+            opened_once(Path(model)),
             coefficient_file,
             "cpu",
             out=place / "package",
-            model=model,
             precision="int8",
             cache=place / "cache",
             **OPTIONS,
@@ -215,11 +215,11 @@ def test_a_core_ml_layer_of_halved_scales_is_found(
     with monkeypatch.context() as patched:
         patched.setattr(measure.Measurement, "_unquantized", portable_logits)
         patched.setattr(coreml_decoder, "matrix_source", halving)
-        outcome = fold(
+        outcome = fold_on(
+            opened_once(Path(model)),
             coefficient_file,
             "coreml",
             out=tmp_path / "package",
-            model=model,
             precision="int8",
             quantizer="rtn",
             evaluation="none",
@@ -234,11 +234,11 @@ def test_a_core_ml_package_that_was_calibrated_on_other_pictures(
 ):
     with monkeypatch.context() as patched:
         mirrored_pictures(patched)
-        outcome = fold(
+        outcome = fold_on(
+            opened_once(Path(model)),
             coefficient_file,
             "coreml",
             out=tmp_path / "package",
-            model=model,
             precision="int8",
             cache=tmp_path / "cache",
             **OPTIONS,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scale_export import fold, open_package
+from scale_export import open_package
 from scale_export.coefficients.file import load_coefficients
 from scale_export.core.limits import LOWERING_RELATIVE
 from scale_export.core.progress import WorkLog
@@ -29,6 +29,7 @@ from scale_export.proof.measure import Measurement
 from scale_export.proof.task import task_leg
 from scale_export.questions import load_questions
 from tests.helpers.emission import weights_of
+from tests.helpers.folds import fold_on, opened_once
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"
 
@@ -42,7 +43,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], O
     @functools.cache
     def build(precision: str, file: str = "spatial.pt", questions: int | None = None) -> Outcome:
         out = tmp_path_factory.mktemp("packages") / f"{Path(file).stem}-{precision}"
-        return fold(EXAMPLE / file, "cpu", out=out, precision=precision, eval_limit=questions)
+        return fold_on(
+            opened_once(EXAMPLE / "model"),
+            EXAMPLE / file,
+            "cpu",
+            out=out,
+            precision=precision,
+            eval_limit=questions,
+        )
 
     return build
 
@@ -112,8 +120,9 @@ def test_core_ml_in_float16_answers_as_pytorch(tmp_path: Path):
 
     One wrong answer in 256 fails, and without the scalars every fourth is another.
     """
-    outcome = fold(
-        EXAMPLE / "spatial.pt", "coreml", out=tmp_path / "mac", precision="float16", eval_limit=256
+    base = opened_once(EXAMPLE / "model")
+    outcome = fold_on(
+        base, EXAMPLE / "spatial.pt", "coreml", out=tmp_path / "mac", precision="float16", eval_limit=256
     )
     task = outcome.parity["legs"]["task"]
     assert outcome.passed and task["cases"] == 256
@@ -124,7 +133,8 @@ def test_core_ml_in_float16_answers_as_pytorch(tmp_path: Path):
 def test_core_ai_answers_as_pytorch(tmp_path: Path):
     """By Apple's own runtime, which is slow: few questions beside the parity prompts, and a graph parity only."""
     pytest.importorskip("coreai")
-    outcome = fold(EXAMPLE / "spatial.pt", "coreai", out=tmp_path / "apple", eval_limit=8)
+    base = opened_once(EXAMPLE / "model")
+    outcome = fold_on(base, EXAMPLE / "spatial.pt", "coreai", out=tmp_path / "apple", eval_limit=8)
     assert outcome.passed, outcome.parity
     assert any("graph parity, not device parity" in line for line in outcome.parity["not_checked"])
 

@@ -34,7 +34,6 @@ from scale_export.model.base import BaseModel, open_base
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import Factor, FoldedWeights, fold, fold_factors
 from scale_export.model.hooks import attach, attach_trainable
-from scale_export.pipeline import api
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
@@ -46,6 +45,7 @@ from scale_export.training.options import silent
 from scale_export.training.prefix import PrefixStore, can_cache_prefix
 from tests.helpers.coefficients import random_coefficients, saved
 from tests.helpers.emission import TOKENS, emission_of, generator, prompt, reference
+from tests.helpers.folds import fold_on
 from tests.helpers.image_path import PICTURES, hugging_face, inputs_of, portable
 from tests.helpers.models import FAMILIES, GEMMA_WINDOW, SIZE
 from tests.helpers.pictures import picture
@@ -577,9 +577,7 @@ def test_a_package_opens_in_a_fresh_process(base_of: Any, tmp_path: Path, family
     file = saved(random_coefficients(base), tmp_path)
     precision = "float32" if target == "cpu" else "float16"
     out = tmp_path / "package"
-    outcome = api.fold(
-        file, target, out=out, model=str(base.directory), precision=precision, evaluation="none"
-    )
+    outcome = fold_on(base, file, target, out=out, precision=precision, evaluation="none")
     assert outcome.passed, outcome
     assert load_coefficients(out / "scale.safetensors").mlp_site == base.spec.mlp_site
     picture(size=(64, 48)).save(tmp_path / "picture.png")

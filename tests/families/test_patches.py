@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_window_index
 
-from scale_export import UserError, fold
+from scale_export import UserError
 from scale_export.backends.coreai.bundle import refuse_unserved
 from scale_export.backends.coreml.backend import BACKEND as coreml
 from scale_export.backends.processor import copy_processor
@@ -56,6 +56,7 @@ from scale_export.questions.question import Question
 from scale_export.training.run import TrainOptions, run_training
 from tests.helpers.coefficients import random_coefficients, saved
 from tests.helpers.emission import emission_of, generator, opened, prompt, reference
+from tests.helpers.folds import fold_on
 from tests.helpers.image_path import PICTURES, hugging_face, inputs_of, logits_error, portable
 from tests.helpers.models import FAMILIES
 from tests.helpers.pictures import picture
@@ -557,9 +558,9 @@ def test_packages_verify_and_open_in_a_process_without_torch(
             text = text.replace(old, new)
         target = str(tmp_path / "phone.toml")
         Path(target).write_text(text)
-    out, model = tmp_path / "package", str(base.directory)
+    out = tmp_path / "package"
     coefficients = saved(random_coefficients(base), tmp_path)
-    outcome = fold(coefficients, target, out=out, model=model, precision=precision, evaluation="none")
+    outcome = fold_on(base, coefficients, target, out=out, precision=precision, evaluation="none")
     assert outcome.passed, outcome.parity
     files = [tmp_path / f"{seed}.png" for seed in (0, 1)]
     for seed, file in enumerate(files):

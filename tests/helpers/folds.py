@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,5 +21,5 @@ def fold_on(base: BaseModel, coeffs: Path, target: str, **asked: Any) -> Outcome
 
 @functools.cache
 def opened_once(directory: Path) -> BaseModel:
-    """The base model in a directory that no test changes, opened once in this process."""
-    return open_base(str(directory))
+    """The base model in a directory that no test changes, opened once in this process, its weights held."""
+    return replace(open_base(str(directory)), held=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from scale_export import UserError, fold, verify
+from scale_export import UserError, verify
 from scale_export.coefficients.file import Coefficients, load_coefficients
 from scale_export.core.progress import WorkLog
 from scale_export.model.base import open_base
@@ -29,6 +29,7 @@ from scale_export.questions import load_questions
 from scale_export.training.examples import encode_examples, whole_sequences
 from tests.helpers.coefficients import random_coefficients, saved
 from tests.helpers.emission import stored, weights_of
+from tests.helpers.folds import fold_on
 from tests.helpers.trees import tree
 
 OPTIONS = CalibrationOptions(questions="gridworld", limit=4)
@@ -262,11 +263,11 @@ def test_a_calibrated_package_reproduces_and_verifies(base_of: Any, tmp_path: Pa
     base = base_of("llava", "llama")
     coeffs = saved(random_coefficients(base, "all"), tmp_path)
     for run in ("first", "second"):
-        outcome = fold(
+        outcome = fold_on(
+            base,
             coeffs,
             "cpu",
             out=tmp_path / run / "package",
-            model=str(base.directory),
             precision="int8",
             quantizer="awq",
             calib="gridworld",

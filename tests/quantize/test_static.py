@@ -32,7 +32,6 @@ from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.doctor.examine import examine
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.folding import fold
-from scale_export.pipeline.api import fold as fold_package
 from scale_export.pipeline.api import verify
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions, Origins
@@ -47,6 +46,7 @@ from scale_export.quantize.methods.smoothquant import SmoothQuant
 from scale_export.quantize.static import input_step, rounded_inputs
 from tests.helpers.coefficients import random_coefficients, saved
 from tests.helpers.emission import TOKENS, emission_of, generator, prompt, stored, weights_of
+from tests.helpers.folds import fold_on, opened_once
 from tests.helpers.moments import Correlated, correlated
 
 CPU = ("CPUExecutionProvider",)
@@ -486,7 +486,7 @@ def test_the_doctor_finds_no_fault_in_a_sound_package_and_the_matrix_of_a_broken
 
     def export(name: str) -> Path:
         more: Any = {"evaluation": "none", "precision": "w8a8", **QUESTIONS}
-        return fold_package(file, "cpu", out=tmp_path / name, model=str(base.directory), **more).path
+        return fold_on(base, file, "cpu", out=tmp_path / name, **more).path
 
     def diagnose(path: Path) -> Any:
         return examine(path, Origins(model=str(base.directory)), WorkLog(quiet=True))
@@ -511,8 +511,14 @@ def test_the_doctor_finds_no_fault_in_a_sound_package_and_the_matrix_of_a_broken
 @pytest.mark.parametrize("quantizer", ["smoothquant", "rtn"])
 def test_the_shipped_model_from_end_to_end(tmp_path: Path, quantizer: str):
     out = tmp_path / "package"
-    outcome = fold_package(
-        EXAMPLE / "spatial.pt", "cpu", out=out, precision="w8a8", quantizer=quantizer, eval_limit=200
+    outcome = fold_on(
+        opened_once(EXAMPLE / "model"),
+        EXAMPLE / "spatial.pt",
+        "cpu",
+        out=out,
+        precision="w8a8",
+        quantizer=quantizer,
+        eval_limit=200,
     )
     legs = outcome.parity["legs"]
     assert outcome.passed, outcome.parity

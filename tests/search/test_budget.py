@@ -18,7 +18,6 @@ from scale_export.core.compare import relative_error
 from scale_export.core.progress import WorkLog
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.package.manifest import open_package_files
-from scale_export.pipeline import api
 from scale_export.pipeline.fold import bits_by_matrix, within_budget
 from scale_export.plan.bits import bits_plan, k_quant_mixed
 from scale_export.proof import measure
@@ -35,6 +34,7 @@ from tests.helpers.emission import (
     stored,
     weights_of,
 )
+from tests.helpers.folds import fold_on
 from tests.helpers.plans import plan_of
 
 QUIET = WorkLog(quiet=True)
@@ -229,11 +229,11 @@ def test_a_package_holds_the_plan_that_repeats_it(
 ):
     # The legs are tested elsewhere: no second set of graphs for them.
     monkeypatch.setattr(measure.Measurement, "_unquantized", portable_logits)
-    path = api.fold(
+    path = fold_on(
+        base_of("llava", "llama"),
         coefficient_file,
         "cpu",
         out=tmp_path / "package",
-        model=str(base_of("llava", "llama").directory),
         precision="int4",
         quantizer="rtn",
         calib="gridworld",
