@@ -43,7 +43,8 @@ VOLATILE_CONFIG_KEYS = frozenset({"transformers_version", "_name_or_path", "torc
 _OUTPUT_HEAD = "lm_head.weight"
 _EMBEDDINGS = ("model.language_model.embed_tokens.weight", "model.text_model.embed_tokens.weight")
 _HEADER_LIMIT = 100_000_000  # the safetensors library's own limit
-_CHUNK = 1 << 20
+CHUNK = 1 << 20
+"""Bytes that are hashed at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +155,7 @@ class Checkpoint:
             file.seek(entry.start)
             left = entry.size
             while left:
-                chunk = file.read(min(left, _CHUNK))
+                chunk = file.read(min(left, CHUNK))
                 if not chunk:
                     raise UserError(f"{entry.file} ended while it was read: download that file again")
                 digest.update(chunk)

@@ -122,7 +122,7 @@ def calibrate(
         entry.mkdir(parents=True, exist_ok=True)
         with log.stage("calibration"), torch.no_grad():
             started = time.perf_counter()
-            _collect(base, coefficients, options.weighting, examples, entry, log)
+            collect(base, coefficients, options.weighting, examples, entry, log)
             seconds = time.perf_counter() - started
         facts = {"options": str(options), "seconds": seconds, "peak_bytes": peak_memory()}
         (entry / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -140,10 +140,11 @@ class Example:
 def calibration_examples(base: BaseModel, options: CalibrationOptions) -> list[Example]:
     """The questions to calibrate on, in order; raises UserError as ``calibrate``."""
     questions = load_questions(options.questions, "calibration", limit=options.limit)
-    return [_encode(base, question, options.pictures) for question in questions]
+    return [encode_question(base, question, options.pictures) for question in questions]
 
 
-def _encode(base: BaseModel, question: Question, pictures: bool) -> Example:
+def encode_question(base: BaseModel, question: Question, pictures: bool) -> Example:
+    """A question as calibration sees it: its prompt as the processor encodes it, and the answer that is to follow."""
     image = question.image if pictures else None
     messages = [user_message([] if image is None else [image], question.prompt)]
     ends = end_tokens(base.model, base.processor)
@@ -189,7 +190,7 @@ class _Path:
     token_weights: list[Tensor]
 
 
-def _collect(
+def collect(
     base: BaseModel,
     coefficients: Coefficients,
     weighting: Weighting,
@@ -218,7 +219,9 @@ def _collect(
         if not whole:
             found = kernels.sums.statistics()
             for file in files:
-                _write({name: value for name, value in found.items() if _file_of(name) == file.name}, file)
+                write_whole(
+                    {name: value for name, value in found.items() if _file_of(name) == file.name}, file
+                )
 
 
 def _paths(
@@ -327,7 +330,7 @@ class _Recorder(TorchKernels):
         return super().linear(name, x)
 
 
-def _write(tensors: dict[str, Array], file: Path) -> None:
+def write_whole(tensors: dict[str, Array], file: Path) -> None:
     """A file that is whole or not there."""
     part = file.with_suffix(f".{os.getpid()}.part")
     save_file(tensors, part)

@@ -34,12 +34,12 @@ OPTIONS = {"quantizer": "gptq", "calib": "gridworld", "calib_limit": 4, "evaluat
 
 def mirrored_pictures(patched: pytest.MonkeyPatch) -> None:
     """Calibration sees every picture's mirror image, and nothing else changes."""
-    true = calibration._encode
+    true = calibration.encode_question
 
     def encode(base: Any, question: Any, pictures: bool) -> Any:
         return true(base, replace(question, picture=ImageOps.mirror(question.image)), pictures)
 
-    patched.setattr(calibration, "_encode", encode)
+    patched.setattr(calibration, "encode_question", encode)
     # The legs are not what is looked at here: no second set of graphs for them.
     patched.setattr(measure.Measurement, "_unquantized", portable_logits)
 

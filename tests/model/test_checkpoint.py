@@ -160,7 +160,7 @@ def test_hash_is_of_dtype_shape_and_stored_bytes(saved: tuple[Any, Path]) -> Non
 
 def test_large_weights_are_hashed_in_pieces(saved: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Checkpoint(saved[1]).sha256(O_PROJ)
-    monkeypatch.setattr("scale_export.model.checkpoint._CHUNK", 1000)
+    monkeypatch.setattr("scale_export.model.checkpoint.CHUNK", 1000)
     assert Checkpoint(saved[1]).sha256(O_PROJ) == whole
 
 

@@ -127,17 +127,19 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(
     (found.directory / "layers.1.safetensors").unlink()
     (found.directory / "output.safetensors").unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(calibration, "_write", stop)
+        patched.setattr(calibration, "write_whole", stop)
         with pytest.raises(KeyboardInterrupt):
             calibrate(base, coefficients, OPTIONS, QUIET, tmp_path)
     written: list[str] = []
-    honest = calibration._write
-    monkeypatch.setattr(calibration, "_write", lambda t, file: (written.append(file.name), honest(t, file)))
+    honest = calibration.write_whole
+    monkeypatch.setattr(
+        calibration, "write_whole", lambda t, file: (written.append(file.name), honest(t, file))
+    )
     again = calibrate(base, coefficients, OPTIONS, QUIET, tmp_path)
     assert again.sha256 == sha256
     assert {f.name: f.read_bytes() for f in again.directory.glob("*.safetensors")} == whole
     assert written == ["layers.1.safetensors", "layers.2.safetensors", "output.safetensors"]
-    monkeypatch.setattr(calibration, "_collect", stop)
+    monkeypatch.setattr(calibration, "collect", stop)
     assert calibrate(base, coefficients, OPTIONS, QUIET, tmp_path).sha256 == sha256
 
 
