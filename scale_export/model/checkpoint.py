@@ -146,21 +146,8 @@ class Checkpoint:
         """
         stored = self.resolve(module_name)
         if stored not in self._hashes:
-            self._hashes[stored] = self._hash(self._entries[stored])
+            self._hashes[stored] = stored_sha256(self._entries[stored])
         return self._hashes[stored]
-
-    def _hash(self, entry: StoredTensor) -> str:
-        digest = hashlib.sha256(json.dumps([entry.dtype, entry.shape]).encode() + b"\n")
-        with entry.file.open("rb") as file:
-            file.seek(entry.start)
-            left = entry.size
-            while left:
-                chunk = file.read(min(left, CHUNK))
-                if not chunk:
-                    raise UserError(f"{entry.file} ended while it was read: download that file again")
-                digest.update(chunk)
-                left -= len(chunk)
-        return digest.hexdigest()
 
     def config_sha256(self) -> str:
         """SHA-256 in hex over the config as canonical JSON, without ``VOLATILE_CONFIG_KEYS``."""
@@ -244,6 +231,21 @@ def _read_shards(index: Path) -> Mapping[str, StoredTensor]:
             )
         entries[name] = shards[shard][name]
     return entries
+
+
+def stored_sha256(entry: StoredTensor) -> str:
+    """SHA-256 in hex over dtype, shape and bytes of one stored tensor; see ``Checkpoint.sha256``."""
+    digest = hashlib.sha256(json.dumps([entry.dtype, entry.shape]).encode() + b"\n")
+    with entry.file.open("rb") as file:
+        file.seek(entry.start)
+        left = entry.size
+        while left:
+            chunk = file.read(min(left, CHUNK))
+            if not chunk:
+                raise UserError(f"{entry.file} ended while it was read: download that file again")
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
 
 
 def read_header(file: Path) -> Mapping[str, StoredTensor]:
