@@ -128,7 +128,7 @@ def test_other_budgets_are_refused(text: str):
         ("coreai", {"bits": "k_quant_mixed"}, "the same bits"),
         ("coreml", {"bits": {"embedding": 4}}, "keeps it in 8"),
         ("cpu", {"bits": "k_quant_mixd"}, "did you mean 'k_quant_mixed'"),
-        ("cpu", {"bits": {"lm_head": 8}, "precision": "float32", "quantizer": "auto"}, "int8 and int4"),
+        ("cpu", {"bits": {"lm_head": 8}, "precision": "float32", "quantizer": "auto"}, "int8 or int4"),
     ],
 )
 def test_plans_that_cannot_be_are_refused(base_of: Any, target: str, options: Any, words: str):
