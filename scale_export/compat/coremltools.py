@@ -57,7 +57,7 @@ def unwatched() -> Iterator[None]:
     """
     from coremltools.converters.mil.mil import Program
 
-    def validate(self: Any, check_essential_scope: bool = False) -> None:
+    def validate(self: object, check_essential_scope: bool = False) -> None:
         return None
 
     with replaced(Program, validate=validate, __str__=lambda self: "a program"):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 from .process import quiet, replaced
 
@@ -30,7 +29,7 @@ def spared() -> Iterator[None]:
 
 
 @functools.cache
-def _kept_tables() -> Any:
+def _kept_tables() -> Callable[..., object]:
     """``ONNXRegistry.from_torchlib``, which makes each table once; first called before the class is changed."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 

@@ -6,11 +6,10 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
-def replaced(owner: Any, **values: Any) -> Iterator[None]:
+def replaced(owner: object, **values: object) -> Iterator[None]:
     """Give a module or class other attributes; those of its own come back, and others that it had not are taken away.
 
     Args:

@@ -93,7 +93,7 @@ def without_videos(path: str) -> Any:
     return stand_in(model_class(path), get_attributes=classmethod(_no_videos))
 
 
-def _no_videos(kind: Any) -> list[str]:
+def _no_videos(kind: object) -> list[str]:
     return ["image_processor", "tokenizer"]
 
 
@@ -109,11 +109,11 @@ def smolvlm_without_videos() -> Any:
     length = inspect.signature(original.__init__).parameters["image_seq_len"].default
 
     def __init__(
-        self: Any,
-        image_processor: Any,
-        tokenizer: Any,
+        self: object,
+        image_processor: object,
+        tokenizer: object,
         image_seq_len: int = length,
-        chat_template: Any = None,
+        chat_template: str | None = None,
     ) -> None:
         own = {"image_seq_len": image_seq_len, "chat_template": chat_template}
         with replaced(module, num2words=module.num2words or str):  # it asks whether there is one
@@ -163,7 +163,7 @@ def pixtral_without_torchvision() -> Any:
 
 
 @contextmanager
-def _unimported(package: Any, *modules: str) -> Iterator[None]:
+def _unimported(package: ModuleType, *modules: str) -> Iterator[None]:
     """Modules of a package that are imported anew within, and are after it what they were before."""
     names = [module.rpartition(".")[2] for module in modules]
     loaded = {module: sys.modules.pop(module, None) for module in modules}

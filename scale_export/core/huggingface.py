@@ -55,6 +55,8 @@ class Config(Protocol):
     text_config: TextConfig
     vision_config: VisionConfig
     image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
 
     vision_feature_layer: int | Sequence[int]
     vision_feature_select_strategy: str

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from scale_export.core.limits import STORAGE_BITS
-from scale_export.core.records import Float32
+from scale_export.core.records import Array, Float32
 
 FOLDABLE = tuple(STORAGE_BITS)
 """The dtypes that scalars can be folded into, as safetensors spells them."""
@@ -49,7 +47,7 @@ def all_finite(raw: bytes, dtype: str) -> bool:
     return not bool(((bits & special) == special).any())
 
 
-def half_ulp(exact: NDArray[Any], dtype: str) -> NDArray[np.float64]:
+def half_ulp(exact: Array, dtype: str) -> NDArray[np.float64]:
     """Half a unit of the last place of ``dtype`` at each float64 value: the most that one rounding moves it."""
     _, exponent = np.frexp(np.abs(exact))
     exponent = np.where(exact == 0, _SMALLEST_EXPONENT[dtype], exponent - 1)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from scale_export.backends.interface import Emission
 from scale_export.core.errors import UserError
-from scale_export.core.records import TowerInput
+from scale_export.core.records import Json, TowerInput
 from scale_export.core.version import __version__
 from scale_export.device.coreai.apple import PARITY
 from scale_export.families._family import Family
@@ -90,7 +89,7 @@ def write_bundle(emission: Emission, directory: Path, image_tokens: int) -> None
     base.processor.tokenizer.save_pretrained(directory / TOKENIZER)
 
 
-def _vision_block(emission: Emission, image_tokens: int) -> dict[str, Any]:
+def _vision_block(emission: Emission, image_tokens: int) -> dict[str, Json]:
     """How the engine prepares a picture, from the model's own image processor."""
     base, images = emission.base, emission.base.processor.image_processor
     normalized = images.do_normalize

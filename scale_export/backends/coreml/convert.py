@@ -191,7 +191,7 @@ def _linear_of(matrices: MatrixSource) -> Callable[[Any, Any], None]:
     def convert(context: Any, node: Any) -> None:
         x, name, _ = _get_inputs(context, node)
         matrix, label = matrices(name.val), constant_name(name.val)
-        weight: Any = matrix.data
+        weight = matrix.data
         if matrix.scales is not None:
             codes = _typed_codes(matrix.data, matrix.bits)
             weight = mb.constexpr_blockwise_shift_scale(data=codes, scale=matrix.scales, name=label)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
-from scale_export.core.records import DecoderSpec, Float32, Rotary
+from scale_export.core.records import Array, DecoderSpec, Float32, Rotary
 from scale_export.core.words import Scope
 from scale_export.model.decoder import Cache, Gate, PortableDecoder
 from scale_export.model.weights import DecoderWeights
@@ -110,12 +109,12 @@ def _bits(weights: DecoderWeights, name: str, default: int) -> int:
     return weights.bits_of(name) if isinstance(weights, QuantizedWeights) else default
 
 
-def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str], NDArray[Any]]:
+def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str], Array]:
     """A function from a placeholder's name to its values (float32, or integer codes), read when called."""
     spec = weights.spec
     norms, tables = spec.norms(), _tables(spec)
 
-    def value(name: str) -> NDArray[Any]:
+    def value(name: str) -> Array:
         owner, _, part = name.rpartition(".")
         if name in tables:
             rotary, function = tables[name]
@@ -129,7 +128,7 @@ def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str
             bias = weights.bias(owner)
             assert bias is not None
             return bias.numpy()
-        matrix: NDArray[Any]
+        matrix: Array
         if isinstance(weights, StaticWeights):
             matrix = static_value(weights, owner, part)
         elif isinstance(weights, QuantizedWeights):
@@ -142,7 +141,7 @@ def tensor_values(weights: DecoderWeights, context_length: int) -> Callable[[str
     return value
 
 
-def static_value(weights: StaticWeights, owner: str, part: str) -> NDArray[Any]:
+def static_value(weights: StaticWeights, owner: str, part: str) -> Array:
     """A w8a8 graph's ``codes [in, out]``, ``scales [out]`` or ``input_scale []`` of a matrix, or its zero point."""
     if part == "input_scale":
         return np.asarray(weights.step(owner))

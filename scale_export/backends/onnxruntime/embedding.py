@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -84,7 +84,9 @@ def emit_embedding(
     save_model(model, path)
 
 
-def _table(weights: DecoderWeights, options: GraphOptions) -> tuple[dict[str, Tensor], Any]:
+def _table(
+    weights: DecoderWeights, options: GraphOptions
+) -> tuple[dict[str, Tensor], Callable[[str], NDArray[np.generic]]]:
     """The table's placeholders and a function to their values."""
     spec = weights.spec
     shape = (spec.vocab_size, spec.hidden_size)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Final
 
-from scale_export.core.records import DecoderSpec
+from scale_export.core.huggingface import Config
+from scale_export.core.records import DecoderSpec, Json
 
 NO_TOKEN: Final = -1
 """In place of a padding token: the runtime hides every prompt token of that id, and some models end turns with it."""
@@ -13,19 +14,20 @@ NO_TOKEN: Final = -1
 
 def genai_config(
     spec: DecoderSpec,
-    config: Any,
+    config: Config,
     graphs: Mapping[str, str],
     *,
     image_token_id: int,
     end_token_ids: Iterable[int],
     context_length: int,
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """``genai_config.json`` of a Hugging Face ``config`` whose ``model_type`` is one of ``MODEL_TYPES``.
 
     Args:
         graphs: ``decoder``, ``embedding``, ``vision`` → file name.
     """
-    model: dict[str, Any] = {
+    vision: dict[str, Json] = {"filename": graphs["vision"], "outputs": {"image_features": "image_features"}}
+    model: dict[str, Json] = {
         "type": config.model_type,
         "vocab_size": spec.vocab_size,
         "context_length": context_length,
@@ -58,13 +60,13 @@ def genai_config(
             "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
             "outputs": {"inputs_embeds": "inputs_embeds"},
         },
-        "vision": {"filename": graphs["vision"], "outputs": {"image_features": "image_features"}},
+        "vision": vision,
     }
     if spec.position_axes > 1:
         model["vision_start_token_id"] = config.vision_start_token_id
         model["video_token_id"] = config.video_token_id
-        model["vision"]["spatial_merge_size"] = config.vision_config.spatial_merge_size
-    search = {
+        vision["spatial_merge_size"] = config.vision_config.spatial_merge_size
+    search: dict[str, Json] = {
         "do_sample": False,
         "num_beams": 1,
         "max_length": context_length,

@@ -11,8 +11,8 @@ nothing but those, positions, mask and cache; its decoder may ask for the token 
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
@@ -147,7 +147,9 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> str:
     return new
 
 
-def _replace(values: Any, name: str, new: onnx.ValueInfoProto | None) -> None:
+def _replace(
+    values: MutableSequence[onnx.ValueInfoProto], name: str, new: onnx.ValueInfoProto | None
+) -> None:
     """Put another graph input or output, or none, in the place of the one of that name."""
     kept = [new if value.name == name else value for value in values]
     del values[:]

@@ -6,7 +6,6 @@ import functools
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,16 +15,17 @@ from torch import Tensor, nn
 
 from scale_export.backends.collector import uncollected
 from scale_export.compat.onnx import spared, unheard
+from scale_export.core.records import Array
 
 OPSET = 22
 
 KEPT = 64
 """How many graphs one owner's traces keep, the oldest of which goes first."""
 
-_TRACES: weakref.WeakKeyDictionary[Any, dict[Hashable, ir.Model]] = weakref.WeakKeyDictionary()
+_TRACES: weakref.WeakKeyDictionary[object, dict[Hashable, ir.Model]] = weakref.WeakKeyDictionary()
 
 
-def traced_once(owner: Any, key: Hashable, build: Callable[[], ir.Model]) -> ir.Model:
+def traced_once(owner: object, key: Hashable, build: Callable[[], ir.Model]) -> ir.Model:
     """A graph of its own, as ``build()`` gives it, built once while ``owner`` lives: tracing takes most of an export.
 
     Args:
@@ -54,11 +54,11 @@ def traced_anew() -> Iterator[None]:
 
 def trace(
     module: nn.Module,
-    args: tuple[Any, ...],
+    args: tuple[object, ...],
     *,
     input_names: Sequence[str],
     output_names: Sequence[str],
-    dynamic_shapes: tuple[Any, ...],
+    dynamic_shapes: tuple[object, ...],
 ) -> ir.Model:
     """``torch.onnx.export`` by ``torch.export``, quietly; the model in memory."""
     with unheard(), uncollected(), spared():
@@ -76,7 +76,7 @@ def trace(
     return program.model
 
 
-def attach_weights(model: ir.Model, tensors: dict[str, Tensor], value: Callable[[str], NDArray[Any]]) -> None:
+def attach_weights(model: ir.Model, tensors: dict[str, Tensor], value: Callable[[str], Array]) -> None:
     """Turn the weights' graph inputs into initializers whose values are worked out when they are written.
 
     Args:
@@ -97,7 +97,7 @@ def attach_weights(model: ir.Model, tensors: dict[str, Tensor], value: Callable[
         model.graph.register_initializer(graph_input)
 
 
-def _tensor(name: str, dtype: ir.DataType, value: Callable[[str], NDArray[Any]]) -> ir.TensorProtocol:
+def _tensor(name: str, dtype: ir.DataType, value: Callable[[str], Array]) -> ir.TensorProtocol:
     return ir.tensor(value(name).astype(dtype.numpy()), name=name)
 
 
