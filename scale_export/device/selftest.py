@@ -9,7 +9,10 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
+from scale_export.core import limits
 from scale_export.core.compare import LargestError, relative_error
+from scale_export.core.errors import UserError
+from scale_export.core.words import Precision
 
 from .package import Package
 
@@ -70,9 +73,29 @@ class SelftestResult:
         }
 
 
+def allowed_tolerance(claimed: object, precision: Precision) -> float:
+    """The tolerance that a package's self-test states, where ``limits.SELFTEST_RELATIVE`` allows as much.
+
+    Raises:
+        UserError: a wider one, or none that is a number.
+    """
+    ceiling = limits.SELFTEST_RELATIVE.get(precision, 0.0)
+    if isinstance(claimed, int | float) and 0 <= claimed <= ceiling:
+        return claimed
+    raise UserError(
+        f"the package's self-test states the tolerance {claimed!r}, and {precision} weights may have "
+        f"{ceiling:g} at most: do not trust the package, or export it again"
+    )
+
+
 def run_selftest(package: Package) -> SelftestResult:
-    """Ask the package its own golden cases on this machine."""
+    """Ask the package its own golden cases on this machine.
+
+    Raises:
+        UserError: it claims a wider tolerance than its precision may have.
+    """
     table = json.loads(package.files.path(CASES).read_text(encoding="utf-8"))
+    limit = allowed_tolerance(table["tolerance"], package.files.manifest.precision)
     cases = [GoldenCase(**case) for case in table["cases"]]
     expected = load_file(package.files.path(EXPECTED))
     errors, same, answers = [0.0], [], []
@@ -88,7 +111,7 @@ def run_selftest(package: Package) -> SelftestResult:
         error=LargestError(
             metric="max |Δlogit| / max |logit| against the logits recorded at export",
             value=float(np.max(errors)),
-            limit=table["tolerance"],
+            limit=limit,
         ),
         cases=len(cases),
         ids_identical=all(same),

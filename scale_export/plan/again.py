@@ -15,7 +15,7 @@ from .make import make_plan
 from .options import ExportOptions, Origins
 from .record import Plan
 from .reference_choice import holding
-from .targets import load_target
+from .targets import load_recorded_target, load_target
 
 
 def plan_again(
@@ -51,6 +51,5 @@ def plan_again(
             calib_weighting=calibration.weighting,
             calib_text_only=not calibration.pictures,
         )
-    return make_plan(
-        coefficients, holding(base, parity), load_target(origins.target or recorded.target), options
-    )
+    target = load_target(origins.target) if origins.target else load_recorded_target(recorded.target)
+    return make_plan(coefficients, holding(base, parity), target, options)

@@ -272,6 +272,20 @@ def load_target(name_or_path: str | Path) -> Target:
     return _read_target(resource_dir("targets") / f"{name_or_path}.toml")
 
 
+def load_recorded_target(name: str) -> Target:
+    """Read the shipped target that a package's manifest names. A package must not bring the limits it is held to.
+
+    Raises:
+        UserError: it names none of the shipped ones, or a path.
+    """
+    if name not in target_names():
+        raise UserError(
+            f"the package's manifest names the target {name!r}, which is none of the installed ones, and limits are "
+            "not taken from a package: give the target's file with --target"
+        )
+    return load_target(name)
+
+
 def _read_target(path: Path) -> Target:
     table = _read_toml(path)
     try:

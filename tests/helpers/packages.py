@@ -106,6 +106,13 @@ def reseal(out: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (out / "manifest.json").write_text(text, encoding="utf-8")
 
 
+def plant(out: Path, name: str, content: bytes) -> None:
+    """Change a file of a package, or add one, as a forger does: size, hash and seal are renewed."""
+    (out / name).write_bytes(content)
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    reseal(out, lambda table: table["files"].update({name: entry}))
+
+
 def no_exchange(first: Path, second: Path) -> bool:
     """A file system on which two paths can't change places at once."""
     return False

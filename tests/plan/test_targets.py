@@ -14,7 +14,14 @@ from pydantic import ValidationError
 from scale_export.core import resources
 from scale_export.core.errors import UserError
 from scale_export.core.words import FOLD_MODES, PRECISIONS
-from scale_export.plan.targets import BACKEND_KEYS, ParityLimits, Target, load_target, target_names
+from scale_export.plan.targets import (
+    BACKEND_KEYS,
+    ParityLimits,
+    Target,
+    load_recorded_target,
+    load_target,
+    target_names,
+)
 
 CPU = (resources.resource_dir("targets") / "cpu.toml").read_text()
 
@@ -220,6 +227,14 @@ def test_accuracy_level_without_integer_weights_is_refused(tmp_path: Path) -> No
 def test_every_problem_is_counted(tmp_path: Path) -> None:
     sentence = refused(tmp_path / "cpu.toml", edited("^fold_modes", "fold_mode"))
     assert sentence.endswith("(and 1 more)")
+
+
+def test_a_recorded_target_is_a_shipped_ones_plain_name(tmp_path: Path) -> None:
+    (tmp_path / "cpu.toml").write_text(CPU)
+    assert load_recorded_target("cpu") == load_target("cpu")
+    for name in (str(tmp_path / "cpu.toml"), "cpu.toml", "./cpu", "../targets/cpu", "mine", ""):
+        with pytest.raises(UserError, match="--target"):
+            load_recorded_target(name)
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""The self-test: a package may ask more of itself than its precision must fulfil, and never less."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from scale_export.core import limits
+from scale_export.core.errors import UserError
+from scale_export.core.words import PRECISIONS, Precision
+from scale_export.device.package import open_package
+from scale_export.device.selftest import CASES, allowed_tolerance, run_selftest
+from tests.helpers.packages import plant
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_tolerance_beyond_the_precisions_is_refused(precision: Precision) -> None:
+    ceiling = limits.SELFTEST_RELATIVE[precision]
+    assert allowed_tolerance(ceiling, precision) == ceiling
+    assert allowed_tolerance(ceiling / 2, precision) == ceiling / 2
+    for claimed in (ceiling * 1.001, 1e9, float("inf"), float("nan"), -1, "1", None, [0]):
+        with pytest.raises(UserError, match="self-test"):
+            allowed_tolerance(claimed, precision)
+
+
+def test_every_precision_of_graphs_has_a_ceiling() -> None:
+    assert set(limits.SELFTEST_RELATIVE) == set(PRECISIONS) == set(get_args(Precision)) - {"stored"}
+
+
+def test_a_package_that_widens_its_own_tolerance_is_refused(package: Path, tmp_path: Path) -> None:
+    forged = tmp_path / "package"
+    shutil.copytree(package, forged)
+    table = json.loads((forged / CASES).read_text(encoding="utf-8"))
+    plant(forged, CASES, json.dumps(table | {"tolerance": 1e9}).encode())
+    with pytest.raises(UserError, match=r"0\.0001 at most"):
+        run_selftest(open_package(forged))
