@@ -61,8 +61,8 @@ def _without(library: str, name: str) -> Callable[..., NoReturn]:
     """What stands for a function whose library is missing, so that ``import *`` works on a device without torch."""
 
     def refuse(*args: object, **kwargs: object) -> NoReturn:
-        from scale_export.core.errors import UserError
+        from scale_export.core.extras import missing
 
-        raise UserError(f"{name} needs {library}, which is not installed: pip install 'scale-export[export]'")
+        raise missing(library, name)
 
     return refuse

@@ -97,7 +97,7 @@ def test_the_device_environment_runs_benches_and_checks_itself_without_torch(
     refusal = ask(
         bin_directory, "fold", "--coeffs", str(coefficient_file), "--target", "cpu", cwd=tmp_path, code=2
     )
-    assert "scale-export[export]" in refusal["error"]
+    assert "scale-export[onnx]" in refusal["error"]
 
 
 def test_core_ml_packages_run_and_check_themselves_without_torch(

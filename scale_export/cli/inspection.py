@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from scale_export.core.errors import EXIT_OK, UserError
+from scale_export.core.extras import missing
 
 from .display import console, say
 from .options import Json
@@ -117,6 +118,4 @@ def _draw(coefficients: Coefficients, png: Path, title: str) -> None:
         attn, mlp = coefficients.dense(layers, coefficients.num_heads)
         save_png(heat_map(attn, mlp, title=title, scope=coefficients.scope), png)
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"drawing needs {error.name}, which is not installed: pip install 'scale-export[export]'"
-        ) from error
+        raise missing(error.name or "matplotlib", "drawing") from error

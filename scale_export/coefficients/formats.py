@@ -186,7 +186,7 @@ def _safe_torch(path: Path) -> ModuleType:
         import torch
     except ImportError as error:
         raise UserError(
-            f"reading {path} needs torch, which is not installed: install scale-export[export], or give the "
+            f"reading {path} needs torch, which is not installed: install scale-export[onnx], or give the "
             f"twin {path.with_suffix('.safetensors').name}"
         ) from error
     version: Any = torch.__version__

@@ -148,4 +148,4 @@ def test_a_star_import_needs_no_torch_and_says_what_is_missing(tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert len(lines) == 2 and all("needs torch" in line and "scale-export[export]" in line for line in lines)
+    assert len(lines) == 2 and all("needs torch" in line and "scale-export[onnx]" in line for line in lines)

@@ -105,7 +105,7 @@ def test_safetensors_twin_needs_no_torch(good: Coefficients, tmp_path: Path) -> 
     )
     count, refusal = done.stdout.splitlines()
     assert count == "15"
-    assert "scale-export[export]" in refusal
+    assert "scale-export[onnx]" in refusal
     assert "spatial.safetensors" in refusal
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "spatial.safetensors").read_bytes()
 

@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scale_export.backends.interface import Emission, GraphBackend
+from scale_export.core.extras import need
 from scale_export.core.records import NotChecked
 from scale_export.device.coreml.engine import CoreMLEngine
 from scale_export.device.coreml.predictor import on_device
 from scale_export.device.engine import Engine, Tap
 from scale_export.device.prompts import end_token_ids
+from scale_export.plan.record import Plan
 from scale_export.plan.targets import Target
 
 from .graphs import GraphPlan, decoder_codes, emit_graphs
@@ -26,6 +28,14 @@ class CoreML(GraphBackend):
     """
 
     libraries = ("coremltools",)
+
+    def check(self, plan: Plan) -> None:
+        """Every refusal, before a weight is loaded.
+
+        Raises:
+            UserError: coremltools is not installed, without which there is no converter.
+        """
+        need("coremltools")
 
     def emit(self, emission: Emission, directory: Path) -> dict[str, str]:
         base, target = emission.base, emission.target
