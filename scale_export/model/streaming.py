@@ -35,7 +35,7 @@ def streamed_model(checkpoint: Checkpoint, config: Config) -> Model:
     from transformers import AutoModelForImageTextToText
     from transformers.initialization import no_init_weights
 
-    with _parameters_on_meta(), no_init_weights():
+    with _parameters_on_meta(), no_init_weights(), torch.random.fork_rng(devices=[]):
         model: Model = AutoModelForImageTextToText.from_config(
             copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False
         )

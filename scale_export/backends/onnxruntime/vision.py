@@ -9,10 +9,10 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
-from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from torch import Tensor, nn
 from torch.export import Dim
 
+from scale_export.compat.onnxruntime import weight_quantizer
 from scale_export.core.records import TowerInput
 from scale_export.core.words import Precision
 from scale_export.families._towers.tower import VisionTower, example_inputs
@@ -100,8 +100,11 @@ def _named(shape: ir.Shape | None, names: tuple[str, ...]) -> ir.Shape | None:
 
 
 def _quantize(path: Path, bits: int) -> None:
-    config = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, accuracy_level=0, bits=bits)
-    quantizer = MatMulNBitsQuantizer(onnx.load(path), algo_config=config)
+    upstream = weight_quantizer()
+    config = upstream.DefaultWeightOnlyQuantConfig(
+        block_size=32, is_symmetric=True, accuracy_level=0, bits=bits
+    )
+    quantizer = upstream.MatMulNBitsQuantizer(onnx.load(path), algo_config=config)
     quantizer.process()
     path.with_name(f"{path.name}.data").unlink()
     onnx.save(
