@@ -15,6 +15,7 @@ from scale_export.families._family import Family
 from scale_export.families._towers.tower import VisionTower
 
 from .checkpoint import Checkpoint
+from .plain import check_no_adapter, check_plain
 from .streaming import streamed_model
 from .weights import CheckpointWeights
 
@@ -94,13 +95,16 @@ def open_base(name: str, *, relative_to: Path | None = None) -> BaseModel:
     """Open a base model by directory (tried relative to ``relative_to`` first) or by hub id.
 
     Raises:
-        UserError: nothing of that name here or on the hub, or a model type that is not supported.
+        UserError: nothing of that name here or on the hub, a model type that is not supported, weights that are
+            quantized, or an adapter beside them.
     """
     from transformers import AutoConfig
 
     local = _local_directory(name, relative_to)
     directory = local or _download(name)
+    check_no_adapter(directory)
     checkpoint = Checkpoint(directory)
+    check_plain(checkpoint)
     family = resolve_family(str(checkpoint.config.get("model_type")))
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     return BaseModel(name=local.name if local else name, checkpoint=checkpoint, config=config, family=family)

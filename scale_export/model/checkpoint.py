@@ -131,6 +131,10 @@ class Checkpoint:
         """Where the weight lies; raises as ``resolve``."""
         return self._entries[self.resolve(module_name)]
 
+    def stored_as(self, stored_name: str) -> StoredTensor:
+        """Where the tensor of that stored name lies; raises KeyError where ``stored_names`` has it not."""
+        return self._entries[stored_name]
+
     def weight_files(self) -> tuple[Path, ...]:
         """The safetensors files, sorted."""
         return tuple(sorted({entry.file for entry in self._entries.values()}))

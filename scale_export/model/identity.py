@@ -21,6 +21,7 @@ from scale_export.core.records import Float32, Json
 from scale_export.core.words import Scope
 
 from .checkpoint import Checkpoint
+from .plain import check_plain
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,11 +56,12 @@ def make_coefficients(
         training: JSON values to keep with the scalars.
 
     Raises:
-        UserError: scalars that don't fit the model, or files that don't hold the model.
+        UserError: scalars that don't fit the model, or files that don't hold the model, quantized ones among them.
     """
     from .sites import attention_site, head_count, head_dim, mlp_site_of
 
     checkpoint, heads = Checkpoint(Path(base_dir)), head_count(model)
+    check_plain(checkpoint)
     layers = _named_layers(model, layer_indices)
     sites = {name: attention_site(layer, heads, name) for name, layer in layers.values()}
     name, layer = next(iter(layers.values()))

@@ -204,17 +204,18 @@ def copied_base(base: BaseModel, directory: Path) -> Path:
     return Path(shutil.copytree(base.directory, directory / "base"))
 
 
-def test_weights_in_eight_bits_are_refused(base_in: Any, tmp_path: Path):
+def test_weights_in_float64_are_refused(base_in: Any, tmp_path: Path):
+    """Fp8 and integers are refused of any base, see ``check_plain``."""
     directory = copied_base(base_in("F16"), tmp_path)
     name = next(n for n in Checkpoint(directory).stored_names() if "layers.1.mlp.down_proj.weight" in n)
     file = Checkpoint(directory).stored(name).file
     tensors = load_file(file)
-    save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, file, {"format": "pt"})
+    save_file({**tensors, name: tensors[name].to(torch.float64)}, file, {"format": "pt"})
     base = open_base(str(directory))
     plan = make_plan(
         random_coefficients(base_in("F16"), "all"), base_in("F16"), load_target("checkpoint"), ExportOptions()
     )
-    with pytest.raises(UserError, match=r"down_proj.weight is stored as F8_E4M3.*--model"):
+    with pytest.raises(UserError, match=r"down_proj.weight is stored as F64.*bfloat16"):
         backend.check(replace(plan, base=base))
 
 

@@ -31,6 +31,9 @@ COPIED_FOLDERS = ("additional_chat_templates",)
 OWN_FILES = ("manifest.json", "parity.json")
 """What a package of ours holds itself: left behind where the base is one."""
 
+STRANGERS = (".", "adapter_")
+"""How names begin that are no part of the model: an adapter beside a package would be applied to it again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
@@ -84,8 +87,8 @@ def refuse_unfoldable(checkpoint: Checkpoint, edits: Sequence[Edit]) -> None:
     """Refuse tensors that can't be folded where they lie.
 
     Raises:
-        UserError: a dtype that holds no plain numbers (fp8, integers), a tensor that is stored twice, or one
-            whose bytes another tensor shares.
+        UserError: a dtype that products are not rounded to (float64), a tensor that is stored twice, or one whose
+            bytes another tensor shares.
     """
     if len({edit.name for edit in edits}) < len(edits):
         raise UserError(
@@ -97,7 +100,7 @@ def refuse_unfoldable(checkpoint: Checkpoint, edits: Sequence[Edit]) -> None:
         if edit.tensor.dtype not in FOLDABLE:
             raise UserError(
                 f"{name} is stored as {edit.tensor.dtype}, and scalars are folded into {', '.join(FOLDABLE)} "
-                f"only: give the checkpoint before quantization with --model"
+                f"only: save the base model in bfloat16, or choose a target that gates, such as cpu"
             )
     seen: dict[str, Path] = {}
     for file in checkpoint.weight_files():
@@ -195,6 +198,6 @@ def copy_other_files(source: Path, directory: Path) -> None:
 
 
 def _belongs(file: Path) -> bool:
-    if file.name in OWN_FILES or file.name.startswith("."):
+    if file.name in OWN_FILES or file.name.startswith(STRANGERS):
         return False
     return file.suffix in COPIED_SUFFIXES or file.name.upper().startswith(COPIED_NAMES)
