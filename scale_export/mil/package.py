@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 
 from scale_export.compat.coremltools import message_definitions
 from scale_export.core.errors import UserError
+from scale_export.core.inside import file_inside
 
 from .messages import ModelMessage
+
+MANIFEST, DATA = "Manifest.json", "Data"
+"""Of a package: the list of its items, and the folder that their paths are relative to."""
 
 
 def _model_pb2() -> ModuleType:
@@ -30,18 +35,17 @@ def read_model(path: Path) -> tuple[ModelMessage, Path]:
     """The ``Model`` message of a package, and the folder that its weight files are relative to.
 
     Raises:
-        UserError: ``path`` is no ``.mlpackage``, or holds something else than an ML program.
+        UserError: ``path`` is no ``.mlpackage``, names a file outside itself, or is no ML program.
     """
-    manifest = path / "Manifest.json"
-    if not manifest.is_file():
+    manifest = path / MANIFEST
+    if not os.path.lexists(manifest):
         raise UserError(f"{path} is not an .mlpackage: it has no Manifest.json; give the package's folder")
     try:
-        listing = json.loads(manifest.read_text(encoding="utf-8"))
-        file = path / "Data" / listing["itemInfoEntries"][listing["rootModelIdentifier"]]["path"]
+        listing = json.loads(file_inside(path, MANIFEST, str(path)).read_text(encoding="utf-8"))
+        name = listing["itemInfoEntries"][listing["rootModelIdentifier"]]["path"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{manifest} names no model, so the package is damaged: export it again") from error
-    if not file.is_file():
-        raise UserError(f"{file} is missing, so the package is incomplete: copy or export it again")
+    file = file_inside(path / DATA, name, str(manifest))
     messages = _model_pb2()
     model: ModelMessage = messages.Model()
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from scale_export.core.errors import UserError
+from scale_export.core.inside import file_inside
 from scale_export.core.records import Array
 
 from .blob import BlobFile
@@ -97,8 +98,8 @@ class _Reader:
             return Literal(message, kind, size, lambda: _immediate(tensor, kind.dtype).reshape(shape))
         place = value.blobFileValue
         if place.fileName not in self._files:
-            path = self._folder / place.fileName.removeprefix("@model_path/")
-            self._files[place.fileName] = BlobFile(path)
+            name = place.fileName.removeprefix("@model_path/")
+            self._files[place.fileName] = BlobFile(file_inside(self._folder, name, "the program"))
         blob = self._files[place.fileName].blob(place.offset, kind.dtype, count)
         key = (place.fileName, place.offset)
         return Literal(key, kind, size, lambda: blob.read(count).reshape(shape))

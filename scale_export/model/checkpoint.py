@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scale_export.core.errors import UserError
+from scale_export.core.inside import is_inside_name
 from scale_export.core.records import Json
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ def _read_shards(index: Path) -> Mapping[str, StoredTensor]:
     shards: dict[str, Mapping[str, StoredTensor]] = {}
     entries = {}
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard or "\0" in shard:
+        if not isinstance(shard, str) or "/" in shard or not is_inside_name(shard):
             raise UserError(
                 f"{index} places {name} in {shard!r}, which is not a file beside the index: "
                 "download the model again"

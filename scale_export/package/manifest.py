@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError, field_validator
 
 from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.inside import is_inside_name
 from scale_export.core.words import FloatType, FoldMode, Precision, Scope, Weighting
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -30,7 +30,6 @@ SCHEMA: Final = 1
 SEAL: Final = "manifest_sha256"
 MANIFESTS: Final = frozenset({MANIFEST_NAME, FAILED_MANIFEST_NAME})
 _MAX_MANIFEST_BYTES: Final = 4 << 20
-_NOT_IN_NAMES: Final = re.compile(r"[\x00-\x1f\x7f\\:]")
 _AGAIN: Final = "export it again"
 
 Count = Annotated[int, Field(ge=1)]
@@ -131,7 +130,7 @@ class Manifest(_Record):
     @classmethod
     def _refuse_names_that_leave(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         for name in files:
-            if _NOT_IN_NAMES.search(name) or {"", ".", ".."} & set(name.split("/")) or name in MANIFESTS:
+            if not is_inside_name(name) or name in MANIFESTS:
                 raise ValueError(f"{name!r} is not the path of another file inside the package")
         return files
 

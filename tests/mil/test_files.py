@@ -25,6 +25,7 @@ from scale_export.mil.cli import app, describe
 from scale_export.mil.dtypes import BY_NAME
 from tests.helpers import mil_packages as packages
 from tests.helpers.mil_packages import PREFILL
+from tests.helpers.trees import place
 
 WRITERS = {"float32": "float", "float16": "fp16"}
 """Element type → what coremltools' writer calls it, where that differs."""
@@ -162,6 +163,64 @@ def test_a_damaged_package_is_refused(damage: Callable[[Path], None], decoder_pa
     shutil.copytree(decoder_package, copy)
     damage(copy)
     with pytest.raises(UserError, match=DAMAGES[damage]):
+        mil.load(copy)
+
+
+def outside(package: Path) -> list[str]:
+    """Names that lead to a whole file outside the package's folder of data, and some that lead to none."""
+    file = package.parent / "outside"
+    file.write_bytes(b"secret")
+    return [
+        str(file),
+        "../../outside",
+        "../../../outside",
+        "..\\..\\outside",
+        "C:outside",
+        "",
+        "./x",
+        "a/../x",
+    ]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_manifest_that_names_a_file_outside_is_refused(number: int, decoder_package: Path, tmp_path: Path):
+    copy = tmp_path / "named.mlpackage"
+    shutil.copytree(decoder_package, copy)
+    listing = json.loads((copy / "Manifest.json").read_text())
+    for item in listing["itemInfoEntries"].values():
+        item["path"] = outside(copy)[number]
+    (copy / "Manifest.json").write_text(json.dumps(listing))
+    with pytest.raises(UserError, match="none inside"):
+        mil.load(copy)
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_program_that_names_weights_outside_is_refused(number: int, decoder_package: Path, tmp_path: Path):
+    weights = decoder_package / "Data/com.apple.CoreML/weights/weight.bin"
+    (tmp_path / "outside").write_bytes(weights.read_bytes())
+
+    def leave(model: Any) -> None:
+        for constant in operations(model, "const"):
+            if constant.attributes["val"].HasField("blobFileValue"):
+                name = outside(tmp_path / "edited.mlpackage")[number]
+                constant.attributes["val"].blobFileValue.fileName = f"@model_path/{name}"
+
+    with pytest.raises(UserError, match="none inside"):
+        mil.load(edited(decoder_package, tmp_path, leave))
+
+
+FILES = ("Manifest.json", "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory", "loop"])
+def test_what_is_no_file_inside_the_package_is_refused(
+    kind: str, name: str, decoder_package: Path, tmp_path: Path
+):
+    copy = tmp_path / "copy.mlpackage"
+    shutil.copytree(decoder_package, copy)
+    place(copy / name, kind, tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"leads out|not a regular file|is missing"):
         mil.load(copy)
 
 

@@ -146,6 +146,8 @@ def test_options_are_the_lettered_lines_at_the_end():
         ({"oracle_answer": None}, "oracle_answer"),
         ({"text": 3}, "text"),
         ({"image": "images/none.png"}, "there is no picture"),
+        ({"image": "../images/none.png"}, "none inside"),
+        ({"image": "/etc/hostname"}, "none inside"),
         ({"image": {"bytes": "x"}}, "not a path"),
         ({"image": None}, "has no picture"),
     ],

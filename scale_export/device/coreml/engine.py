@@ -37,14 +37,22 @@ class CoreMLEngine:
         graphs: role → path: ``runtime``, ``tables``, ``vision`` and the decoder's parts.
         strict: run the interpreter in float32 arithmetic, to measure against.
         tap: told of every matrix product of the decoder, which the interpreter runs then.
+
+    Raises:
+        UserError: ``runtime.json`` names a part that is none of the graphs, or a package that can't be run.
     """
 
     def __init__(self, graphs: Mapping[str, Path], *, strict: bool = False, tap: Tap | None = None) -> None:
         self._tap = tap
         self.config: HostConfig = read_host_config(graphs["runtime"])
-        self._tables = HostTables(graphs["tables"])
         by_file = {path.name: path for path in graphs.values()}
+        for part in self.config.decoder:
+            if part.file not in by_file:
+                raise UserError(
+                    f"runtime.json names {part.file!r}, which is none of the package's graphs: export it again"
+                )
         units = self.config.compute_units
+        self._tables = HostTables(graphs["tables"])
         self._vision = open_predictor(graphs["vision"], units, strict=strict)
         arithmetic: Arithmetic = "float32" if strict else "float16"
         self._parts: list[Predictor] = [

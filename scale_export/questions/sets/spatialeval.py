@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scale_export.core.errors import UserError
+from scale_export.core.inside import is_inside_name
 from scale_export.core.words import Split
 from scale_export.questions.files import place_of, read_jsonl, stored, text_field
 from scale_export.questions.question import Question, StoredImage
@@ -143,6 +144,10 @@ def _exported_rows(directory: Path) -> list[Row]:
         image = record.get("image") if isinstance(record, dict) else None
         if not isinstance(image, str | None):
             raise UserError(f"{where} has an image that is not a path: store pictures as files beside it")
+        if image and not is_inside_name(image):
+            raise UserError(
+                f"{where} names the picture {image!r}, which is none inside {directory}: fetch the set again"
+            )
         rows.append(_row(record, where, directory / image if image else None))
     return rows
 

@@ -1,0 +1,57 @@
+"""Names of files that come out of a file: followed inside their folder, and nowhere else."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from .errors import UserError
+
+NOT_IN_NAMES: Final = re.compile(r"[\x00-\x1f\x7f\\:]")
+"""Characters that a name inside a folder never has: another system takes them for a path, or a terminal obeys them."""
+
+
+def is_inside_name(name: object) -> bool:
+    """Whether it is a relative path with ``/`` between its parts that leads nowhere but down."""
+    return isinstance(name, str) and not (NOT_IN_NAMES.search(name) or {"", ".", ".."} & set(name.split("/")))
+
+
+def file_inside(folder: Path, name: object, named_in: str) -> Path:
+    """The regular file that ``named_in`` (a file, in words) calls ``name``, inside ``folder``.
+
+    Links are followed to what lies inside the folder, or among the blobs of the hub's cache that it is a snapshot of.
+
+    Raises:
+        UserError: the name leads out of the folder, by itself or through a link; nothing is there, or no regular file.
+    """
+    if not is_inside_name(name):
+        raise UserError(f"{named_in} names the file {name!r}, which is none inside {folder}: {_AGAIN}")
+    path = folder / str(name)
+    try:
+        real = path.resolve(strict=True)
+        regular = stat.S_ISREG(real.stat().st_mode)
+    except (OSError, RuntimeError):
+        raise UserError(f"{path} is missing, so what {named_in} names is incomplete: {_AGAIN}") from None
+    if not is_reachable(real, folder):
+        raise UserError(f"{path}, which {named_in} names, is a link that leads out of {folder}: {_AGAIN}")
+    if not regular:
+        raise UserError(f"{path}, which {named_in} names, is not a regular file: {_AGAIN}")
+    return path
+
+
+_AGAIN: Final = "copy or export it again"
+
+
+def is_reachable(real: Path, folder: Path) -> bool:
+    """Whether a resolved path lies inside ``folder``, or among the blobs of the hub's cache that it lies in."""
+    return any(real.is_relative_to(root) for root in _roots(folder.resolve()))
+
+
+def _roots(folder: Path) -> Iterator[Path]:
+    yield folder
+    for snapshot in (folder, *folder.parents):
+        if snapshot.parent.name == "snapshots":
+            yield snapshot.parent.parent / "blobs"
