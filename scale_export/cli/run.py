@@ -47,12 +47,13 @@ def run(
     Example: scale-export run spatial-cpu --image scene.png --prompt "what is left of the red circle ?"
     """
     from scale_export.coefficients.file import load_coefficients
+    from scale_export.core.pictures import load_picture
     from scale_export.device.package import open_package
-    from scale_export.device.prompts import assistant_message, open_image, user_message
+    from scale_export.device.prompts import assistant_message, user_message
 
     if prompt is None and not chat:
         raise UserError("there is no question: give --prompt, or --chat to ask several")
-    pictures = [open_image(path) for path in image or []]
+    pictures = [load_picture(path) for path in image or []]
     opened = open_package(package, threads=threads)
     if coeffs is not None:
         opened.coefficients = load_coefficients(coeffs)

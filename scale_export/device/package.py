@@ -1,6 +1,7 @@
 """Opening a package and asking it: preprocessing, tokens, streaming, strength and swapped scalars.
 
 Nothing here imports torch: a device needs numpy, transformers' processors and the backend's own runtime.
+A picture is an image of Pillow's or a file's path; ``load_picture`` says what becomes of it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from scale_export.coefficients.file import Coefficients, load_coefficients
 from scale_export.core.defaults import ANSWER_TOKENS
 from scale_export.core.errors import UserError
 from scale_export.core.huggingface import Processor
+from scale_export.core.pictures import Picture
 from scale_export.core.records import Array, Float32
 from scale_export.families import load_family
 from scale_export.families._family import Family
@@ -71,7 +71,7 @@ class Responder:
         if text.startswith(shown):
             yield text[len(shown) :]
 
-    def answer(self, images: Sequence[Image.Image], prompt: str, *, max_new_tokens: int) -> str:
+    def answer(self, images: Sequence[Picture], prompt: str, *, max_new_tokens: int) -> str:
         """A whole greedy answer, stripped."""
         inputs = encode_messages(self.processor, [user_message(images, prompt)])
         return "".join(self.stream(inputs, max_new_tokens=max_new_tokens)).strip()
@@ -185,7 +185,7 @@ class Package:
         attn, mlp = self._coefficients.dense(facts.num_layers, facts.num_heads)
         return Scalars(attn=_strengthen(attn, self._strength), mlp=_strengthen(mlp, self._strength))
 
-    def prepare(self, images: Sequence[Image.Image], prompt: str) -> Inputs:
+    def prepare(self, images: Sequence[Picture], prompt: str) -> Inputs:
         """The model's inputs for one question."""
         return self.prepare_chat([user_message(images, prompt)])
 
@@ -193,7 +193,7 @@ class Package:
         """The model's inputs for a conversation whose last turn is the user's."""
         return encode_messages(self.processor, messages)
 
-    def genai_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Array]:
+    def genai_inputs(self, images: Sequence[Picture], prompt: str) -> dict[str, Array]:
         """One question as the named tensors that onnxruntime-genai takes; see docs/package.md.
 
         Raises:
@@ -209,7 +209,7 @@ class Package:
         return genai.genai_inputs(inputs, self._family, manifest.extras, manifest.image_token_id)
 
     def generate(
-        self, images: Sequence[Image.Image], prompt: str, *, max_new_tokens: int = ANSWER_TOKENS
+        self, images: Sequence[Picture], prompt: str, *, max_new_tokens: int = ANSWER_TOKENS
     ) -> Iterator[str]:
         """Stream a greedy answer, piece by piece as its text becomes certain."""
         return self.stream(self.prepare(images, prompt), max_new_tokens=max_new_tokens)
@@ -218,13 +218,11 @@ class Package:
         """``generate`` from prepared inputs."""
         return self.responder.stream(inputs, max_new_tokens=max_new_tokens)
 
-    def answer(
-        self, images: Sequence[Image.Image], prompt: str, *, max_new_tokens: int = ANSWER_TOKENS
-    ) -> str:
+    def answer(self, images: Sequence[Picture], prompt: str, *, max_new_tokens: int = ANSWER_TOKENS) -> str:
         """A whole greedy answer."""
         return self.responder.answer(images, prompt, max_new_tokens=max_new_tokens)
 
-    def logits(self, images: Sequence[Image.Image], prompt: str, tokens: Sequence[int] = ()) -> Float32:
+    def logits(self, images: Sequence[Picture], prompt: str, tokens: Sequence[int] = ()) -> Float32:
         """Logits ``[len(tokens) + 1, V]`` after the prompt and after each token fed as if generated."""
         return self.generator.forced_logits(self.prepare(images, prompt), tokens)
 

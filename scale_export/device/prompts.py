@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from scale_export.core.errors import UserError
 from scale_export.core.huggingface import Processor
+from scale_export.core.pictures import Picture, load_picture
 from scale_export.core.records import Array
 
 
@@ -34,9 +35,13 @@ LABELS = "labels"
 """What some processors add for fine-tuning; no input of a model that answers."""
 
 
-def user_message(images: Sequence[Image.Image], text: str) -> Message:
-    """One user turn: the pictures first, then the words."""
-    pictures: list[Part] = [{"type": "image", "image": image} for image in images]
+def user_message(images: Sequence[Picture], text: str) -> Message:
+    """One user turn: the pictures first, upright in RGB, then the words.
+
+    Raises:
+        UserError: as ``load_picture``.
+    """
+    pictures: list[Part] = [{"type": "image", "image": load_picture(image)} for image in images]
     return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
 
 
@@ -61,21 +66,6 @@ def encode_messages(processor: Processor, messages: Sequence[Message]) -> dict[s
         list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="np"
     )
     return {name: np.asarray(value) for name, value in inputs.items() if name != LABELS}
-
-
-def open_image(path: Path) -> Image.Image:
-    """The picture in a file, in RGB.
-
-    Raises:
-        UserError: no such file, or not a picture.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"there is no picture {path}: give a PNG or JPEG file with --image") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a picture: give a PNG or JPEG file") from error
 
 
 def end_token_ids(processor: Processor, directory: Path) -> frozenset[int]:

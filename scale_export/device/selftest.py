@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 from safetensors.numpy import load_file
 
 from scale_export.core import limits
@@ -100,7 +99,7 @@ def run_selftest(package: Package) -> SelftestResult:
     expected = load_file(package.files.path(EXPECTED))
     errors, same, answers = [0.0], [], []
     for index, case in enumerate(cases):
-        images = [Image.open(package.files.path(f"{FOLDER}/{name}")) for name in case.images]
+        images = [package.files.path(f"{FOLDER}/{name}") for name in case.images]
         inputs = package.prepare(images, case.prompt)
         same.append(inputs["input_ids"][0].tolist() == list(case.input_ids))
         logits = package.generator.forced_logits(inputs, case.tokens) if same[-1] else None

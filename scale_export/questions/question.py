@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from scale_export.core.errors import UserError
+from scale_export.core.pictures import load_picture
 
 Kind = Literal["spatial", "other"]
 
@@ -34,12 +34,8 @@ class StoredImage:
             raise UserError(f"{self.name} cannot be read ({error.strerror}): fetch it again") from None
 
     def decode(self) -> Image.Image:
-        """The picture in RGB; raises UserError where it can't be read."""
-        try:
-            with Image.open(io.BytesIO(self.encoded())) as image:
-                return image.convert("RGB")
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
-            raise UserError(f"{self.name} cannot be read as a picture: fetch it again") from None
+        """The picture upright in RGB; raises UserError where it can't be read."""
+        return load_picture(self.encoded(), self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

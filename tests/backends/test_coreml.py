@@ -285,6 +285,9 @@ def test_the_swift_sample_names_what_the_package_has(emitted: Emit, mode: str):
         assert f'"{function}"' in source
     assert f'file: "{graphs["decoder"].stem}"' in source
     assert f"static let gated = {'true' if mode == 'gate' else 'false'}" in source
+    assert "kCGImageSourceCreateThumbnailWithTransform: true" in source, "photos are turned upright"
+    assert "CGImageSourceCreateImageAtIndex(" not in source, "it ignores the orientation"
+    assert "import ImageIO" in source
     assert not re.search("«|»", source)
     assert source.count("{") == source.count("}") and source.count("(") == source.count(")")
 

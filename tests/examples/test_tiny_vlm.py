@@ -14,8 +14,8 @@ import pytest
 from scale_export import open_package
 from scale_export.coefficients.file import load_coefficients
 from scale_export.core.limits import LOWERING_RELATIVE
+from scale_export.core.pictures import load_picture
 from scale_export.core.progress import WorkLog
-from scale_export.device.prompts import open_image
 from scale_export.model.asking import answer_questions
 from scale_export.model.base import open_base
 from scale_export.model.hooks import attach
@@ -168,7 +168,7 @@ def test_the_task_leg_sees_an_export_without_its_scalars(exported: Any):
 
 def test_the_demo_question_shows_the_repair(exported: Any):
     package = open_package(exported("int8").path)
-    picture = open_image(EXAMPLE / "scene.png")
+    picture = load_picture(EXAMPLE / "scene.png")
     question = (EXAMPLE / "question.txt").read_text(encoding="utf-8").strip()
     truth = (EXAMPLE / "answer.txt").read_text(encoding="utf-8").strip()
     assert package.answer([picture], question) == truth

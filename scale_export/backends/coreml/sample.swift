@@ -2,12 +2,15 @@
 // Written by scale-export for the files beside it. Add the .mlpackage folders, runtime.json and
 // tables.safetensors to an app target; Xcode compiles each package to an .mlmodelc of the same name.
 // Token ids and pixels come from the package's tokenizer.json and processor files (swift-transformers reads both).
+// Open pictures by `uprightPicture`: phones store photos sideways, and left and above would change places.
 
 @preconcurrency import CoreML
 import Foundation
+import ImageIO
 
 public enum ScaleExportError: Error {
     case missing(String)
+    case unreadablePicture(URL)
     case contextFull
 }
 
@@ -71,6 +74,24 @@ public actor ScaleExportModel {
 
     /// 0 answers as the base model, 1 as ScAle; only packages that hold their scalars as inputs can change it.
     public func setStrength(_ value: Float) { strength = value }
+
+    /// The picture in a file at its full size, turned as its EXIF orientation says, in its own colour values.
+    public static func uprightPicture(_ file: URL) throws -> CGImage {
+        guard let source = CGImageSourceCreateWithURL(file as CFURL, nil),
+            let facts = CGImageSourceCopyPropertiesAtIndex(source, 0, nil) as? [CFString: Any],
+            let width = facts[kCGImagePropertyPixelWidth] as? Int,
+            let height = facts[kCGImagePropertyPixelHeight] as? Int
+        else { throw ScaleExportError.unreadablePicture(file) }
+        let options: [CFString: Any] = [
+            kCGImageSourceCreateThumbnailFromImageAlways: true,  // never the small preview in the file
+            kCGImageSourceCreateThumbnailWithTransform: true,  // CGImageSourceCreateImageAtIndex ignores it
+            kCGImageSourceThumbnailMaxPixelSize: max(width, height),
+        ]
+        guard let upright = CGImageSourceCreateThumbnailAtIndex(source, 0, options as CFDictionary) else {
+            throw ScaleExportError.unreadablePicture(file)
+        }
+        return upright
+    }
 
     /// Features of one tile: `pixels` holds 3 · imageHeight · imageWidth values, channel by channel.
     public func features(pixels: [Float]) throws -> [[Float]] {
