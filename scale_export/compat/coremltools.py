@@ -1,4 +1,4 @@
-"""coremltools 9.0: its message definitions without itself, a linear operator of ours, its checks and its log."""
+"""coremltools 9.0: its message definitions without itself, a linear operator of ours, its checks, draws and log."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from .process import quiet, replaced
 
@@ -62,6 +64,16 @@ def unwatched() -> Iterator[None]:
 
     with replaced(Program, validate=validate, __str__=lambda self: "a program"):
         yield
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """A conversion draws from NumPy's global generator, which goes on after it where it was."""
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scale_export.backends.collector import uncollected
-from scale_export.compat.coremltools import import_coremltools, torch_operator, unheard, unwatched
+from scale_export.compat.coremltools import import_coremltools, torch_operator, undrawn, unheard, unwatched
 from scale_export.compat.process import quiet
 from scale_export.core.records import Array
 from scale_export.core.version import __version__
@@ -78,7 +78,7 @@ def convert_function(
         traced = torch.jit.trace(module, tuple(example.values()), check_trace=False)
     marked = nullcontext() if matrices is None else torch_operator(MARKER, _linear_of(matrices))
     floats = np.float16 if half else np.float32
-    with unheard(), unwatched(), uncollected(), marked:
+    with unheard(), unwatched(), undrawn(), uncollected(), marked:
         return ct.convert(
             traced,
             convert_to="milinternal",
@@ -119,7 +119,7 @@ def save_functions(functions: Mapping[str, Any], path: Path) -> None:
     _share_constants(program)
     program.validate(check_essential_scope=True)
     scratch_folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlpackage-")
-    with scratch_folder as scratch, unheard(), unwatched(), uncollected():
+    with scratch_folder as scratch, unheard(), unwatched(), undrawn(), uncollected():
         model = mil_convert(
             program,
             convert_to="mlprogram",
