@@ -55,7 +55,10 @@ def _show(found: Verification) -> None:
         say("Hashes: right. Self-test: not checked (a checkpoint holds no graphs that this tool runs)")
     else:
         error = found.golden.error
-        say(f"Self-test: {verdict(found.golden.passed)}, error {figure(error.finite)} of {error.limit:g}")
+        said = f"error {figure(error.finite)} of {error.limit:g}"
+        if not found.golden.cases:
+            said = "since the package holds no golden case to compare with: export it again"
+        say(f"Self-test: {verdict(found.golden.passed)}, {said}")
     if found.report is None:
         say("Parity legs: not checked (they need the base model; leave out --selftest)")
     else:

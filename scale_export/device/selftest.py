@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-import numpy as np
 from safetensors.numpy import load_file
 
 from scale_export.core import limits
-from scale_export.core.compare import LargestError, relative_error
+from scale_export.core.compare import LargestError, relative_error, worst_of
 from scale_export.core.errors import UserError
+from scale_export.core.records import Float32
 from scale_export.core.words import Precision
 
 from .package import Package
@@ -47,7 +47,8 @@ class SelftestResult:
     """What a package's own golden cases came to on this machine.
 
     Attributes:
-        error: against the logits that were recorded at export; infinite where some prompt has other token ids.
+        error: against the logits that were recorded at export; infinite where some prompt has other token ids,
+            some logits have another shape or are not finite, or there is no case.
         answers_as_pytorch: how many answers are PyTorch ScAle's; None where none was recorded. No limit holds them.
     """
 
@@ -58,8 +59,8 @@ class SelftestResult:
 
     @property
     def passed(self) -> bool:
-        """Whether every prompt gives the recorded token ids, and logits within the recorded tolerance."""
-        return self.ids_identical and self.error.passed
+        """Whether there are cases, each with the recorded token ids and with logits within the recorded tolerance."""
+        return self.cases > 0 and self.ids_identical and self.error.passed
 
     def to_json(self) -> dict[str, object]:
         """As ``verify --json`` prints it."""
@@ -97,22 +98,29 @@ def run_selftest(package: Package) -> SelftestResult:
     limit = allowed_tolerance(table["tolerance"], package.files.manifest.precision)
     cases = [GoldenCase(**case) for case in table["cases"]]
     expected = load_file(package.files.path(EXPECTED))
-    errors, same, answers = [0.0], [], []
+    errors, same, answers = [], [], []
     for index, case in enumerate(cases):
         images = [package.files.path(f"{FOLDER}/{name}") for name in case.images]
         inputs = package.prepare(images, case.prompt)
         same.append(inputs["input_ids"][0].tolist() == list(case.input_ids))
         logits = package.generator.forced_logits(inputs, case.tokens) if same[-1] else None
-        errors.append(float("inf") if logits is None else relative_error(expected[str(index)], logits))
+        errors.append(_error(expected[str(index)], logits))
         if case.answer is not None:
             answers.append(package.answer(images, case.prompt, max_new_tokens=MAX_NEW_TOKENS) == case.answer)
     return SelftestResult(
         error=LargestError(
             metric="max |Δlogit| / max |logit| against the logits recorded at export",
-            value=float(np.max(errors)),
+            value=worst_of(errors),
             limit=limit,
         ),
         cases=len(cases),
         ids_identical=all(same),
         answers_as_pytorch=sum(answers) if answers else None,
     )
+
+
+def _error(expected: Float32, logits: Float32 | None) -> float:
+    """Of one case's logits ``[positions, V]``; infinite where there are none, or of another shape."""
+    if logits is None or logits.shape != expected.shape:
+        return float("inf")
+    return relative_error(expected, logits)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from scale_export.backends.interface import graph_backend, open_planned
 from scale_export.coefficients.file import load_coefficients
 from scale_export.core import limits
-from scale_export.core.compare import relative_error
+from scale_export.core.compare import relative_error, within_limit, worst_of
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
 from scale_export.device.engine import Engine
@@ -320,8 +320,8 @@ class Examination:
 
 def _held(name: str, errors: Mapping[str, float], limit: float, right: str) -> Stage:
     """A stage of named outputs, each held to the same limit."""
-    place, value = max(errors.items(), key=lambda item: item[1])
-    passed = value <= limit
+    place, value = max(errors.items(), key=lambda item: worst_of([item[1]]))
+    passed = within_limit(value, limit)
     return Stage(
         name=name,
         passed=passed,

@@ -6,6 +6,7 @@ package is meant: a requirement on another one is a user's mistake. What was not
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -58,7 +59,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A requirement with what was measured; a ``value`` of None was not, and fulfils nothing."""
+    """A requirement with what was measured; a ``value`` of None was not, or is not finite, and fulfils nothing."""
 
     requirement: str
     value: float | None
@@ -97,9 +98,10 @@ def _read(text: str, precision: Precision) -> Requirement:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def check_requirements(
@@ -110,7 +112,7 @@ def check_requirements(
 
 
 def _check(requirement: Requirement, value: float | None) -> Checked:
-    if value is None:
+    if value is None or not math.isfinite(value):
         return Checked(requirement.text, None, passed=False)
     passed = OPERATORS[requirement.operator](value, requirement.number)
     return Checked(requirement.text, float(value), passed=passed)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from scale_export.core.compare import within_limit
 from scale_export.core.intervals import mean_kl, top1_agreement
 from scale_export.core.records import Float32
 from scale_export.plan.targets import ParityLimits
@@ -36,10 +37,10 @@ class Divergence:
 
     @property
     def passed(self) -> bool | None:
-        """Whether both are within their limits; a divergence that is not finite never is."""
-        if not np.isfinite(self.kl):
+        """Whether both are within their limits; a divergence that is not finite, or of no position, never is."""
+        if not self.positions or not np.isfinite(self.kl):
             return False
-        checks = [self.max_kl is None or self.kl <= self.max_kl]
+        checks = [self.max_kl is None or within_limit(self.kl, self.max_kl)]
         checks.append(self.min_top1 is None or self.top1_agreement >= self.min_top1)
         return None if self.max_kl is None and self.min_top1 is None else all(checks)
 

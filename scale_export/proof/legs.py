@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
-from scale_export.core.compare import LargestError, relative_error
+from scale_export.core.compare import LargestError, relative_error, worst_of
 from scale_export.core.limits import FOLD_RELATIVE, LOWERING_RELATIVE
 from scale_export.core.records import Float32
 from scale_export.core.words import Precision
@@ -72,9 +72,9 @@ def answer_logits(cases: Sequence[Case], logits: Sequence[Float32]) -> Float32:
 
 
 def largest_error(reference: Sequence[Float32], other: Sequence[Float32], limit: float) -> LargestError:
-    """The worst relative error over all cases, ``[positions, V]`` each."""
+    """The worst relative error over all cases, ``[positions, V]`` each; infinite without a case."""
     errors = [relative_error(r, o) for r, o in zip(reference, other, strict=True)]
-    return LargestError(metric=RELATIVE, value=float(np.max(errors)), limit=limit)
+    return LargestError(metric=RELATIVE, value=worst_of(errors), limit=limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +127,8 @@ class Products:
 
     @property
     def passed(self) -> bool:
-        """Whether no product departs."""
-        return self.first_departure is None
+        """Whether products were compared, and none departs."""
+        return self.first_departure is None and self.error.passed
 
     def row(self, leg: str) -> Row:
         """The row of the leg that they belong to."""

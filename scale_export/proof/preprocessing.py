@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from scale_export.core.compare import LargestError
+from scale_export.core.compare import LargestError, worst_of
 from scale_export.core.huggingface import Processor
 from scale_export.core.limits import PIXEL_LEVELS
 from scale_export.core.records import Array
@@ -22,7 +22,7 @@ from .rows import Row, holds, within
 class PreprocessingLeg:
     """The largest difference of a pixel, in 8-bit levels, and whether every prompt has the same token ids.
 
-    The error is infinite where one side prepares other arrays, or arrays of other shapes.
+    The error is infinite where one side prepares other arrays, or arrays of other shapes, and where there is no prompt.
     """
 
     name: ClassVar = "preprocessing"
@@ -60,11 +60,9 @@ def preprocessing_leg(
         levels_per_unit: how many 8-bit levels one unit of ``pixel_values`` is: 255 · image_std.
     """
     pairs = list(zip(reference, packaged, strict=True))
-    worst = np.max([_difference(left, right) * levels_per_unit for left, right in pairs])
+    worst = worst_of([_difference(left, right) * levels_per_unit for left, right in pairs])
     return PreprocessingLeg(
-        error=LargestError(
-            metric="max pixel difference, 8-bit levels", value=float(worst), limit=PIXEL_LEVELS
-        ),
+        error=LargestError(metric="max pixel difference, 8-bit levels", value=worst, limit=PIXEL_LEVELS),
         ids_identical=all(_same(left["input_ids"], right["input_ids"]) for left, right in pairs),
         cases=len(reference),
     )
@@ -77,7 +75,9 @@ def _difference(left: Inputs, right: Inputs) -> float:
     if "pixel_values" not in left:
         return 0.0
     one, other = left["pixel_values"], right["pixel_values"]
-    return float(np.abs(one - other).max()) if one.shape == other.shape else float("inf")
+    if one.shape != other.shape or not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return float("inf")
+    return float(np.abs(one - other).max(initial=0))
 
 
 def same_inputs(left: Inputs, right: Inputs) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scale_export.core.compare import relative_error
+from scale_export.core.compare import relative_error, within_limit, worst_of
 from scale_export.core.records import Array, DecoderSpec, Float32
 from scale_export.device.engine import Step
 from scale_export.device.generation import EmbeddedPrompt, Generator
@@ -89,12 +89,12 @@ class Departure:
 
 
 def first_departure(reference: Sequence[Forward], other: Sequence[Forward], limit: float) -> Departure | None:
-    """The first side of a product, in the order of execution, whose error passes ``limit``."""
+    """The first side of a product, in the order of execution, whose error is not within ``limit``."""
     for expected, found in zip(reference, other, strict=True):
         for name, product in expected.items():
             for side in (0, 1):
                 error = relative_error(product[side], found[name][side])
-                if error > limit:
+                if not within_limit(error, limit):
                     return Departure(
                         matrix=name, at_input=side == 0, expected=product, found=found[name], error=error
                     )
@@ -102,12 +102,14 @@ def first_departure(reference: Sequence[Forward], other: Sequence[Forward], limi
 
 
 def largest_error(reference: Sequence[Forward], other: Sequence[Forward]) -> float:
-    """The largest error of any product's input or output."""
-    return max(
-        relative_error(product[side], found[name][side])
-        for expected, found in zip(reference, other, strict=True)
-        for name, product in expected.items()
-        for side in (0, 1)
+    """The largest error of any product's input or output; infinite where there is no product."""
+    return worst_of(
+        [
+            relative_error(product[side], found[name][side])
+            for expected, found in zip(reference, other, strict=True)
+            for name, product in expected.items()
+            for side in (0, 1)
+        ]
     )
 
 
@@ -141,7 +143,7 @@ def _explain_heads(departure: Departure, layer: int, heads: int, limit: float) -
     expected, found = (
         side[0].reshape(*side[0].shape[:2], heads, -1) for side in (departure.expected, departure.found)
     )
-    away = np.abs(found - expected) > limit * np.abs(expected).max()
+    away = ~(np.abs(found - expected) <= limit * np.abs(expected).max())  # NaN departs
     wrong = [int(head) for head in np.flatnonzero(away.any(axis=(0, 1, 3)))]
     words = f"the output of {len(wrong)} of {heads} heads of layer {layer} departs"
     if not wrong or away[:, :-1].any():

@@ -88,9 +88,12 @@ class TaskLeg:
 
     @property
     def passed(self) -> bool:
-        """Whether it keeps its limits. Retention is only held to its limit where ScAle gained something."""
+        """Whether questions were asked and it keeps its limits.
+
+        Retention is only held to its limit where ScAle gained something.
+        """
         limits, agreed = self.limits, self.agreement
-        checks = [agreed.near_ties <= limits.near_tie_budget * agreed.cases]
+        checks = [agreed.cases > 0, agreed.near_ties <= limits.near_tie_budget * agreed.cases]
         if limits.min_answer_agreement is not None:
             clear = agreed.outside_near_ties
             checks.append(clear is not None and clear >= limits.min_answer_agreement)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_export.core.compare import within_limit
 from scale_export.core.errors import UserError
 from scale_export.core.intervals import mean_kl
 from scale_export.core.progress import WorkLog
@@ -183,7 +185,7 @@ def _chosen(budget: Budget, frontier: Sequence[Point], fitting: int | None, refe
         within = [point for point in frontier if point.narrow == fitting]
         least = f"{frontier[-1].size:,} bytes is the least that 4 bits reach"
     elif budget.kind == "kl":
-        within = [point for point in frontier if point.kl <= budget.limit]
+        within = [point for point in frontier if within_limit(point.kl, budget.limit)]
         least = f"8 bits everywhere come to KL {frontier[0].kl:.3g}"
     else:
         within = [point for point in frontier if reference - point.accuracy <= budget.limit]
@@ -260,7 +262,8 @@ class _Bench:
         found = {}
         for done, name in enumerate(names, 1):
             self.narrow([name])
-            found[name] = self.measure()[0]
+            kl = self.measure()[0]
+            found[name] = kl if math.isfinite(kl) else math.inf  # sorted last, where NaN has no place
             self.widen([name])
             log.advance("sensitivity", done, len(names))
         return {name: found[name] for name in sorted(names, key=lambda name: found[name] / self.saved(name))}

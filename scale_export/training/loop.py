@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,12 +175,18 @@ def fit(
     """Adam on ``parameters`` in place; on return they are those of the best validation loss seen.
 
     Raises:
-        UserError: as ``batches``, or a validation split without questions.
+        UserError: as ``batches``, a validation split without questions, or a loss on it that is not finite before any
+            step, which no later one would count as better than.
     """
     if not validation:
         raise UserError(f"{options.data!r} has no validation questions; give a set that has some")
     optimizer = torch.optim.Adam(list(parameters), lr=options.learning_rate)
     history = [_look(scorer, validation, options, 0, None)]
+    if not math.isfinite(history[0].validation_loss):
+        raise UserError(
+            f"the model's loss on the validation questions of {options.data!r} is {history[0].validation_loss}, so "
+            f"that nothing can be trained by it: check the base model's weights"
+        )
     best, kept = history[0], [p.detach().clone() for p in parameters]
     losses: list[float] = []
     stream, step = batches(train, options), 0

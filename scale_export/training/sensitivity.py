@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -89,7 +90,7 @@ def measure_sensitivity(
     """Move every scalar of ``probe`` to 1 ± delta and back, one at a time; ``scorer`` must run on ``probe``.
 
     Raises:
-        UserError: no spatial question among the examples.
+        UserError: no spatial question among the examples, or a loss on them that is not finite.
     """
     spatial = [e for e in examples if e.question.kind == "spatial"]
     if not spatial:
@@ -101,6 +102,11 @@ def measure_sensitivity(
         return score_by_kind(scorer, spatial, 2 * options.batch_size)["spatial"]
 
     base = measure()
+    if not math.isfinite(base.loss):
+        raise UserError(
+            f"the model's loss on the spatial questions is {base.loss}, so that no layer can be ranked by it: check "
+            f"the base model's weights"
+        )
     layers, heads = probe.heads.shape
     changes: Float32 = np.full((2, 2, layers, heads + 1), np.nan, np.float32)
     moves = list(product(range(layers), _columns(options.sites, heads), (0, 1)))

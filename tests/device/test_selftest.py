@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save
 
 from scale_export.core import limits
 from scale_export.core.errors import UserError
+from scale_export.core.records import Float32
 from scale_export.core.words import PRECISIONS, Precision
 from scale_export.device.package import open_package
-from scale_export.device.selftest import CASES, allowed_tolerance, run_selftest
+from scale_export.device.selftest import CASES, EXPECTED, allowed_tolerance, run_selftest
+from tests.helpers.cli import run
 from tests.helpers.packages import plant
 
 
@@ -38,3 +43,37 @@ def test_a_package_that_widens_its_own_tolerance_is_refused(package: Path, tmp_p
     plant(forged, CASES, json.dumps(table | {"tolerance": 1e9}).encode())
     with pytest.raises(UserError, match=r"0\.0001 at most"):
         run_selftest(open_package(forged))
+
+
+def test_a_package_without_golden_cases_fails(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forged = tmp_path / "package"
+    shutil.copytree(package, forged)
+    table = json.loads((forged / CASES).read_text(encoding="utf-8"))
+    plant(forged, CASES, json.dumps(table | {"cases": []}).encode())
+    found = run_selftest(open_package(forged))
+    assert not found.passed and found.cases == 0 and found.error.finite is None
+    assert run("verify", str(forged), "--selftest") == 1
+    assert "no golden case" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda logits: np.full_like(logits, np.nan),
+        lambda logits: np.full_like(logits, np.inf),
+        lambda logits: logits[:1],
+        lambda logits: logits[:0],
+    ],
+    ids=["nan", "inf", "one position", "nothing"],
+)
+def test_expected_logits_that_hold_nothing_fail(
+    package: Path, tmp_path: Path, change: Callable[[Float32], Float32]
+) -> None:
+    forged = tmp_path / "package"
+    shutil.copytree(package, forged)
+    expected = load_file(forged / EXPECTED)
+    plant(forged, EXPECTED, save(expected | {"1": change(expected["1"])}))
+    found = run_selftest(open_package(forged))
+    assert not found.passed and found.error.value == float("inf") and found.ids_identical

@@ -114,3 +114,16 @@ def test_verify_exits_by_its_requirements(package: Path, capsys: Any):
     assert "this one is float32" in last_json(capsys)["error"]
     assert run("verify", str(package), "--selftest", "--require", "size<10") == 1
     assert "Required size<10: FAILED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), None])
+@pytest.mark.parametrize("operator", [">=", "<=", ">", "<"])
+def test_what_is_not_finite_fulfils_nothing(value: float | None, operator: str):
+    requirements = read_requirements([f"kl{operator}0"], "int4")
+    assert [c.passed for c in check_requirements(requirements, {"kl": value})] == [False]
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999"])
+def test_a_requirement_without_a_finite_number_is_refused(number: str):
+    with pytest.raises(UserError, match="NAME>=NUMBER"):
+        read_requirements([f"kl<={number}"], "int4")

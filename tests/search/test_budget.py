@@ -22,7 +22,7 @@ from scale_export.pipeline.fold import bits_by_matrix, within_budget
 from scale_export.plan.bits import bits_plan, k_quant_mixed
 from scale_export.proof import measure
 from scale_export.quantize import QuantizedWeights, read_bits_plan, write_bits_plan
-from scale_export.search.budget import Budget, parse_budget, search_bits
+from scale_export.search.budget import Budget, Point, _Bench, _chosen, parse_budget, search_bits
 from tests.helpers.emission import (
     TOKENS,
     emission_of,
@@ -79,6 +79,36 @@ def test_a_size_budget_is_kept_and_its_plan_repeats_it(base_of: Any, tmp_path: P
     blocks = [weights.block(name) for name in choice.bits]
     assert sum(b.codes.nbytes + b.scales.nbytes for b in blocks) == choice.chosen.size
     assert [b.bits for b in blocks] == list(choice.bits.values())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_divergence_that_is_not_finite_is_within_no_budget(bad: float):
+    points = [Point(narrow=n, size=9 - n, kl=kl, accuracy=1.0) for n, kl in enumerate((0.001, bad))]
+    for limit in (0.01, float("inf")):
+        with pytest.raises(UserError, match="no choice of bits"):
+            _chosen(Budget(kind="kl", limit=limit), points[1:], None, 1.0)
+    assert _chosen(Budget(kind="kl", limit=0.01), points, None, 1.0) is points[0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_matrix_that_breaks_the_model_is_narrowed_last(bad: float):
+    class Bench:
+        """Measures what the one narrow matrix costs."""
+
+        def narrow(self, names: list[str]) -> None:
+            self.narrowed = names[0]
+
+        def widen(self, names: list[str]) -> None:
+            assert names == [self.narrowed]
+
+        def measure(self) -> tuple[float, float]:
+            return {"a": 0.3, "b": bad, "c": 0.1, "d": 0.2}[self.narrowed], 1.0
+
+        def saved(self, name: str) -> int:
+            return 1
+
+    bench: Any = Bench()
+    assert list(_Bench.sensitivity(bench, list("abcd"), WorkLog(quiet=True))) == ["c", "d", "a", "b"]
 
 
 def test_a_divergence_budget_stops_where_it_is_passed(base_of: Any):

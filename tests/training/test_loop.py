@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,9 +20,11 @@ from scale_export.model.base import BaseModel
 from scale_export.model.hooks import attach_trainable
 from scale_export.questions.question import Question
 from scale_export.training.examples import Example, encode_examples, whole_sequences
-from scale_export.training.loop import FullScorer, PrefixScorer, batches, score
+from scale_export.training.loop import FullScorer, PrefixScorer, Score, batches, fit, score
 from scale_export.training.options import silent
+from scale_export.training.parameters import ProbeScales
 from scale_export.training.prefix import PrefixStore, can_cache_prefix
+from scale_export.training.sensitivity import measure_sensitivity
 from tests.helpers.models import FAMILIES
 from tests.helpers.training import EXACT, PAD, QUICK, loss_and_gradient, scalars
 
@@ -163,3 +165,22 @@ def test_families_with_states_or_3d_positions_train_by_full_forwards(model: Any)
     config.text_config.layer_types = None
     config.text_config.rope_parameters = {"rope_type": "default", "mrope_section": [4, 6, 6]}
     assert not can_cache_prefix(Shell())
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_model_without_a_finite_loss_trains_nothing(
+    model: Any, examples: list[Example], loss: float
+) -> None:
+    """No later loss is below NaN, so that the untrained scalars would be kept in silence."""
+
+    def broken(asked: Sequence[Example]) -> Score:
+        return Score(
+            loss=torch.tensor(loss), tokens=len(asked), exact=torch.ones(len(asked), dtype=torch.bool)
+        )
+
+    parameters = [torch.ones(2, requires_grad=True)]
+    with pytest.raises(UserError, match="loss on the validation questions"):
+        fit(broken, parameters, examples, examples, options=QUICK, progress=silent)
+    probe = ProbeScales(model, (0, 1), scope="last")
+    with pytest.raises(UserError, match="no layer can be ranked"):
+        measure_sensitivity(broken, probe, examples, options=QUICK, progress=silent)
