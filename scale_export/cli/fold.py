@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED
+from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED, UserError
 from scale_export.core.extras import need_export
 from scale_export.core.progress import WorkLog
 from scale_export.pipeline.request import FoldRequest
@@ -39,8 +40,9 @@ def fold(
         plan = plan_fold(request)
         return show({"dry_run": True, "decisions": list(plan.decisions)}, plan.decisions, as_json)
     log = WorkLog()
+    check_log(request.destination, force=request.force)
     outcome = fold_package(request, log)
-    write_log(request.destination, log)
+    write_log(request.destination, log, force=request.force)
     if as_json:
         print(json.dumps({"path": str(outcome.path), "passed": outcome.passed, "parity": outcome.parity}))
     else:
@@ -52,12 +54,49 @@ def fold(
     return EXIT_OK if outcome.passed else EXIT_PARITY_FAILED
 
 
-def write_log(package: Path, log: WorkLog) -> None:
-    """Write ``<package>.log``: when the run ended and how long each stage took, as JSON."""
-    record = {
-        "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "seconds": log.seconds,
-        "peak_bytes": log.peak_bytes,
-        "total": sum(log.seconds.values()),
-    }
-    package.with_name(f"{package.name}.log").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+LOG_KEYS: Final = ("ended", "seconds", "peak_bytes", "total")
+"""Of ``<package>.log``: when the run ended, what each stage took of time and memory, and the time of all."""
+
+
+def log_path(package: Path) -> Path:
+    """``<package>.log``, beside it."""
+    out = package.resolve()
+    return out.with_name(f"{out.name}.log")
+
+
+def check_log(package: Path, *, force: bool) -> None:
+    """Refuse a log's place that holds anything but a former log; ``force`` replaces another file, and never a link.
+
+    Raises:
+        UserError: the place is taken.
+    """
+    path = log_path(package)
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_file():
+        raise UserError(
+            f"{path} is a link or no file, and the log goes there: move it away or choose another --out"
+        )
+    if not force and not _is_log(path):
+        raise UserError(
+            f"{path} is not a log of ours, which goes there: choose another --out, or give --force"
+        )
+
+
+def _is_log(path: Path) -> bool:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and record.keys() == set(LOG_KEYS)
+
+
+def write_log(package: Path, log: WorkLog, *, force: bool = False) -> None:
+    """Write ``<package>.log`` as JSON; raises as ``check_log``."""
+    check_log(package, force=force)
+    ended, total = time.strftime("%Y-%m-%dT%H:%M:%S%z"), sum(log.seconds.values())
+    record = dict(zip(LOG_KEYS, (ended, log.seconds, log.peak_bytes, total), strict=True))
+    follow_no_link = getattr(os, "O_NOFOLLOW", 0)
+    place = os.open(log_path(package), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | follow_no_link, 0o666)
+    with os.fdopen(place, "w", encoding="utf-8") as file:
+        file.write(json.dumps(record, indent=2) + "\n")

@@ -28,6 +28,7 @@ from .manifest import (
     Manifest,
     canonical_json,
     hash_file,
+    open_package_files,
     scan_files,
 )
 
@@ -43,13 +44,16 @@ def check_space(path: Path, needed: int) -> None:
 def check_destination(out: Path, *, force: bool) -> None:
     """Refuse, writing nothing, a destination that cannot take a package.
 
-    ``force`` replaces a package or an empty directory only: a slip in ``--out`` must not cost other files.
+    ``force`` replaces an empty directory, or a package that is whole and holds nothing else: a slip in ``--out`` must
+    not cost other files. A failed export replaces a former one by the same rule, without ``force``.
 
     Raises:
-        UserError: ``out`` exists and may not be replaced, or its parent cannot be written to.
+        UserError: ``out`` exists and may not be replaced, ``<out>.failed`` is no failed export, or the parent cannot be
+            written to.
     """
     try:
         _check_place(out, force=force)
+        _check_failed_place(_failed(out.resolve()))
     except (OSError, RuntimeError) as error:  # a name too long, a closed directory, a loop of links
         raise UserError(f"{out} cannot be written ({error}): choose another --out") from None
 
@@ -73,8 +77,34 @@ def _check_place(out: Path, *, force: bool) -> None:
         raise UserError(f"{out} exists and is not a directory: choose another --out")
     elif not force:
         raise UserError(f"{out} exists already: choose another --out, or give --force to replace it")
-    elif any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
-        raise UserError(f"{out} is not a package, and --force replaces packages only: choose another --out")
+    elif any(out.iterdir()):
+        _refuse_strangers(out, "--force replaces only what an export wrote")
+
+
+def _failed(out: Path) -> Path:
+    """Where a failed export of ``out`` is kept."""
+    return out.with_name(f"{out.name}.failed")
+
+
+def _check_failed_place(failed: Path) -> None:
+    why = "a failed export would replace it"
+    if not os.path.lexists(failed):
+        return
+    if failed.is_symlink() or not failed.is_dir() or os.path.lexists(failed / MANIFEST_NAME):
+        raise UserError(f"{failed} is no failed export, and {why}: move it away or choose another --out")
+    if any(failed.iterdir()):
+        _refuse_strangers(failed, why)
+
+
+def _refuse_strangers(directory: Path, why: str) -> None:
+    """Refuse a directory in which anything is missing, changed, or not listed by the manifest of an export."""
+    try:
+        open_package_files(directory, failed=directory.name.endswith(".failed"))
+    except UserError as error:
+        found = str(error).rpartition(":")[0]
+        raise UserError(
+            f"{directory} is not replaced ({found}), and {why}: move it away or choose another --out"
+        ) from None
 
 
 class StagedPackage:
@@ -133,10 +163,16 @@ class StagedPackage:
         return self._place(self._out, replace=self._force)
 
     def fail(self, manifest: Manifest) -> Path:
-        """Move what was staged to ``<name>.failed``, in place of a former one; its manifest has a name of its own."""
+        """Move what was staged to ``<name>.failed``, in place of a former one; its manifest has a name of its own.
+
+        Raises:
+            UserError: what lies there is something else.
+        """
         (self.directory / MANIFEST_NAME).unlink(missing_ok=True)
         self._seal(manifest, FAILED_MANIFEST_NAME)
-        return self._place(self._out.with_name(f"{self._out.name}.failed"), replace=True)
+        failed = _failed(self._out)
+        _check_failed_place(failed)  # it may have appeared in the meantime
+        return self._place(failed, replace=True)
 
     def _seal(self, manifest: Manifest, manifest_name: str) -> None:
         """Hash and sync every staged file, and write the manifest with them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,96 @@ def test_force_takes_an_empty_directory_and_nothing_else(tmp_path: Path) -> None
     for name in ("home", "file", "link", "pkg.failed"):
         assert "choose another --out" in refusal(lambda name=name: write(tmp_path / name, force=True))
     assert (tmp_path / "home" / "letter").read_bytes() == (tmp_path / "file").read_bytes() == b"dear"
+
+
+def stranger_manifest(directory: Path) -> None:
+    """A browser extension's source: a manifest.json that is none of ours."""
+    (directory / "manifest.json").write_text('{"manifest_version": 3, "name": "mine", "version": "1"}')
+
+
+def added_file(directory: Path) -> None:
+    (directory / "selftest" / "letter").write_bytes(b"dear")
+
+
+def changed_file(directory: Path) -> None:
+    (directory / "vision.onnx").write_bytes(b"VISION graph")
+
+
+def lost_file(directory: Path) -> None:
+    (directory / "vision.onnx").unlink()
+
+
+def link(directory: Path) -> None:
+    (directory / "mine").symlink_to("vision.onnx")
+
+
+STRANGERS = {
+    stranger_manifest: "schema",
+    added_file: "selftest/letter",
+    changed_file: "vision.onnx",
+    lost_file: "vision.onnx",
+    link: "mine",
+}
+
+
+@pytest.mark.parametrize("change", STRANGERS, ids=lambda change: change.__name__)
+def test_force_removes_nothing_that_an_export_did_not_write(
+    change: Callable[[Path], None], out: Path
+) -> None:
+    change(out)
+    before = tree(out)
+    sentence = refusal(lambda: write(out, force=True))
+    assert STRANGERS[change] in sentence and "choose another --out" in sentence
+    assert tree(out) == before and names(out.parent) == ["pkg"]
+
+
+def test_a_file_that_comes_while_an_export_runs_is_kept(out: Path) -> None:
+    def meet() -> None:
+        with StagedPackage(out, force=True) as staged:
+            fill(staged.directory, tag=b"new")
+            added_file(out)
+            staged.commit(manifest())
+
+    assert "selftest/letter" in refusal(meet)
+    assert (out / "selftest" / "letter").read_bytes() == b"dear" and names(out.parent) == ["pkg"]
+
+
+@pytest.mark.parametrize("change", STRANGERS, ids=lambda change: change.__name__)
+def test_a_failing_export_replaces_nothing_but_a_failed_one(
+    change: Callable[[Path], None], tmp_path: Path
+) -> None:
+    with StagedPackage(tmp_path / "pkg", force=False) as staged:
+        fill(staged.directory)
+        failed = staged.fail(manifest())
+    change(failed)
+    before = tree(failed)
+    assert "move it away" in refusal(lambda: write(tmp_path / "pkg"))
+    assert tree(failed) == before and names(tmp_path) == ["pkg.failed"]
+
+
+@pytest.mark.parametrize("kind", ["package", "file", "link", "folder"])
+def test_another_thing_where_a_failed_export_goes_is_kept(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "pkg.failed"
+
+    def meet() -> None:
+        with StagedPackage(tmp_path / "pkg", force=True) as staged:
+            fill(staged.directory)
+            if kind == "package":
+                write(tmp_path / "other").rename(place)
+            elif kind == "file":
+                place.write_bytes(b"dear")
+            elif kind == "link":
+                (tmp_path / "empty").mkdir()
+                place.symlink_to(tmp_path / "empty")
+            else:
+                place.mkdir()
+                (place / "letter").write_bytes(b"dear")
+            staged.fail(manifest())
+
+    assert "move it away" in refusal(meet)
+    assert os.path.lexists(place) and ".failed" in refusal(lambda: write(tmp_path / "pkg"))
+    if kind in ("package", "folder"):
+        assert tree(place) and tree(place).keys() <= {*CONTENTS, "manifest.json", "letter"}
 
 
 def test_destination_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
