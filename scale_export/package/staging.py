@@ -175,7 +175,8 @@ class StagedPackage:
         return self._place(failed, replace=True)
 
     def _seal(self, manifest: Manifest, manifest_name: str) -> None:
-        """Hash and sync every staged file, and write the manifest with them."""
+        """Hash and sync every staged file, and write the manifest with them; open all to whom the umask says."""
+        open_as_umask_says(self.directory)
         files = {}
         for name in sorted(name for name, _ in scan_files(self.directory)):
             files[name] = hash_file(self.directory / name)
@@ -264,6 +265,19 @@ def _is_alive(pid: int) -> bool:
 
 def _nearest_existing(path: Path) -> Path:
     return next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+
+
+def open_as_umask_says(directory: Path) -> None:
+    """Give all that lies in a directory the modes that the umask gave the directory itself, as mkdir made it.
+
+    Libraries write through temporary files, which are their owner's alone, and copies keep the modes of what they copy.
+    """
+    folders = directory.stat().st_mode & 0o777
+    for place, names, files in os.walk(directory):
+        for name in names:
+            (Path(place) / name).chmod(folders)
+        for name in files:
+            (Path(place) / name).chmod(folders & 0o666)
 
 
 def _sync(path: Path) -> None:

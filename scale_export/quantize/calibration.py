@@ -331,7 +331,10 @@ class _Recorder(TorchKernels):
 
 
 def write_whole(tensors: dict[str, Array], file: Path) -> None:
-    """A file that is whole or not there."""
+    """A file that is whole or not there, with the mode that the umask says."""
     part = file.with_suffix(f".{os.getpid()}.part")
+    part.touch()
+    mode = part.stat().st_mode
     save_file(tensors, part)
+    part.chmod(mode)  # safetensors writes through a temporary file, which is its owner's alone
     part.replace(file)
