@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from scale_export.core.errors import EXIT_OK, EXIT_USER_ERROR, UserError
+from scale_export.core.terminal import printable
 from scale_export.core.version import __version__
 
 from .bench import bench
@@ -99,7 +100,7 @@ def _usage_error(error: Exception) -> int:
 
 
 def _complain(sentence: str, code: int, as_json: bool) -> int:
-    typer.echo(f"scale-export: {sentence}", err=True)
+    typer.echo(f"scale-export: {printable(sentence)}", err=True)
     if as_json:
         typer.echo(json.dumps({"error": sentence}))
     return code

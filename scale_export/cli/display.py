@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from scale_export.core.errors import EXIT_OK
+from scale_export.core.terminal import Terminal, printable
 
 if TYPE_CHECKING:
     from scale_export.proof.report import ParityReport
 
-console = Console(highlight=False)
+console = Terminal()
 
 
 def show_parity(report: ParityReport) -> None:
@@ -25,11 +26,11 @@ def show_parity(report: ParityReport) -> None:
         table.add_column(heading)
     for name, leg in report.legs.items():
         if leg is None:
-            table.add_row(name, "", "", "", "", "[dim]not checked[/]")
+            table.add_row(name, "", "", "", "", verdict(None))
             continue
-        shown = "[dim]no limit[/]" if leg.passed is None else verdict(leg.passed)
+        shown = Text("no limit", "dim") if leg.passed is None else verdict(leg.passed)
         for number, row in enumerate(leg.rows()):
-            value = f"[bold red]{row.value}[/]" if row.beyond else row.value
+            value = Text(row.value, "bold red") if row.beyond else row.value
             ends = ("", "", "") if number else (name, leg.counted, shown)
             table.add_row(ends[0], row.label, value, row.limit, *ends[1:])
     console.print(table)
@@ -60,14 +61,18 @@ def figure(value: float | None) -> str:
     return "—" if value is None else f"{value:.3g}"
 
 
-def verdict(passed: bool | None) -> str:
+def verdict(passed: bool | None) -> Text:
     """A leg's verdict in colour."""
-    return {True: "[green]passed[/]", False: "[bold red]FAILED[/]", None: "[dim]not checked[/]"}[passed]
+    words, style = {True: ("passed", "green"), False: ("FAILED", "bold red"), None: ("not checked", "dim")}[
+        passed
+    ]
+    return Text(words, style)
 
 
-def say(sentence: str) -> None:
-    """One line for people."""
-    console.print(sentence, soft_wrap=True)
+def say(*parts: str | Text) -> None:
+    """One line for people, whatever a name in it holds."""
+    line = Text.assemble(*(printable(part) if isinstance(part, str) else part for part in parts))
+    console.print(line, soft_wrap=True)
 
 
 def show(as_object: Mapping[str, object], lines: Sequence[str], as_json: bool) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from scale_export.core.errors import EXIT_OK, UserError
 from scale_export.core.extras import missing
@@ -55,7 +56,7 @@ def inspect(
         return EXIT_OK
     table = Table(show_header=False, box=None)
     for key, value in facts.items():
-        table.add_row(f"[bold]{key.replace('_', ' ')}[/]", str(value))
+        table.add_row(Text(key.replace("_", " "), "bold"), str(value))
     console.print(table)
     _print_scalars(coefficients)
     if png is not None:
@@ -103,10 +104,10 @@ def _print_scalars(coefficients: Coefficients) -> None:
     console.print(table)
 
 
-def _coloured(value: float) -> str:
+def _coloured(value: float) -> Text:
     strength = int(min(abs(value - 1), 1) * 155) + 100
     colour = f"rgb({strength},90,90)" if value > 1 else f"rgb(90,110,{strength})"
-    return f"[{colour}]{value:.2f}[/]"
+    return Text(f"{value:.2f}", colour)
 
 
 def _draw(coefficients: Coefficients, png: Path, title: str) -> None:

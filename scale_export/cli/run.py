@@ -11,6 +11,7 @@ import typer
 
 from scale_export.core.defaults import ANSWER_TOKENS
 from scale_export.core.errors import EXIT_OK, UserError
+from scale_export.core.terminal import printable
 
 from .display import quiet_libraries
 from .options import Json, PackageArg, Threads
@@ -80,7 +81,7 @@ def _stream(package: Package, messages: Sequence[Message], max_new_tokens: int, 
     for piece in package.stream(package.prepare_chat(messages), max_new_tokens=max_new_tokens):
         pieces.append(piece)
         if show_pieces:
-            print(piece, end="", flush=True)
+            print(printable(piece, keep="\n\t"), end="", flush=True)
     if show_pieces:
         print()
     return "".join(pieces).strip()

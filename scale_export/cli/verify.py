@@ -50,7 +50,7 @@ def _record(found: Verification) -> dict[str, object]:
 
 def _show(found: Verification) -> None:
     if found.signature:
-        say(f"Signature: {verdict(True)}, by the key with SHA-256 {found.signature.public_key_sha256}")
+        say("Signature: ", verdict(True), f", by the key with SHA-256 {found.signature.public_key_sha256}")
     if found.golden is None:
         say("Hashes: right. Self-test: not checked (a checkpoint holds no graphs that this tool runs)")
     else:
@@ -58,10 +58,11 @@ def _show(found: Verification) -> None:
         said = f"error {figure(error.finite)} of {error.limit:g}"
         if not found.golden.cases:
             said = "since the package holds no golden case to compare with: export it again"
-        say(f"Self-test: {verdict(found.golden.passed)}, {said}")
+        say("Self-test: ", verdict(found.golden.passed), f", {said}")
     if found.report is None:
         say("Parity legs: not checked (they need the base model; leave out --selftest)")
     else:
         show_parity(found.report)
     for checked in found.requirements:
-        say(f"Required {checked.requirement}: {verdict(checked.passed)}, measured {figure(checked.value)}")
+        measured = f", measured {figure(checked.value)}"
+        say(f"Required {checked.requirement}: ", verdict(checked.passed), measured)

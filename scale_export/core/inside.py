@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
+from unicodedata import normalize
 
 from .errors import UserError
 
@@ -17,6 +18,21 @@ NOT_IN_NAMES: Final = re.compile(r"[\x00-\x1f\x7f\\:]")
 def is_inside_name(name: object) -> bool:
     """Whether it is a relative path with ``/`` between its parts that leads nowhere but down."""
     return isinstance(name, str) and not (NOT_IN_NAMES.search(name) or {"", ".", ".."} & set(name.split("/")))
+
+
+def colliding(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two paths, or folders of them, that some file systems take for one; None where there are none.
+
+    macOS and Windows ignore case, and macOS how a letter with its accent is put together.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        parts = name.split("/")
+        for path in ("/".join(parts[:count]) for count in range(1, len(parts) + 1)):
+            one = normalize("NFC", normalize("NFC", path).casefold())
+            if seen.setdefault(one, path) != path:
+                return seen[one], path
+    return None
 
 
 def file_inside(folder: Path, name: object, named_in: str) -> Path:

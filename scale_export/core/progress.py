@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +17,9 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.text import Text
+
+from .terminal import Terminal
 
 
 class WorkLog:
@@ -30,14 +32,19 @@ class WorkLog:
     def __init__(self, *, quiet: bool = False) -> None:
         self.seconds: dict[str, float] = {}
         self.peak_bytes: dict[str, int] = {}
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = Terminal(stderr=True, quiet=quiet)
         self._progress: Progress | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time one stage and show it while it runs."""
         started = time.perf_counter()
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+        )
         bar = Progress(
             *columns,
             TimeElapsedColumn(),
@@ -55,7 +62,7 @@ class WorkLog:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.peak_bytes[name] = peak_memory()
         took = f"{self.seconds[name]:.1f} s, peak {self.peak_bytes[name] / 1e9:.2f} GB"
-        self._console.print(f"  [green]✓[/] {name} [dim]{took}[/]", highlight=False)
+        self._console.print(Text.assemble("  ", ("✓", "green"), f" {name} ", (took, "dim")))
 
     def advance(self, what: str, done: int, total: int) -> None:
         """Move the current stage's bar: ``done`` of ``total`` of ``what``."""

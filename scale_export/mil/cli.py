@@ -15,6 +15,7 @@ import typer
 
 from scale_export.core.errors import EXIT_USER_ERROR, UserError
 from scale_export.core.records import Array
+from scale_export.core.terminal import printable
 
 from .dtypes import Arithmetic
 from .model import Model, load
@@ -50,7 +51,7 @@ def run(
     if output is not None:
         _write(output, outputs)
     for name, array in outputs.items():
-        typer.echo(f"{name}  {array.dtype}{list(array.shape)}  {_summary(array)}")
+        _say(f"{name}  {array.dtype}{list(array.shape)}  {_summary(array)}")
 
 
 @app.command()
@@ -63,14 +64,16 @@ def show(
         typer.echo(json.dumps(described))
         return
     for name, function in described["functions"].items():
-        typer.echo(f"{name}{' (default)' if name == described['default_function'] else ''}")
+        _say(f"{name}{' (default)' if name == described['default_function'] else ''}")
         for role, values in function.items():
             for value, kind in values.items():
-                typer.echo(f"  {role.removesuffix('s')} {value}: {kind}")
-    typer.echo("operations: " + ", ".join(f"{name} {n}" for name, n in described["operations"].items()))
-    typer.echo(
-        "constants: " + ", ".join(f"{name} {n:,} bytes" for name, n in described["constant_bytes"].items())
-    )
+                _say(f"  {role.removesuffix('s')} {value}: {kind}")
+    _say("operations: " + ", ".join(f"{name} {n}" for name, n in described["operations"].items()))
+    _say("constants: " + ", ".join(f"{name} {n:,} bytes" for name, n in described["constant_bytes"].items()))
+
+
+def _say(line: str) -> None:
+    typer.echo(printable(line))
 
 
 class Description(TypedDict):

@@ -20,7 +20,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError, field_validator
 
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.inside import is_inside_name
+from scale_export.core.inside import colliding, is_inside_name
 from scale_export.core.words import FloatType, FoldMode, Precision, Scope, Weighting
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -132,6 +132,8 @@ class Manifest(_Record):
         for name in files:
             if not is_inside_name(name) or name in MANIFESTS:
                 raise ValueError(f"{name!r} is not the path of another file inside the package")
+        if twins := colliding((*sorted(MANIFESTS), *files)):
+            raise ValueError(f"{twins[0]!r} and {twins[1]!r} are one name on some systems")
         return files
 
     def check_references(self) -> None:

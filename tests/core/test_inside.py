@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scale_export.core.errors import UserError
-from scale_export.core.inside import file_inside, is_inside_name
+from scale_export.core.inside import colliding, file_inside, is_inside_name
 from tests.helpers.trees import place
 
 OUTSIDE = [
@@ -77,3 +77,22 @@ def test_a_snapshot_reaches_the_blobs_of_its_own_cache_alone(tmp_path: Path) -> 
     assert file_inside(snapshot / "deep", "x", "the list").read_bytes() == b"models--a"
     with pytest.raises(UserError, match="leads out"):
         file_inside(snapshot, "deep/y", "the list")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a", "A"),
+        ("a/x", "A/y"),
+        ("\u00e9", "e\u0301"),
+        ("\u00c9/x", "e\u0301/x"),
+        ("\u00df", "ss"),
+        ("b", "a/x", "a/X"),
+    ],
+)
+def test_names_that_are_one_on_some_systems_are_found(names: tuple[str, ...]) -> None:
+    assert colliding(names) is not None and colliding(reversed(names)) is not None
+
+
+def test_names_that_are_several_everywhere_are_none() -> None:
+    assert colliding(["a/x", "a/y", "b/x", "a.x", "\u00e9", "e"]) is None

@@ -194,3 +194,13 @@ def test_opening_needs_neither_torch_nor_a_runtime() -> None:
     loaded = child.stdout.split()
     assert "scale_export.package.manifest" in loaded
     assert not {"torch", "onnxruntime", "onnx", "transformers"} & set(loaded)
+
+
+@pytest.mark.parametrize("names", [("x", "X"), ("d/x", "D/y"), ("\u00e9", "e\u0301"), ("Manifest.json", "x")])
+def test_names_that_collide_on_some_systems_are_refused(names: tuple[str, str], out: Path) -> None:
+    entry = {"sha256": hashlib.sha256(b"").hexdigest(), "size": 0}
+    for name in names:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(b"")
+    reseal(out, lambda table: table["files"].update(dict.fromkeys(names, entry)))
+    assert "one name on some systems" in refusal(lambda: open_package_files(out))
