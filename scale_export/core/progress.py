@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from .terminal import Terminal
+from .terminal import Terminal, printable
 
 
 class WorkLog:
@@ -54,7 +54,7 @@ class WorkLog:
         )
         with bar as progress:
             self._progress = progress
-            self._task = progress.add_task(name, total=None)
+            self._task = progress.add_task(printable(name), total=None)
             try:
                 yield
             finally:
@@ -62,12 +62,12 @@ class WorkLog:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.peak_bytes[name] = peak_memory()
         took = f"{self.seconds[name]:.1f} s, peak {self.peak_bytes[name] / 1e9:.2f} GB"
-        self._console.print(Text.assemble("  ", ("✓", "green"), f" {name} ", (took, "dim")))
+        self._console.print(Text.assemble("  ", ("✓", "green"), f" {printable(name)} ", (took, "dim")))
 
     def advance(self, what: str, done: int, total: int) -> None:
         """Move the current stage's bar: ``done`` of ``total`` of ``what``."""
         if self._progress is not None:
-            self._progress.update(self._task, description=what, completed=done, total=total)
+            self._progress.update(self._task, description=printable(what), completed=done, total=total)
 
 
 def peak_memory() -> int:
