@@ -16,7 +16,14 @@ from torch import Tensor
 from scale_export.core.errors import UserError
 from scale_export.core.huggingface import Model, Processor, Tokenizer
 from scale_export.core.records import Float32
-from scale_export.device.prompts import LABELS, Message, assistant_message, user_message
+from scale_export.device.prompts import (
+    LABELS,
+    Message,
+    assistant_message,
+    narrow_pictures_refused,
+    user_message,
+    without_placeholders,
+)
 from scale_export.questions.question import Question
 
 
@@ -50,20 +57,23 @@ def encode_prompts(processor: Processor, questions: Sequence[Question]) -> dict[
     family takes.
 
     Raises:
-        UserError: the processor has no chat template, or a batch needs padding and no pad token is set.
+        UserError: the processor has no chat template, a batch needs padding and no pad token is set, or as
+            ``without_placeholders`` and ``narrow_pictures_refused``.
     """
     if getattr(processor, "chat_template", None) is None:
         raise UserError("the model's processor has no chat template to ask with; add a chat_template.jinja")
     if len(questions) > 1 and processor.tokenizer.pad_token is None:
         raise UserError("the model's tokenizer has no pad token to make batches with; set one (any does)")
-    inputs = processor.apply_chat_template(
-        [conversation(question) for question in questions],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": len(questions) > 1, "padding_side": "left"},
-    )
+    asked = [without_placeholders(processor, conversation(question)) for question in questions]
+    with narrow_pictures_refused([message for messages in asked for message in messages]):
+        inputs = processor.apply_chat_template(
+            asked,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": len(questions) > 1, "padding_side": "left"},
+        )
     return {name: value for name, value in inputs.items() if name != LABELS}
 
 
