@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from scale_export.core.defaults import ANSWER_TOKENS
 from scale_export.core.errors import EXIT_OK, UserError
-from scale_export.core.terminal import printable
 
+from .conversation import Conversation
 from .display import quiet_libraries
 from .options import Json, PackageArg, Threads
-
-if TYPE_CHECKING:
-    from scale_export.device.package import Package
-    from scale_export.device.prompts import Message
 
 
 @quiet_libraries()
@@ -50,7 +44,6 @@ def run(
     from scale_export.coefficients.file import load_coefficients
     from scale_export.core.pictures import load_picture
     from scale_export.device.package import open_package
-    from scale_export.device.prompts import assistant_message, user_message
 
     if prompt is None and not chat:
         raise UserError("there is no question: give --prompt, or --chat to ask several")
@@ -60,36 +53,11 @@ def run(
         opened.coefficients = load_coefficients(coeffs)
     if scale != 1:
         opened.scale = scale
-    messages: list[Message] = []
-    while True:
-        if prompt is None:
-            prompt = _ask_user()
-            if prompt is None:
-                return EXIT_OK
-        messages.append(user_message(pictures if not messages else [], prompt))
-        answer = _stream(opened, messages, max_new_tokens, show_pieces=not as_json)
-        if as_json:
-            print(json.dumps({"prompt": prompt, "answer": answer}))
-        if not chat:
-            return EXIT_OK
-        messages.append(assistant_message(answer))
-        prompt = None
-
-
-def _stream(package: Package, messages: Sequence[Message], max_new_tokens: int, *, show_pieces: bool) -> str:
-    pieces = []
-    for piece in package.stream(package.prepare_chat(messages), max_new_tokens=max_new_tokens):
-        pieces.append(piece)
-        if show_pieces:
-            print(printable(piece, keep="\n\t"), end="", flush=True)
-    if show_pieces:
-        print()
-    return "".join(pieces).strip()
-
-
-def _ask_user() -> str | None:
-    """The next question of a chat, or None where the user ends it."""
-    try:
-        return input("> ").strip() or None
-    except EOFError:
-        return None
+    conversation = Conversation(
+        package=opened, pictures=pictures, max_new_tokens=max_new_tokens, as_json=as_json
+    )
+    if chat:
+        conversation.go_on(prompt)
+    elif prompt is not None:
+        conversation.ask(prompt)
+    return EXIT_OK

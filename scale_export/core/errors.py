@@ -19,6 +19,10 @@ class UserError(Exception):
     """
 
 
+class ContextFull(UserError):
+    """More tokens than a package's context holds: a prompt too long, or the end of it in mid-answer."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import UserError
 
-Picture: TypeAlias = "Image.Image | str | Path"
+Picture: TypeAlias = Image.Image | str | Path
 """An image that is open already, or a file's path."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")

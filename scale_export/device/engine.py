@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_export.core.errors import ContextFull
 from scale_export.core.records import Array, Float32
 
 Phase = Literal["base", "scaled"]
@@ -87,8 +88,25 @@ class Engine(Protocol):
         ...
 
     def forward(self, cache: Any, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
-        """Run one step, grow the cache in place, and return logits ``[B, V]`` of each row's last valid position."""
+        """Run one step, grow the cache in place, and return logits ``[B, V]`` of each row's last valid position.
+
+        Raises:
+            ContextFull: the tokens don't fit a package's context; the cache is as it was.
+        """
         ...
+
+
+def check_room(tokens: int, context_length: int) -> None:
+    """Refuse a cache of ``tokens`` tokens where a package's context holds fewer.
+
+    Raises:
+        ContextFull: it does.
+    """
+    if tokens > context_length:
+        raise ContextFull(
+            f"{tokens} tokens do not fit the package's context of {context_length}: "
+            f"shorten the prompt or ask for fewer new tokens"
+        )
 
 
 def tower_feeds(inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import abc
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_export.core.errors import ContextFull
 from scale_export.core.records import Array, Float32
 from scale_export.core.words import FoldMode
 from scale_export.families._family import Family
@@ -17,6 +20,9 @@ from .engine import Engine, Scalars, Step
 
 Inputs = Mapping[str, Array]
 """A processor's NumPy output for one prompt: ``input_ids [1, T]``, its mask, pixels and what goes with them."""
+
+Stopped = Literal["end", "length", "context"]
+"""Why an answer stopped: the model ended it, it has as many tokens as were asked for, or the context is full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -145,14 +151,24 @@ class Generator:
             rows.append(self.decode(start.cache, token, start.next_position + offset)[0])
         return np.stack(rows)
 
-    def stream(self, inputs: Inputs, *, max_new_tokens: int, eos_token_ids: frozenset[int]) -> Iterator[int]:
-        """Greedy tokens one by one, without the end token."""
+    def stream(
+        self, inputs: Inputs, *, max_new_tokens: int, eos_token_ids: frozenset[int]
+    ) -> abc.Generator[int, None, Stopped]:
+        """Greedy tokens one by one, without the end token; returns why there are no more.
+
+        Raises:
+            ContextFull: the prompt alone doesn't fit the package's context.
+        """
         start = self.prefill(inputs)
         logits = start.logits
         for offset in range(max_new_tokens):
             token = int(logits[0].argmax())
             if token in eos_token_ids:
-                return
+                return "end"
             yield token
             if offset + 1 < max_new_tokens:
-                logits = self.decode(start.cache, token, start.next_position + offset)
+                try:
+                    logits = self.decode(start.cache, token, start.next_position + offset)
+                except ContextFull:
+                    return "context"
+        return "length"

@@ -7,27 +7,28 @@ A picture is an image of Pillow's or a file's path; ``load_picture`` says what b
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scale_export.coefficients.file import Coefficients, load_coefficients
 from scale_export.core.defaults import ANSWER_TOKENS
 from scale_export.core.errors import UserError
-from scale_export.core.huggingface import Processor
+from scale_export.core.huggingface import Processor, Tokenizer
 from scale_export.core.pictures import Picture
 from scale_export.core.records import Array, Float32
 from scale_export.families import load_family
 from scale_export.families._family import Family
 from scale_export.package.manifest import PackageFiles, open_package_files
 
+from . import generation
 from .engine import Engine, Scalars
-from .generation import Generator, Inputs
+from .generation import Inputs, Stopped
 from .onnxruntime import genai
 from .open import open_engine
 from .prompts import Message, encode_messages, end_token_ids, user_message
 
-__all__ = ["Package", "open_package"]
+__all__ = ["AnswerStream", "Package", "open_package"]
 
 PROCESSOR_FILES = (
     "config.json",
@@ -48,28 +49,51 @@ PROCESSOR_FILES = (
 """The files of a Hugging Face model directory that its processor reads; a package carries those there are."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Responder:
-    """A generator with its processor: from a conversation to text."""
+class AnswerStream(Iterator[str]):
+    """The pieces of a greedy answer, each as its text becomes certain.
 
-    processor: Processor
-    generator: Generator
-    eos_token_ids: frozenset[int]
+    Attributes:
+        stopped: why the answer stopped; None until its last piece was taken.
+    """
 
-    def stream(self, inputs: Inputs, *, max_new_tokens: int) -> Iterator[str]:
-        """A greedy answer, piece by piece as its text becomes certain."""
-        tokens: list[int] = []
+    def __init__(self, tokens: Generator[int, None, Stopped], tokenizer: Tokenizer) -> None:
+        self.stopped: Stopped | None = None
+        self._pieces = self._decoded(self._until_stopped(tokens), tokenizer)
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def _until_stopped(self, tokens: Generator[int, None, Stopped]) -> Iterator[int]:
+        self.stopped = yield from tokens
+
+    @staticmethod
+    def _decoded(tokens: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
+        ids: list[int] = []
         shown = text = ""
-        for token in self.generator.stream(
-            inputs, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids
-        ):
-            tokens.append(token)
-            text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+        for token in tokens:
+            ids.append(token)
+            text = tokenizer.decode(ids, skip_special_tokens=True)
             if text.startswith(shown) and not text.endswith("\ufffd"):  # half a character: wait for the rest
                 yield text[len(shown) :]
                 shown = text
         if text.startswith(shown):
             yield text[len(shown) :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Responder:
+    """A generator with its processor: from a conversation to text."""
+
+    processor: Processor
+    generator: generation.Generator
+    eos_token_ids: frozenset[int]
+
+    def stream(self, inputs: Inputs, *, max_new_tokens: int) -> AnswerStream:
+        """A greedy answer, piece by piece as its text becomes certain."""
+        tokens = self.generator.stream(
+            inputs, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids
+        )
+        return AnswerStream(tokens, self.processor.tokenizer)
 
     def answer(self, images: Sequence[Picture], prompt: str, *, max_new_tokens: int) -> str:
         """A whole greedy answer, stripped."""
@@ -116,10 +140,10 @@ class Package:
         )
 
     @functools.cached_property
-    def generator(self) -> Generator:
+    def generator(self) -> generation.Generator:
         """The engine with the family's image rules and this package's fold mode."""
         manifest = self.files.manifest
-        return Generator(
+        return generation.Generator(
             engine=self.engine,
             family=self._family,
             fold=manifest.fold,
@@ -210,11 +234,16 @@ class Package:
 
     def generate(
         self, images: Sequence[Picture], prompt: str, *, max_new_tokens: int = ANSWER_TOKENS
-    ) -> Iterator[str]:
-        """Stream a greedy answer, piece by piece as its text becomes certain."""
+    ) -> AnswerStream:
+        """Stream a greedy answer, piece by piece as its text becomes certain; ``stopped`` says why it ended.
+
+        Raises:
+            UserError: as ``load_picture`` and ``encode_messages``; ContextFull, as the first piece is taken, where the
+                prompt doesn't fit the package's context.
+        """
         return self.stream(self.prepare(images, prompt), max_new_tokens=max_new_tokens)
 
-    def stream(self, inputs: Inputs, *, max_new_tokens: int = ANSWER_TOKENS) -> Iterator[str]:
+    def stream(self, inputs: Inputs, *, max_new_tokens: int = ANSWER_TOKENS) -> AnswerStream:
         """``generate`` from prepared inputs."""
         return self.responder.stream(inputs, max_new_tokens=max_new_tokens)
 

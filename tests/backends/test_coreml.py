@@ -273,6 +273,21 @@ def test_a_layer_larger_than_a_part_is_refused(emitted: Emit):
 
 
 @pytest.mark.parametrize("mode", ["gate", "two-phase"])
+def test_an_answer_stops_at_the_end_of_the_context(emitted: Emit, mode: str):
+    plan, _, graphs = emitted("llava", "qwen2", "float32", mode)
+    inputs = encode_messages(plan.base.processor, [user_message([], "where is the circle ?")])
+    opened = CoreMLEngine(graphs, strict=True)
+    opened.config = opened.config.model_copy(update={"context_length": inputs["input_ids"].shape[1] + 2})
+    tokens = generator(opened, plan.base, plan.fold).stream(
+        inputs, max_new_tokens=9, eos_token_ids=frozenset()
+    )
+    found = [next(tokens) for _ in range(3)]
+    with pytest.raises(StopIteration) as end:
+        next(tokens)
+    assert end.value.value == "context" and len(found) == 3
+
+
+@pytest.mark.parametrize("mode", ["gate", "two-phase"])
 def test_the_swift_sample_names_what_the_package_has(emitted: Emit, mode: str):
     _, _, graphs = emitted("llava", "qwen2", "int4", mode)
     source = (graphs["runtime"].parent / "ScaleExportModel.swift").read_text()
@@ -288,6 +303,7 @@ def test_the_swift_sample_names_what_the_package_has(emitted: Emit, mode: str):
     assert "kCGImageSourceCreateThumbnailWithTransform: true" in source, "photos are turned upright"
     assert "CGImageSourceCreateImageAtIndex(" not in source, "it ignores the orientation"
     assert "import ImageIO" in source
+    assert "filled == Self.contextLength { break }" in source, "the end of the context keeps the answer"
     assert not re.search("«|»", source)
     assert source.count("{") == source.count("}") and source.count("(") == source.count(")")
 

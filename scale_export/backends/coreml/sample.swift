@@ -106,7 +106,8 @@ public actor ScaleExportModel {
         }
     }
 
-    /// Greedy token ids after a prompt. `imageRows` stand, in order, where the prompt has image tokens.
+    /// Greedy token ids after a prompt, until the model ends, `maxNewTokens` or the end of the context.
+    /// `imageRows` stand, in order, where the prompt has image tokens.
     public func generate(prompt: [Int], imageRows: [[Float]], maxNewTokens: Int) throws -> [Int] {
         states = prefill.map { $0.makeState() }
         filled = 0
@@ -131,9 +132,8 @@ public actor ScaleExportModel {
             let next = logits.indices.max { logits[$0] < logits[$1] }!
             if Self.endTokenIds.contains(next) { break }
             tokens.append(next)
-            if tokens.count < maxNewTokens {
-                logits = try run(decode, [try tables.row(next)], width: 1, scaled: true)
-            }
+            if tokens.count == maxNewTokens || filled == Self.contextLength { break }  // full: keep what there is
+            logits = try run(decode, [try tables.row(next)], width: 1, scaled: true)
         }
         return tokens
     }

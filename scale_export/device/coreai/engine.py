@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Float32
-from scale_export.device.engine import Phase, Scalars, Step, tower_feeds
+from scale_export.device.engine import Phase, Scalars, Step, check_room, tower_feeds
 
 from .apple import PARITY, load_apple
 
@@ -181,11 +181,7 @@ class CoreAIEngine:
         return self._array(values)
 
     def _make_room(self, cache: RowCache, total: int) -> None:
-        if total > self._context_length:
-            raise UserError(
-                f"{total} tokens do not fit the package's context of {self._context_length}: "
-                f"shorten the prompt or ask for fewer new tokens"
-            )
+        check_room(total, self._context_length)
         for name, state in cache.states.items():
             slots = state.shape[3]
             if slots < total:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Float32
-from scale_export.device.engine import Phase, Scalars, Step, Tap, tower_feeds
+from scale_export.device.engine import Phase, Scalars, Step, Tap, check_room, tower_feeds
 
 from .host import DecoderPart, HostConfig, RotaryTable, read_host_config, table_names
 from .predictor import Arithmetic, Interpreter, Predictor, Products, open_predictor
@@ -105,11 +105,7 @@ class CoreMLEngine:
     def forward(self, cache: StateCache, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
         """See ``Engine.forward``; one row. Chunks are padded to the function's T and leave no trace of it."""
         config, tokens = self.config, int(step.lengths[0])
-        if cache.length + tokens > config.context_length:
-            raise UserError(
-                f"{cache.length + tokens} tokens do not fit the package's context of {config.context_length}: "
-                f"shorten the prompt or ask for fewer new tokens"
-            )
+        check_room(cache.length + tokens, config.context_length)
         logits, start = np.zeros((1, 0), np.float32), 0
         while start < tokens:
             function, width = self._function(phase, tokens - start, cache.length)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Float32
-from scale_export.device.engine import Phase, Scalars, Step, Tap, tower_feeds
+from scale_export.device.engine import Phase, Scalars, Step, Tap, check_room, tower_feeds
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -153,11 +153,7 @@ class DecoderSession:
         """See ``Engine.forward``."""
         tokens = step.inputs_embeds.shape[1]
         total = int(cache.lengths.max()) + tokens
-        if total > self.context_length:
-            raise UserError(
-                f"{total} tokens do not fit the package's context of {self.context_length}: "
-                f"shorten the prompt or ask for fewer new tokens"
-            )
+        check_room(total, self.context_length)
         after = cache.lengths + step.lengths
         feeds: dict[str, Array] = {
             "inputs_embeds": step.inputs_embeds.astype(self.dtype, copy=False),
