@@ -6,7 +6,9 @@
    moments go to a file of the cache when they are whole: a run that was stopped goes on behind the last of them.
 3. A cache entry is named by a hash of all that decides it: the model's weights and configuration, the scalars, the
    prepared inputs (token ids, pixels, answers) and the weighting.
-4. ``lm_head`` sees the positions that predict an answer and no others, as on the device.
+4. A file counts only with a record of its hash beside it (``layers.0.json``) that is right: what is damaged, changed or
+   of another schema is collected again.
+5. ``lm_head`` sees the positions that predict an answer and no others, as on the device.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -27,6 +29,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from scale_export.coefficients.file import Coefficients
+from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog, peak_memory
 from scale_export.core.records import Array, Float32
 from scale_export.core.words import Weighting
@@ -50,15 +53,19 @@ SCHEMA = 2
 REPRESENTATIVE = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 """Matrices that share another one's inputs → that one."""
 
+OUTPUT = "output.safetensors"
+"""The file of ``lm_head``'s moments."""
+
 PEAKS = ".peaks"
 """What a matrix's ranges are called beside its moments."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredStatistics:
-    """The moments in one cache entry, read layer by layer."""
+    """The moments in one cache entry, read layer by layer; ``digests`` are its files' SHA-256, by their names."""
 
     directory: Path
+    digests: tuple[tuple[str, str], ...]
 
     def moments(self, name: str) -> Moments | None:
         """Of a matrix's inputs, by its portable name; None for the embedding."""
@@ -71,28 +78,26 @@ class StoredStatistics:
     def _stored(self, name: str, kind: str) -> Array:
         prefix, _, part = name.rpartition(".")
         site = f"{prefix}.{REPRESENTATIVE.get(part, part)}" if prefix else name
-        return _read(self.directory / _file_of(name))[f"{site}{kind}"]
+        file = _file_of(name)
+        return _read(self.directory / file, dict(self.digests)[file])[f"{site}{kind}"]
 
     @property
     def sha256(self) -> str:
         """One hash of all moments: two machines that agree on it quantize by the same numbers."""
         digest = hashlib.sha256()
-        for file in sorted(self.directory.glob("*.safetensors")):
-            with file.open("rb") as opened:
-                digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+        for file, found in sorted(self.digests):
+            digest.update(file.encode() + bytes.fromhex(found))
         return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=1)
-def _read(file: Path) -> dict[str, Array]:
+def _read(file: Path, sha256: str) -> dict[str, Array]:
     return load_file(file)
 
 
 def _file_of(name: str) -> str:
     """The cache file that holds a matrix's moments."""
-    return (
-        f"{'.'.join(name.split('.')[:2])}.safetensors" if name.startswith("layers.") else "output.safetensors"
-    )
+    return f"{'.'.join(name.split('.')[:2])}.safetensors" if name.startswith("layers.") else OUTPUT
 
 
 def default_cache() -> Path:
@@ -111,22 +116,26 @@ def calibrate(
     """The statistics of one model, one set of scalars and one set of questions: from the cache, or collected into it.
 
     Raises:
-        UserError: the question set can't be loaded, or holds an answer without tokens.
+        UserError: the question set can't be loaded, or holds an answer without tokens; or the cache can't be written.
     """
     examples = calibration_examples(base, options)
     entry = (cache or default_cache()) / "calibration" / _key(base, coefficients, options, examples)
-    missing = [
-        layer for layer in range(base.spec.num_layers) if not (entry / f"layers.{layer}.safetensors").exists()
-    ]
-    if missing or not (entry / "output.safetensors").exists():
-        entry.mkdir(parents=True, exist_ok=True)
+    names = [*(f"layers.{layer}.safetensors" for layer in range(base.spec.num_layers)), OUTPUT]
+    found = {name: recorded_sha256(entry / name) for name in names}
+    if None in found.values():
+        make_entry(entry)
         with log.stage("calibration"), torch.no_grad():
             started = time.perf_counter()
-            collect(base, coefficients, options.weighting, examples, entry, log)
+            lacking = {name for name, digest in found.items() if digest is None}
+            collect(base, coefficients, options.weighting, examples, entry, lacking, log)
             seconds = time.perf_counter() - started
         facts = {"options": str(options), "seconds": seconds, "peak_bytes": peak_memory()}
         (entry / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    return StoredStatistics(entry)
+        found = {name: recorded_sha256(entry / name) for name in names}
+    whole = {name: digest for name, digest in found.items() if digest is not None}
+    if whole.keys() != found.keys():
+        raise UserError(f"{entry} was changed while it was written: give another folder with --cache")
+    return StoredStatistics(entry, tuple(sorted(whole.items())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,19 +205,18 @@ def collect(
     weighting: Weighting,
     examples: Sequence[Example],
     entry: Path,
+    lacking: Collection[str],
     log: WorkLog,
 ) -> None:
-    """Write what an entry lacks, layer by layer (rule 2)."""
+    """Write the files that an entry lacks, layer by layer (rule 2)."""
     spec = base.spec
     paths = list(_paths(base, examples, weighting, log))
     attn, mlp = (torch.from_numpy(values) for values in coefficients.dense(spec.num_layers, spec.num_heads))
     last = spec.num_layers - 1
     for layer in range(spec.num_layers):
-        files = [
-            entry / f"layers.{layer}.safetensors",
-            *([entry / "output.safetensors"] if layer == last else []),
-        ]
-        whole = all(file.exists() for file in files)
+        names = [f"layers.{layer}.safetensors", *([OUTPUT] if layer == last else [])]
+        files = [entry / name for name in names]
+        whole = not set(names) & set(lacking)
         kernels = _Recorder(base.weights, layer=layer)
         decoder = PortableDecoder(spec, kernels, layers=range(layer, layer + 1), last_logits_only=True)
         rows = slice(layer, layer + 1)
@@ -324,17 +332,57 @@ class _Recorder(TorchKernels):
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         if self.token_weights is not None and name.rpartition(".")[2] not in REPRESENTATIVE:
-            # The output's matrix sees one position of each forward (rule 4).
+            # The output's matrix sees one position of each forward (rule 5).
             weights = self.token_weights if x.shape[1] == len(self.token_weights) else torch.ones(x.shape[1])
             self.sums.add(name, x[0], weights)
         return super().linear(name, x)
 
 
+def make_entry(entry: Path) -> None:
+    """Make the folder of a cache entry; raises UserError where it can't be made."""
+    try:
+        entry.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(entry, error) from None
+
+
 def write_whole(tensors: dict[str, Array], file: Path) -> None:
-    """A file that is whole or not there, with the mode that the umask says."""
+    """A file that is whole or not there, with the mode that the umask says, and the record of its hash (rule 4).
+
+    Raises:
+        UserError: it can't be written.
+    """
     part = file.with_suffix(f".{os.getpid()}.part")
-    part.touch()
-    mode = part.stat().st_mode
-    save_file(tensors, part)
-    part.chmod(mode)  # safetensors writes through a temporary file, which is its owner's alone
-    part.replace(file)
+    try:
+        part.touch()
+        mode = part.stat().st_mode
+        save_file(tensors, part)
+        part.chmod(mode)  # safetensors writes through a temporary file, which is its owner's alone
+        record = json.dumps({"schema": SCHEMA, "sha256": _sha256(part)})
+        part.replace(file)
+        part.write_text(record + "\n", encoding="utf-8")
+        part.replace(file.with_suffix(".json"))
+    except OSError as error:
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(place: Path, error: OSError) -> UserError:
+    return UserError(f"{place} cannot be written ({error.strerror}): give another folder with --cache")
+
+
+def recorded_sha256(file: Path) -> str | None:
+    """The SHA-256 of a cache's file in hex; None where it is not there, or not what its record says (rule 4)."""
+    beside = file.with_suffix(".json")
+    if not file.is_file() or not beside.is_file():
+        return None
+    try:
+        record = json.loads(beside.read_text(encoding="utf-8"))
+        found = _sha256(file)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if record == {"schema": SCHEMA, "sha256": found} else None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

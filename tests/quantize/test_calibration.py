@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from scale_export import UserError, verify
 from scale_export.coefficients.file import Coefficients, load_coefficients
@@ -141,6 +144,65 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(
     assert written == ["layers.1.safetensors", "layers.2.safetensors", "output.safetensors"]
     monkeypatch.setattr(calibration, "collect", stop)
     assert calibrate(base, coefficients, OPTIONS, QUIET, tmp_path).sha256 == sha256
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def invent(file: Path) -> None:
+    """Whole and of the right shapes, and not what the model's inputs are."""
+    rng = np.random.default_rng(0)
+    save_file({name: rng.random(x.shape, np.float32) for name, x in load_file(file).items()}, file)
+
+
+def invent_before(file: Path) -> None:
+    """As a version without records would have left it."""
+    invent(file)
+    file.with_suffix(".json").unlink()
+
+
+def age(file: Path) -> None:
+    """Another schema's statistics, and a record that fits them."""
+    beside = file.with_suffix(".json")
+    beside.write_text(beside.read_text().replace(f'"schema": {calibration.SCHEMA}', '"schema": 1'))
+
+
+def garble_record(file: Path) -> None:
+    file.with_suffix(".json").write_bytes(b"[" * 100_000)
+
+
+def make_a_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+DOUBTS = (cut, invent, invent_before, age, garble_record, make_a_pipe)
+
+
+@pytest.mark.parametrize("damage", DOUBTS, ids=lambda damage: damage.__name__)
+def test_a_file_in_doubt_is_collected_again(damage: Callable[[Path], None], base_of: Any, tmp_path: Path):
+    base = base_of("llava", "llama")
+    coefficients = random_coefficients(base)
+    found = calibrate(base, coefficients, OPTIONS, QUIET, tmp_path)
+    names = [name for name, _ in found.digests]
+    whole = {name: (found.directory / name).read_bytes() for name in names}
+    assert len(whole) == 4 and found.moments("layers.1.o_proj") is not None
+    for name in names:
+        damage(found.directory / name)
+        again = calibrate(base, coefficients, OPTIONS, QUIET, tmp_path)
+        assert again == found and again.sha256 == found.sha256
+        assert {name: (again.directory / name).read_bytes() for name in names} == whole
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(base_of: Any, tmp_path: Path):
+    base = base_of("llava", "llama")
+    (tmp_path / "calibration").write_bytes(b"")
+    with pytest.raises(UserError, match="--cache"):
+        calibrate(base, random_coefficients(base), OPTIONS, QUIET, tmp_path)
+    (tmp_path / "layers.0.safetensors").mkdir()
+    with pytest.raises(UserError, match="--cache"):
+        calibration.write_whole({"x": np.ones(3, np.float32)}, tmp_path / "layers.0.safetensors")
 
 
 def test_all_that_decides_the_moments_names_their_entry(base_of: Any, tmp_path: Path):
