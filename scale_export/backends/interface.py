@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scale_export.core.errors import UserError
-from scale_export.core.records import NotChecked, TowerInput
+from scale_export.core.records import NotChecked, SideFacts, TowerInput
 from scale_export.core.words import FoldMode, Precision
 from scale_export.device.engine import Engine, Tap
 from scale_export.device.open import NOT_RUN
@@ -118,6 +118,10 @@ class GraphBackend(Backend):
         self.emit_side_files(emission, directory)
         copy_processor(emission.base, directory)
         return graphs
+
+    def side_facts(self, directory: Path) -> SideFacts | None:
+        """What the file for the host in ``directory`` says; None where the backend writes none."""
+        return None
 
     @abstractmethod
     def open_engine(

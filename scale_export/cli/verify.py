@@ -42,6 +42,7 @@ def _record(found: Verification) -> dict[str, object]:
     return {
         "passed": found.passed,
         "selftest": found.selftest,
+        "contents": found.contents and found.contents.to_json(),
         "parity": found.parity,
         "requirements": [asdict(checked) for checked in found.requirements],
         "signature": signed and {"path": str(signed.path), "public_key_sha256": signed.public_key_sha256},
@@ -59,6 +60,11 @@ def _show(found: Verification) -> None:
         if not found.golden.cases:
             said = "since the package holds no golden case to compare with: export it again"
         say("Self-test: ", verdict(found.golden.passed), f", {said}")
+    if found.contents is not None:
+        count = len(found.contents.statements)
+        say("Contents: ", verdict(found.contents.passed), f", {count} statements compared")
+        for statement in found.contents.wrong:
+            say(f"Contents: {statement}")
     if found.report is None:
         say("Parity legs: not checked (they need the base model; leave out --selftest)")
     else:

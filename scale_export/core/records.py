@@ -132,3 +132,18 @@ class DecoderSpec:
             f"layers.{i}.{part}": width for i in range(self.num_layers) for part, width in parts.items()
         }
         return {**layers, "norm": self.hidden_size}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideFacts:
+    """What a file beside the graphs tells the program that runs them; None what it does not tell.
+
+    Attributes:
+        scalars: ``[L, H]`` and ``[L]`` float32; None where it holds none.
+    """
+
+    file: str
+    scalars: tuple[Float32, Float32] | None
+    context_length: int | None = None
+    image_token_id: int | None = None
+    end_token_ids: tuple[int, ...] | None = None

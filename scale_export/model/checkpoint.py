@@ -156,7 +156,7 @@ class Checkpoint:
 
     def config_sha256(self) -> str:
         """SHA-256 in hex over the config as canonical JSON, without ``VOLATILE_CONFIG_KEYS``."""
-        canonical = json.dumps(_without_volatile(self.config), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(without_volatile(self.config), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def _find(self, module_name: str) -> str | None:
@@ -192,11 +192,12 @@ def _stored_candidates(module_name: str) -> Iterator[str]:
                 yield alternative + module_name.removeprefix(prefix)
 
 
-def _without_volatile(value: Json) -> Json:
+def without_volatile(value: Json) -> Json:
+    """JSON without ``VOLATILE_CONFIG_KEYS``, at any depth."""
     if isinstance(value, dict):
-        return {k: _without_volatile(v) for k, v in value.items() if k not in VOLATILE_CONFIG_KEYS}
+        return {k: without_volatile(v) for k, v in value.items() if k not in VOLATILE_CONFIG_KEYS}
     if isinstance(value, list):
-        return [_without_volatile(item) for item in value]
+        return [without_volatile(item) for item in value]
     return value
 
 

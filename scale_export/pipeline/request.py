@@ -61,6 +61,12 @@ class VerifyRequest(ProofOptions, Origins):
     """What ``scale-export verify`` is asked."""
 
     package: Annotated[StrPath, Option(argument="PKG", help="A package directory that fold wrote.")]
+    coeffs: Annotated[
+        StrPath | None,
+        Option(
+            help="The coefficient file that the package should hold: its scalars are compared with the package's."
+        ),
+    ] = field(default=None, kw_only=True)
     require: Annotated[
         Sequence[str],
         Option(

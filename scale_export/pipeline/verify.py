@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scale_export.coefficients.file import load_coefficients
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
-from scale_export.device.package import open_package
+from scale_export.device.package import Package, open_package
 from scale_export.device.selftest import SelftestResult, run_selftest
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.signing import Signature, check_signature
+from scale_export.proof.contents import (
+    Contents,
+    Statement,
+    coefficient_statements,
+    package_statements,
+    side_statements,
+)
 
 from .request import VerifyRequest
 
@@ -27,12 +35,13 @@ class Verification:
     """What ``verify`` found.
 
     ``golden`` (the self-test) is None where the package holds no graphs that this tool runs, ``report`` where only
-    the self-test was asked for.
+    the self-test was asked for, ``contents`` where nothing that the package states was compared.
     """
 
     passed: bool
     golden: SelftestResult | None
     report: ParityReport | None
+    contents: Contents | None = None
     requirements: tuple[Checked, ...] = ()
     signature: Signature | None = None
 
@@ -50,8 +59,9 @@ class Verification:
 def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
     """Check hashes and self-test, then measure every parity leg again from the package and the base model.
 
-    ``selftest_only`` needs neither the base model nor torch. With a ``public_key`` the signature is checked before
-    anything of the package is used. ``require`` is what the measurement must fulfil beside its own limits.
+    What the package states beside its graphs is compared too, and with ``coeffs`` its scalars. ``selftest_only`` needs
+    neither the base model nor torch. With a ``public_key`` the signature is checked before anything of the package is
+    used. ``require`` is what the measurement must fulfil beside its own limits.
 
     Raises:
         UserError: not a package, a changed one, a base model that is not to be found, a requirement that is none or is
@@ -66,36 +76,58 @@ def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
     if package.files.manifest.backend != "checkpoint":
         with log.stage("self-test"):
             golden = run_selftest(package)
-    sound = golden is None or golden.passed
+    given = None if request.coeffs is None else load_coefficients(Path(request.coeffs))
+    statements = [] if given is None else [*coefficient_statements(package.coefficients, given)]
+    report = None
+    if not request.selftest_only:
+        report, found = _measured(package, request, log)
+        statements += found
+    contents = Contents(statements=tuple(statements)) if statements else None
     figures: dict[str, float | None] = {"selftest": golden.error.finite if golden else None, "size": size}
-    if request.selftest_only:
-        checked = check_requirements(requirements, figures)
-        passed = sound and all(c.passed for c in checked)
-        return Verification(passed=passed, golden=golden, report=None, requirements=checked, signature=signed)
+    checked = check_requirements(requirements, {**figures, **(report.figures() if report else {})})
+    parts = [part.passed for part in (golden, contents, report) if part is not None]
+    return Verification(
+        passed=all(parts) and all(c.passed for c in checked),
+        golden=golden,
+        contents=contents,
+        report=report,
+        requirements=checked,
+        signature=signed,
+    )
+
+
+def _measured(
+    package: Package, request: VerifyRequest, log: WorkLog
+) -> tuple[ParityReport, Sequence[Statement]]:
+    """Every parity leg, and what the package states beside its graphs, against the base model."""
+    from scale_export.backends.interface import GraphBackend, load_backend
     from scale_export.plan.again import plan_again
     from scale_export.plan.evaluation_choice import evaluation_set
     from scale_export.plan.weights import PlannedWeights, plan_statistics
     from scale_export.proof.choose import measurement_of
 
-    plan = plan_again(package.files, package.coefficients, request, parity=request.parity)
-    graphs = {str(role): package.files.path(name) for role, name in package.files.manifest.graphs.items()}
-    calibration = package.files.manifest.calibration
+    files = package.files
+    plan = plan_again(files, package.coefficients, request, parity=request.parity)
+    weights = PlannedWeights.of(plan, plan_statistics(plan, log))
+    statements = [*package_statements(files, plan)]
+    backend = load_backend(plan.target.backend)
+    side = backend.side_facts(files.directory) if isinstance(backend, GraphBackend) else None
+    if side is not None:
+        scalars = weights.folded.dense() if weights.folded.gate else None
+        statements += side_statements(side, plan, scalars)
+    calibration = files.manifest.calibration
     measurement = measurement_of(plan)(
         plan=plan,
-        weights=PlannedWeights.of(plan, plan_statistics(plan, log)),
-        directory=package.files.directory,
-        graphs=graphs,
+        weights=weights,
+        directory=files.directory,
+        graphs={str(role): files.path(name) for role, name in files.manifest.graphs.items()},
         log=log,
         parity=request.parity,
         scoring=request.scoring,
         statistics_sha256=calibration.statistics_sha256 if calibration else None,
     )
-    report = measurement.run(
-        evaluation_set(request.evaluation, package.coefficients), request.eval_limit
-    ).report
-    checked = check_requirements(requirements, {**figures, **report.figures()})
-    passed = sound and report.passed and all(c.passed for c in checked)
-    return Verification(passed=passed, golden=golden, report=report, requirements=checked, signature=signed)
+    evaluation = evaluation_set(request.evaluation, package.coefficients)
+    return measurement.run(evaluation, request.eval_limit).report, statements
 
 
 def _signed_by(package: Path, request: VerifyRequest) -> Signature | None:

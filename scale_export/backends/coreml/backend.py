@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from scale_export.backends.interface import Emission, GraphBackend
 from scale_export.core.extras import need
-from scale_export.core.records import NotChecked
+from scale_export.core.records import NotChecked, SideFacts
+from scale_export.device.coreml import host
 from scale_export.device.coreml.engine import CoreMLEngine
 from scale_export.device.coreml.predictor import on_device
 from scale_export.device.engine import Engine, Tap
@@ -56,6 +57,20 @@ class CoreML(GraphBackend):
             fold=emission.fold,
         )
         return emit_graphs(emission.decoder, base.vision, plan, directory)
+
+    def side_facts(self, directory: Path) -> SideFacts:
+        """All that ``runtime.json`` says of prompts and scalars."""
+        config = host.read_host_config(directory / host.FILE)
+        held, scalars = config.scalars, None
+        if held is not None:
+            scalars = np.array(held.attn_scale, np.float32), np.array(held.mlp_scale, np.float32)
+        return SideFacts(
+            file=host.FILE,
+            scalars=scalars,
+            context_length=config.context_length,
+            image_token_id=config.image_token_id,
+            end_token_ids=tuple(sorted(config.eos_token_ids)),
+        )
 
     def open_engine(
         self,

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from scale_export.backends.interface import Emission, GraphBackend
-from scale_export.core.records import NotChecked
+from scale_export.core.records import NotChecked, SideFacts
 from scale_export.device.engine import Engine, Tap
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.device.onnxruntime.genai import CONFIG, MODEL_TYPES
@@ -20,7 +20,7 @@ from scale_export.plan.targets import Target
 
 from .genai import genai_config
 from .genai_graphs import fit_graphs
-from .graphs import GraphPlan, decoder_codes, emit_graphs, write_adapter
+from .graphs import GraphPlan, decoder_codes, emit_graphs, read_adapter, write_adapter
 from .kernels import GraphOptions
 
 ADAPTER = "scale.onnx_adapter"
@@ -61,6 +61,11 @@ class OnnxRuntime(GraphBackend):
         as_ours = decoder.scaled is None and only_cpu and emission.precision != "w8a8"
         if emission.base.family.model_type in MODEL_TYPES and as_ours:
             _emit_genai(emission, directory)
+
+    def side_facts(self, directory: Path) -> SideFacts:
+        """The scalars of the adapter; none where there is no adapter."""
+        path = directory / ADAPTER
+        return SideFacts(file=ADAPTER, scalars=read_adapter(path) if path.exists() else None)
 
     def open_engine(
         self,

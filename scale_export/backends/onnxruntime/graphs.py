@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from scale_export.core.errors import UserError
 from scale_export.core.records import Float32, TowerInput
 from scale_export.core.words import Precision
 from scale_export.families._towers.tower import VisionTower
@@ -109,3 +110,16 @@ def write_adapter(attn: Float32, mlp: Float32, path: Path) -> None:
     values = {"attn_scale": attn, "mlp_scale": mlp}
     adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
     adapter.export_adapter(str(path))
+
+
+def read_adapter(path: Path) -> tuple[Float32, Float32]:
+    """The scalars of an ``.onnx_adapter``, ``[L, H]`` and ``[L]``.
+
+    Raises:
+        UserError: it is none of ``write_adapter``'s.
+    """
+    try:
+        values = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
+        return values["attn_scale"].numpy(), values["mlp_scale"].numpy()
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{path} does not hold the scalars ({error}): export the package again") from error
