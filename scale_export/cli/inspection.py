@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scale_export.package.manifest import Manifest
 
 COEFFICIENT_SUFFIXES = (".pt", ".safetensors")
+DRAWINGS = (".png", ".svg")
 
 
 def inspect(
@@ -28,7 +29,7 @@ def inspect(
         Path, typer.Argument(metavar="FILE_OR_PKG", help="A coefficient file or a package directory.")
     ],
     png: Annotated[
-        Path | None, typer.Option("--png", help="Draw the scalars' heat map into this file.")
+        Path | None, typer.Option("--png", help="Draw the scalars' heat map into this .png or .svg file.")
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -39,6 +40,8 @@ def inspect(
     from scale_export.coefficients.file import load_coefficients
     from scale_export.package.manifest import open_package_files
 
+    if png is not None and png.suffix.lower() not in DRAWINGS:
+        raise UserError(f"--png {png} is refused: heat maps are drawn into {' or '.join(DRAWINGS)} files")
     if path.is_dir():
         files = open_package_files(path)
         facts = _package_facts(files.manifest)
@@ -113,10 +116,19 @@ def _coloured(value: float) -> Text:
 def _draw(coefficients: Coefficients, png: Path, title: str) -> None:
     try:
         from scale_export.charts.maps import heat_map
-        from scale_export.charts.style import save_png
+        from scale_export.charts.style import save_png, to_svg
 
         layers = max(coefficients.layer_indices) + 1
         attn, mlp = coefficients.dense(layers, coefficients.num_heads)
-        save_png(heat_map(attn, mlp, title=title, scope=coefficients.scope), png)
+        figure = heat_map(attn, mlp, title=title, scope=coefficients.scope)
+        png.parent.mkdir(parents=True, exist_ok=True)
+        if png.suffix.lower() == ".svg":
+            png.write_text(to_svg(figure) + "\n", encoding="utf-8")
+        else:
+            save_png(figure, png)
     except ModuleNotFoundError as error:
         raise missing(error.name or "matplotlib", "drawing") from error
+    except OSError as error:
+        raise UserError(
+            f"the heat map cannot be written to {png} ({error.strerror}): choose another path"
+        ) from error

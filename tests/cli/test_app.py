@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from typer.main import get_command
@@ -103,6 +104,12 @@ BAD = [
     (["run", "{package}", "--prompt", "hi", "--scale", "2"], "between 0"),
     (["run", "{package}", "--prompt", "hi", "--coeffs", "nowhere.safetensors"], "nowhere.safetensors"),
     (["inspect", "nowhere"], "nowhere"),
+    (["inspect", "{package}", "--png", "map.gif"], "drawn into .png or .svg files"),
+    (["inspect", "{package}", "--png", "{coeffs}/map.png"], "cannot be written to"),
+    (
+        ["run", "{package}", "--prompt", "hi", "--image", "https://a.org/b.png"],
+        "https://a.org/b.png is an address",
+    ),
     (["bench", "{package}", "--prompt-tokens", "600"], "context"),
     (["train", "nowhere", "--out", "x.pt"], "nowhere"),
     (["train", "{base}", "--out", "x.pt", "--layers", "one"], "--layers"),
@@ -173,6 +180,10 @@ def test_run_inspect_bench_verify_and_targets_speak_json(package: Path, tmp_path
     facts = last_json(capsys)
     assert facts["fold"] == "gate" and facts["scalars"] == 15
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert run("inspect", str(package), "--png", str(tmp_path / "new/map.svg")) == 0
+    capsys.readouterr()
+    drawing = ElementTree.parse(tmp_path / "new/map.svg").getroot()
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg" and len(list(drawing.iter())) > 15
     bench = [
         "bench",
         str(package),
