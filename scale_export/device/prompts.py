@@ -103,7 +103,7 @@ def without_placeholders(processor: Processor, messages: Sequence[Message]) -> l
     """The messages; words for pictures are taken out of what the model itself answered.
 
     Raises:
-        UserError: a user's text holds such a word, which a processor would take for a picture.
+        UserError: a user's text holds such a word, which a processor would take for a picture, or isn't UTF-8.
     """
     words = placeholders(processor)
     return [_without(words, message) for message in messages]
@@ -113,6 +113,8 @@ def _without(words: Sequence[str], message: Message) -> Message:
     content: list[Part] = []
     for part in message["content"]:
         text = part.get("text", "")
+        if not _is_utf8(text):
+            raise UserError("a question holds bytes that are not UTF-8: write it in UTF-8")
         while found := next((word for word in words if word in text), None):
             if message["role"] == "user":
                 raise UserError(
@@ -122,6 +124,15 @@ def _without(words: Sequence[str], message: Message) -> Message:
             text = text.replace(found, "")
         content.append({"type": "text", "text": text} if part["type"] == "text" else part)
     return {"role": message["role"], "content": content}
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text can be written: bytes of a command line that aren't UTF-8 come as halves of characters."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager

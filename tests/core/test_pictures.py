@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from transformers.image_utils import load_image
 
 from scale_export import UserError
@@ -199,7 +199,11 @@ def test_large_pictures_are_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Image.fromarray(ramp).convert("RGB").save(path, exif=exif)
     whole = load_picture(path)
     monkeypatch.setattr(pictures, "WHOLE", 90 * 120 - 1)
+    decoded = []
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image.size) or load(image))
     halved = load_picture(path)
+    assert set(decoded) == {(60, 45) if suffix == "jpg" else (120, 90)}, "a JPEG is never decoded whole"
     assert whole.size == (90, 120) and halved.size == (45, 60)
     difference = np.abs(pixels(whole.reduce(2)).astype(int) - pixels(halved))
     assert difference.max() <= (0 if suffix == "png" else 4)
