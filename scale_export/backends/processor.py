@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from scale_export.device.package import PROCESSOR_FILES
 from scale_export.model.base import BaseModel
+from scale_export.model.files import copy_model_file
 
 
 def copy_processor(base: BaseModel, directory: Path) -> None:
-    """Copy the processor's files, pictures' size aside, so that the device prepares inputs as PyTorch's side does."""
+    """Copy the processor's files, pictures' size aside, so that the device prepares inputs as PyTorch's side does.
+
+    Raises:
+        UserError: one of them is a link that leads elsewhere, or no regular file.
+    """
     for name in PROCESSOR_FILES:
-        if (base.directory / name).exists():
-            shutil.copyfile(base.directory / name, directory / name)
+        if os.path.lexists(base.directory / name):
+            copy_model_file(base.directory, name, directory)
     if base.picture_size is not None:
         _set_picture_size(directory, base.picture_size)
 

@@ -6,7 +6,6 @@ A touched tensor keeps its dtype, and so its length: headers, names, order and m
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from scale_export.core.errors import UserError
 from scale_export.core.records import Float32
 from scale_export.model.checkpoint import INDEX_FILE, Checkpoint, StoredTensor, read_header
+from scale_export.model.files import copy_model_file, copy_model_folder
 from scale_export.model.folding import FoldedDecoder
 from scale_export.model.weights import CheckpointWeights
 
@@ -25,7 +25,8 @@ from .storage import FOLDABLE, ITEM_BYTES, all_finite, narrow, widen
 CHUNK = 2 << 20
 """Bytes that are folded at a time; their float32 and float64 copies set the peak memory."""
 
-COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+COPIED_SUFFIXES = (".json", ".jinja", ".model")
+COPIED_TEXTS = ("merges.txt", "vocab.txt")
 COPIED_NAMES = ("LICENSE", "NOTICE")
 COPIED_FOLDERS = ("additional_chat_templates",)
 OWN_FILES = ("manifest.json", "parity.json")
@@ -189,15 +190,22 @@ def _copy(reader: BinaryIO, writer: BinaryIO, size: int) -> None:
 
 
 def copy_other_files(source: Path, directory: Path) -> None:
-    """Copy what makes a model directory beside its weights: configs, tokenizer, processor, templates, licence."""
+    """Copy what makes a model directory beside its weights: configs, tokenizer, processor, templates, licence.
+
+    Raises:
+        UserError: one of them is a link that leads elsewhere, or no regular file.
+    """
     for file in sorted(source.iterdir()):
-        if file.is_file() and _belongs(file):
-            shutil.copyfile(file, directory / file.name)
-        elif file.is_dir() and file.name in COPIED_FOLDERS:
-            shutil.copytree(file, directory / file.name)
+        if file.is_dir():
+            if file.name in COPIED_FOLDERS:
+                copy_model_folder(source, file.name, directory)
+        elif _belongs(file):
+            copy_model_file(source, file.name, directory)
 
 
 def _belongs(file: Path) -> bool:
     if file.name in OWN_FILES or file.name.startswith(STRANGERS):
         return False
-    return file.suffix in COPIED_SUFFIXES or file.name.upper().startswith(COPIED_NAMES)
+    if file.name in COPIED_TEXTS or file.suffix in COPIED_SUFFIXES:
+        return True
+    return file.name.upper().startswith(COPIED_NAMES)
