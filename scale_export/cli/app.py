@@ -5,19 +5,22 @@ Heavy imports wait until a command runs.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from scale_export.core.errors import EXIT_OK, EXIT_USER_ERROR, UserError
+from scale_export.core.errors import EXIT_OK, EXIT_OWN_FAULT, EXIT_USER_ERROR, UserError
 from scale_export.core.terminal import printable
 from scale_export.core.version import __version__
 
 from .bench import bench
 from .doctor import doctor
+from .faults import drop_output, machine_fault, own_fault
 from .fold import fold
 from .inspection import inspect
 from .lists import families, targets
@@ -70,33 +73,50 @@ def fold_in_optimum(words: Sequence[str]) -> int:
 
 
 def run_words(commands: typer.Typer, words: Sequence[str], name: str | None = None) -> int:
-    """Run a command; the exit code. A user's mistake is one sentence on standard error, and no traceback.
+    """Run a command; the exit code. Whatever ends it is one sentence on standard error, and no traceback.
 
     Args:
         words: as typed, without the program's name.
         name: what the help calls the program; the process's own name where None.
     """
-    as_json = "--json" in words
     try:
         code = commands(list(words), standalone_mode=False, prog_name=name)
-    except UserError as error:
-        return _complain(str(error), EXIT_USER_ERROR, as_json)
-    except KeyboardInterrupt:
-        return _complain("interrupted; nothing was written", EXIT_INTERRUPTED, as_json)
+        sys.stdout.flush()
     except typer.Exit as end:
-        return end.exit_code
-    except Exception as error:
-        return _usage_error(error)
+        code = end.exit_code
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        return _ended_by(error, words)
+    if code == EXIT_INTERRUPTED:  # how Typer returns it
+        return _ended_by(KeyboardInterrupt(), words)
     return code if isinstance(code, int) else EXIT_OK
 
 
-def _usage_error(error: Exception) -> int:
-    """Show a mistake in the words of a command as Typer does; anything else is ours, and keeps its traceback."""
+def _ended_by(error: BaseException, words: Sequence[str]) -> int:
+    """Say what ended a command, a mistake in its words as Typer does; the exit code."""
     show = getattr(error, "show", None)
-    if show is None:
-        raise error
-    show()
-    return EXIT_USER_ERROR
+    if show is not None:
+        show()
+        return EXIT_USER_ERROR
+    code, sentence = _said_of(error, words)
+    return _complain(sentence, code, as_json="--json" in words)
+
+
+def _said_of(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
+    """The exit code and the sentence. What the system refused is nobody's fault; what is left is ours."""
+    if isinstance(error, typer.Abort):  # Typer's, for an interruption or for input that ended
+        error = error.__cause__ or KeyboardInterrupt()
+    if isinstance(error, SystemExit):  # Typer's, where standard output was closed
+        error = BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    if isinstance(error, UserError):
+        return EXIT_USER_ERROR, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, "interrupted; nothing was written"
+    refused = machine_fault(error) if isinstance(error, OSError) else None
+    if refused is None:
+        return EXIT_OWN_FAULT, own_fault(error, words)
+    if isinstance(error, OSError) and error.filename is None:  # a stream's, not a file's
+        drop_output()
+    return EXIT_USER_ERROR, refused
 
 
 def _complain(sentence: str, code: int, as_json: bool) -> int:

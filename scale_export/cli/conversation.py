@@ -98,7 +98,11 @@ class Conversation:
             del self.turns[0]
 
     def _typed(self, prompt: str) -> str | None:
-        """A line from the user, stripped; None where it is empty or the input ended."""
+        """A line from the user, stripped; None where it is empty or the input ended.
+
+        Raises:
+            UserError: bytes that are not UTF-8.
+        """
         if self.as_json:  # standard output is JSON lines
             typer.echo(prompt, nl=False, err=True)
             prompt = ""
@@ -106,6 +110,8 @@ class Conversation:
             return input(prompt).strip() or None
         except EOFError:
             return None
+        except UnicodeDecodeError as error:
+            raise UserError("the question is not UTF-8: write it in UTF-8") from error
 
     def _complain(self, error: UserError) -> None:
         _say(str(error))

@@ -10,6 +10,8 @@ __all__ = ["UserError"]
 EXIT_OK = 0
 EXIT_PARITY_FAILED = 1
 EXIT_USER_ERROR = 2
+EXIT_OWN_FAULT = 70
+"""As `EX_SOFTWARE` of sysexits.h: neither the package nor the words that were typed are to blame."""
 
 
 class UserError(Exception):

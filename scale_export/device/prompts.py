@@ -61,8 +61,16 @@ def user_message(images: Sequence[Picture], text: str) -> Message:
     """One user turn: the pictures first, upright in RGB, then the words.
 
     Raises:
-        UserError: as ``load_picture``.
+        UserError: as ``load_picture``, and words that are not UTF-8.
     """
+    try:
+        text.encode()
+    except (
+        UnicodeEncodeError
+    ) as error:  # bytes of a command line that it could not decode stand as surrogates
+        raise UserError(
+            f"the question is not UTF-8 from character {error.start + 1} on: write it in UTF-8"
+        ) from error
     pictures: list[Part] = [{"type": "image", "image": load_picture(image)} for image in images]
     return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
 
