@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 from unicodedata import normalize
@@ -63,11 +63,11 @@ _AGAIN: Final = "copy or export it again"
 
 def is_reachable(real: Path, folder: Path) -> bool:
     """Whether a resolved path lies inside ``folder``, or among the blobs of the hub's cache that it lies in."""
-    return any(real.is_relative_to(root) for root in _roots(folder.resolve()))
+    return real.is_relative_to(folder.resolve()) or is_blob(real, folder)
 
 
-def _roots(folder: Path) -> Iterator[Path]:
-    yield folder
-    for snapshot in (folder, *folder.parents):
-        if snapshot.parent.name == "snapshots":
-            yield snapshot.parent.parent / "blobs"
+def is_blob(real: Path, folder: Path) -> bool:
+    """Whether a resolved path is among the blobs of the hub's cache that ``folder`` lies in a snapshot of."""
+    inside = folder.resolve()
+    snapshots = [place for place in (inside, *inside.parents) if place.parent.name == "snapshots"]
+    return any(real.is_relative_to(snapshot.parent.parent / "blobs") for snapshot in snapshots)

@@ -3,7 +3,9 @@
 1. The manifest lists every other file with its size and SHA-256 and carries its own SHA-256: a changed byte
    anywhere is found. That finds damage, not forgery, since who can write the package can write its hashes.
 2. The same contents give the same bytes: sorted keys, no times.
-3. Nothing is handed out before all of the package was verified, and nothing in it is a link or leads outside.
+3. Nothing is handed out before all of the package was verified, and nothing in it is a link or leads outside. In the
+   hub's cache files are links to the cache's blobs: those are followed. What the hub and systems put beside a model's
+   files is passed over; anything else that the manifest does not list is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -20,7 +22,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError, field_validator
 
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.inside import colliding, is_inside_name
+from scale_export.core.inside import colliding, is_blob, is_inside_name
 from scale_export.core.words import FloatType, FoldMode, Precision, Scope, Weighting
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -28,6 +30,10 @@ FAILED_MANIFEST_NAME: Final = "manifest.failed.json"
 """The manifest of an export that failed: everything is there, and nothing opens it but what looks for the fault."""
 SCHEMA: Final = 1
 SEAL: Final = "manifest_sha256"
+STRANGERS: Final = frozenset({".gitattributes", "README.md", ".cache/huggingface"})
+"""What the hub puts beside a model's files."""
+STRANGERS_ANYWHERE: Final = frozenset({".DS_Store"})
+"""What a system puts into every folder."""
 MANIFESTS: Final = frozenset({MANIFEST_NAME, FAILED_MANIFEST_NAME})
 _MAX_MANIFEST_BYTES: Final = 4 << 20
 _AGAIN: Final = "export it again"
@@ -164,8 +170,10 @@ class PackageFiles:
         return self.directory / name
 
 
-def open_package_files(path: str | Path, *, failed: bool = False) -> PackageFiles:
-    """Verify all of a package (rules 1 and 3), and hand out its files; ``failed`` takes a failed export too.
+def open_package_files(path: str | Path, *, failed: bool = False, exact: bool = False) -> PackageFiles:
+    """Verify all of a package (rules 1 and 3), and hand out its files.
+
+    ``failed`` takes a failed export too; ``exact`` takes only what an export wrote: no link, and no other file at all.
 
     Raises:
         UserError: whatever is wrong, naming the file.
@@ -178,20 +186,21 @@ def open_package_files(path: str | Path, *, failed: bool = False) -> PackageFile
         name = MANIFEST_NAME
         if failed and not os.path.lexists(directory / name):
             name = FAILED_MANIFEST_NAME
-        manifest = _read_manifest(directory / name)
-        _verify_files(directory, manifest, name)
+        manifest = _read_manifest(directory / name, exact=exact)
+        _verify_files(directory, manifest, name, exact=exact)
     except OSError as error:
         raise UserError(f"package {directory} cannot be read ({error}): check permissions and disk") from None
     return PackageFiles(directory=directory, manifest=manifest)
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Path, *, exact: bool) -> Manifest:
     if not os.path.lexists(path):
         raise UserError(f"{path.parent} has no {path.name}, so it is not a finished package: {_AGAIN}")
-    status = path.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_MANIFEST_BYTES:
-        limit = f"a regular file of at most {_MAX_MANIFEST_BYTES:,} bytes"
-        raise UserError(f"{path} is refused, because it is not {limit}: {_AGAIN}")
+    size = _regular_size(path.parent, path.name, exact=exact)
+    if size > _MAX_MANIFEST_BYTES:
+        raise UserError(
+            f"{path} has {size:,} bytes, and a manifest {_MAX_MANIFEST_BYTES:,} at most: {_AGAIN}"
+        )
     try:
         manifest = Manifest.model_validate_json(_unseal(path.read_bytes()))
         manifest.check_references()
@@ -228,8 +237,12 @@ def canonical_json(table: Mapping[str, JsonValue]) -> bytes:
     return (json.dumps(table, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _verify_files(directory: Path, manifest: Manifest, manifest_name: str) -> None:
-    present = {name: size for name, size in scan_files(directory) if name != manifest_name}
+def _verify_files(directory: Path, manifest: Manifest, manifest_name: str, *, exact: bool) -> None:
+    def passed_over(name: str) -> bool:
+        return not exact and not manifest.holds(name) and _is_known_stranger(name)
+
+    found = scan_files(directory, passed_over, exact=exact)
+    present = {name: size for name, size in found if name != manifest_name}
     for name in sorted(present.keys() - manifest.files.keys()):
         raise UserError(f"package {directory} holds {name!r}, which its manifest does not list: remove it")
     for name in sorted(manifest.files.keys() - present.keys()):
@@ -244,22 +257,44 @@ def _verify_files(directory: Path, manifest: Manifest, manifest_name: str) -> No
             )
 
 
-def scan_files(directory: Path) -> Iterator[tuple[str, int]]:
-    """Name and size of every file below; anything that is neither file nor directory is refused."""
+def _is_known_stranger(name: str) -> bool:
+    return name in STRANGERS or name.rpartition("/")[2] in STRANGERS_ANYWHERE
+
+
+def scan_files(
+    directory: Path, passed_over: Callable[[str], bool] = lambda name: False, *, exact: bool = True
+) -> Iterator[tuple[str, int]]:
+    """Name and size of every file below, but what is passed over; what is neither file nor directory is refused.
+
+    Without ``exact``, links to the blobs of the hub's cache count as files.
+    """
     pending = [""]
     while pending:
         prefix = pending.pop()
         with os.scandir(directory / prefix) as entries:
             for entry in entries:
-                name, status = prefix + entry.name, entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
+                name = prefix + entry.name
+                if passed_over(name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
                     pending.append(f"{name}/")
-                elif stat.S_ISREG(status.st_mode):
-                    yield name, status.st_size
                 else:
-                    raise UserError(
-                        f"{directory / name} is a link or a special file, and packages hold neither: {_AGAIN}"
-                    )
+                    yield name, _regular_size(directory, name, exact=exact)
+
+
+def _regular_size(directory: Path, name: str, *, exact: bool) -> int:
+    """Bytes of a regular file, or without ``exact`` of the blob that a link of the hub's cache leads to.
+
+    Raises:
+        UserError: it is another link, a directory or a special file.
+    """
+    path = directory / name
+    if path.is_symlink() and not (not exact and is_blob(Path(os.path.realpath(path)), directory)):
+        raise UserError(f"{path} is a link, and packages hold none outside the hub's cache: {_AGAIN}")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is no regular file, and packages hold nothing else: {_AGAIN}")
+    return status.st_size
 
 
 def hash_file(path: Path) -> FileEntry:

@@ -49,7 +49,7 @@ def sign_package(package: Path, key: Path, out: Path | None = None, *, force: bo
         UserError: a package that is not intact, a key that is none, a place that is taken or inside the package, or
             the library missing.
     """
-    open_package_files(package)
+    open_package_files(package, exact=True)
     signing, _, hashing = _library()
     out = default_signature(package) if out is None else out.resolve()
     if out.is_relative_to(package.resolve()):

@@ -99,7 +99,7 @@ def _check_failed_place(failed: Path) -> None:
 def _refuse_strangers(directory: Path, why: str) -> None:
     """Refuse a directory in which anything is missing, changed, or not listed by the manifest of an export."""
     try:
-        open_package_files(directory, failed=directory.name.endswith(".failed"))
+        open_package_files(directory, failed=directory.name.endswith(".failed"), exact=True)
     except UserError as error:
         found = str(error).rpartition(":")[0]
         raise UserError(

@@ -51,5 +51,5 @@ def test_graph_data_outside_the_package_is_not_read(location: str, strict: bool,
     np.testing.assert_array_equal(session.run(None, {"x": VALUES})[0], VALUES * 2)
     graph(folder / "sum.onnx", location.format(outside=tmp_path))
     assert onnx.load(folder / "sum.onnx", load_external_data=False).graph.initializer[0].external_data
-    with pytest.raises(UserError, match="cannot load"):
+    with pytest.raises(UserError, match=r"cannot load|none inside|leads out"):
         open_session(folder / "sum.onnx", providers=["CPUExecutionProvider"], strict=strict)

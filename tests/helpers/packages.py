@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,22 @@ def plant(out: Path, name: str, content: bytes) -> None:
     (out / name).write_bytes(content)
     entry = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
     reseal(out, lambda table: table["files"].update({name: entry}))
+
+
+def in_hub_cache(package: Path, cache: Path) -> Path:
+    """The package as the hub's cache holds it: a snapshot in which every file is a link to a blob."""
+    blobs, snapshot = (
+        cache / "models--user--pkg" / "blobs",
+        cache / "models--user--pkg" / "snapshots" / "0123abcd",
+    )
+    blobs.mkdir(parents=True)
+    for file in sorted(path for path in package.rglob("*") if path.is_file()):
+        blob = blobs / hashlib.sha256(file.read_bytes()).hexdigest()
+        blob.write_bytes(file.read_bytes())
+        place = snapshot / file.relative_to(package)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(os.path.relpath(blob, place.parent))
+    return snapshot
 
 
 def no_exchange(first: Path, second: Path) -> bool:

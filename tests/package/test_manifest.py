@@ -19,7 +19,8 @@ from scale_export.package import manifest as package
 from scale_export.package.manifest import (
     open_package_files,
 )
-from tests.helpers.packages import CONTENTS, manifest, names, refusal, reseal
+from scale_export.package.staging import StagedPackage
+from tests.helpers.packages import CONTENTS, fill, in_hub_cache, manifest, names, refusal, reseal, write
 
 
 def test_written_package_opens(out: Path) -> None:
@@ -158,10 +159,10 @@ def test_manifest_that_is_no_manifest_is_refused(raw: bytes, out: Path) -> None:
 def test_outsized_or_linked_manifest_is_refused_before_it_is_read(out: Path) -> None:
     (out / "manifest.json").rename(out / "moved")
     (out / "manifest.json").symlink_to("moved")
-    assert "not a regular file of at most" in refusal(lambda: open_package_files(out))
+    assert "is a link" in refusal(lambda: open_package_files(out))
     (out / "moved").rename(out / "manifest.json")
     reseal(out, lambda table: table["extras"].update(long="x" * 5_000_000))
-    assert "not a regular file of at most" in refusal(lambda: open_package_files(out))
+    assert "4,194,304 at most" in refusal(lambda: open_package_files(out))
 
 
 def test_reformatted_manifest_and_repeated_key_are_refused(out: Path) -> None:
@@ -181,7 +182,7 @@ def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
 
 
 def test_unreadable_package_is_refused(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(path: Path) -> Iterator[tuple[str, int]]:
+    def broken(path: Path, *_: object, **__: object) -> Iterator[tuple[str, int]]:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(package, "scan_files", broken)
@@ -204,3 +205,79 @@ def test_names_that_collide_on_some_systems_are_refused(names: tuple[str, str], 
         (out / name).write_bytes(b"")
     reseal(out, lambda table: table["files"].update(dict.fromkeys(names, entry)))
     assert "one name on some systems" in refusal(lambda: open_package_files(out))
+
+
+BESIDE = [
+    ".gitattributes",
+    "README.md",
+    ".cache/huggingface/download/x.lock",
+    ".DS_Store",
+    "selftest/.DS_Store",
+]
+
+
+def test_a_snapshot_of_the_hubs_cache_opens(out: Path, tmp_path: Path) -> None:
+    snapshot = in_hub_cache(out, tmp_path / "hub")
+    for name in BESIDE:
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).write_bytes(b"x")
+    files = open_package_files(snapshot)
+    assert {name: files.path(name).read_bytes() for name in files.manifest.files} == CONTENTS
+    assert "README.md" in refusal(lambda: files.path("README.md"))
+    with_link = tmp_path / "link"
+    with_link.symlink_to(snapshot)
+    open_package_files(with_link)
+    assert "is a link" in refusal(lambda: open_package_files(snapshot, exact=True))
+    assert "choose another --out" in refusal(lambda: write(snapshot, force=True))
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_lies_beside_a_package_is_passed_over_and_kept(name: str, out: Path) -> None:
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_bytes(b"x")
+    open_package_files(out)
+    assert name in refusal(lambda: open_package_files(out, exact=True))
+    assert name in refusal(lambda: write(out, force=True)) and (out / name).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["readme.md", "selftest/README.md", ".cache/x", ".cache/huggingface.txt", "x.DS_Store", ".gitignore"],
+)
+def test_other_strangers_are_refused(name: str, out: Path) -> None:
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_bytes(b"x")
+    assert name in refusal(lambda: open_package_files(out))
+
+
+@pytest.mark.parametrize("name", ["vision.onnx", "manifest.json", "selftest/case0.npz"])
+def test_a_link_of_a_snapshot_that_leads_elsewhere_is_refused(name: str, out: Path, tmp_path: Path) -> None:
+    snapshot = in_hub_cache(out, tmp_path / "hub")
+    other = in_hub_cache(out, tmp_path / "other")
+    for target in (
+        out / name,
+        other / name,
+        tmp_path / "hub" / "models--user--pkg" / "blobs",
+        "nowhere",
+        name,
+    ):
+        (snapshot / name).unlink()
+        (snapshot / name).symlink_to(target)
+        assert name in (said := refusal(lambda: open_package_files(snapshot)))
+        assert "is a link" in said or "regular file" in said
+
+
+def test_a_changed_blob_is_refused(out: Path, tmp_path: Path) -> None:
+    snapshot = in_hub_cache(out, tmp_path / "hub")
+    (snapshot / "vision.onnx").resolve().write_bytes(b"VISION graph")
+    assert "damaged" in refusal(lambda: open_package_files(snapshot))
+
+
+def test_a_listed_file_of_a_strangers_name_is_checked(tmp_path: Path) -> None:
+    with StagedPackage(tmp_path / "pkg", force=False) as staged:
+        fill(staged.directory, contents=CONTENTS | {"README.md": b"ours"})
+        out = staged.commit(manifest())
+    (out / "README.md").write_bytes(b"OURS")
+    assert "README.md" in refusal(lambda: open_package_files(out))
+    (out / "README.md").unlink()
+    assert "README.md" in refusal(lambda: open_package_files(out))

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from scale_export.core.errors import UserError
+from scale_export.core.inside import file_inside
 from scale_export.core.records import Array, Float32
 from scale_export.device.engine import Phase, Scalars, Step, Tap, check_room, tower_feeds
 
@@ -70,16 +71,16 @@ def open_session(
         options.add_session_config_entry(setting, value)
     model: Path | bytes = path
     if strict or tapped:
-        model = _altered_bytes(path, strict=strict, tapped=tapped)
-        options.add_session_config_entry(DATA_FOLDER, str(path.parent))
+        model, folder = _altered_bytes(path, strict=strict, tapped=tapped)
+        options.add_session_config_entry(DATA_FOLDER, str(folder))
     try:
         return ort.InferenceSession(model, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime raises one class per status code, with no common base
         raise UserError(f"ONNX Runtime cannot load {path.name}: {str(error).splitlines()[0]}") from error
 
 
-def _altered_bytes(path: Path, *, strict: bool, tapped: bool) -> bytes:
-    """The graph, without its external data, with what ``open_session`` changes in it."""
+def _altered_bytes(path: Path, *, strict: bool, tapped: bool) -> tuple[bytes, Path]:
+    """The graph, without its external data, with what ``open_session`` changes in it; and where its data lies."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
@@ -88,7 +89,23 @@ def _altered_bytes(path: Path, *, strict: bool, tapped: bool) -> bytes:
             attribute.i = 0
     if tapped:
         _expose_products(model.graph)
-    return bytes(model.SerializeToString())
+    folder = _follow_links(model.graph, path)
+    return bytes(model.SerializeToString()), folder
+
+
+def _follow_links(graph: GraphProto, path: Path) -> Path:
+    """Name data files as they are called behind links of the hub's cache, and return the folder where they lie.
+
+    ONNX Runtime follows links to data for graphs that it opens by their path, and not for those that it is given.
+
+    Raises:
+        UserError: data outside the graph's folder.
+    """
+    folders = {path.parent}
+    for entry in (e for tensor in graph.initializer for e in tensor.external_data if e.key == "location"):
+        real = file_inside(path.parent, entry.value, path.name).resolve()
+        entry.value, folders = real.name, {real.parent}
+    return folders.pop()
 
 
 def tap_names(matrix: str) -> tuple[str, str]:
