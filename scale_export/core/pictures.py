@@ -12,8 +12,10 @@ Every picture enters by ``load_picture``, whichever way it comes. Its rules:
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import struct
 import warnings
 from pathlib import Path
 from typing import TypeAlias
@@ -137,6 +139,7 @@ def _pillow_format(head: bytes) -> str | None:
     """The format that Pillow knows such a beginning by."""
     Image.init()
     for name, (_, accept) in Image.OPEN.items():
-        if name not in FORMATS and accept is not None and accept(head) is True:
-            return name
+        with contextlib.suppress(IndexError, ValueError, struct.error):  # of a file shorter than they look at
+            if name not in FORMATS and accept is not None and accept(head) is True:
+                return name
     return None

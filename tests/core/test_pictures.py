@@ -169,6 +169,11 @@ def test_what_is_no_picture_is_refused(tmp_path: Path):
             load_picture(source)
     with pytest.raises(UserError, match="row 3: cut cannot be read"):
         load_picture(cut.read_bytes(), "row 3: cut")
+    for length in range(40):  # also shorter than any format's mark
+        with pytest.raises(UserError, match="cannot be read as a picture"):
+            load_picture(bytes(length))
+        with pytest.raises(UserError, match="cannot be read as a picture"):
+            load_picture(b"\n" * length)
     with pytest.raises(UserError, match="no pixels"):
         load_picture(Image.new("RGB", (0, 4)))
 
