@@ -65,9 +65,7 @@ def user_message(images: Sequence[Picture], text: str) -> Message:
     """
     try:
         text.encode()
-    except (
-        UnicodeEncodeError
-    ) as error:  # bytes of a command line that it could not decode stand as surrogates
+    except UnicodeEncodeError as error:  # bytes of a command line that isn't UTF-8 stand as surrogates
         raise UserError(
             f"the question is not UTF-8 from character {error.start + 1} on: write it in UTF-8"
         ) from error
@@ -111,7 +109,7 @@ def without_placeholders(processor: Processor, messages: Sequence[Message]) -> l
     """The messages; words for pictures are taken out of what the model itself answered.
 
     Raises:
-        UserError: a user's text holds such a word, which a processor would take for a picture, or isn't UTF-8.
+        UserError: a user's text holds such a word, which a processor would take for a picture.
     """
     words = placeholders(processor)
     return [_without(words, message) for message in messages]
@@ -121,8 +119,6 @@ def _without(words: Sequence[str], message: Message) -> Message:
     content: list[Part] = []
     for part in message["content"]:
         text = part.get("text", "")
-        if not _is_utf8(text):
-            raise UserError("a question holds bytes that are not UTF-8: write it in UTF-8")
         while found := next((word for word in words if word in text), None):
             if message["role"] == "user":
                 raise UserError(
@@ -132,15 +128,6 @@ def _without(words: Sequence[str], message: Message) -> Message:
             text = text.replace(found, "")
         content.append({"type": "text", "text": text} if part["type"] == "text" else part)
     return {"role": message["role"], "content": content}
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether a text can be written: bytes of a command line that aren't UTF-8 come as halves of characters."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @contextmanager

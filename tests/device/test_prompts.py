@@ -120,9 +120,3 @@ def test_a_picture_too_narrow_for_a_processor_is_refused(
 def test_another_mistake_of_a_processors_keeps_its_name():
     with pytest.raises(ValueError, match="ours"), narrow_pictures_refused([user_message([picture()], "?")]):
         raise ValueError("ours")
-
-
-def test_a_question_that_is_not_utf8_is_refused(processor_of: Callable[[str], Processor]):
-    typed = b"where is the caf\xe9 ?".decode("utf-8", "surrogateescape")  # as Python takes a command line
-    with pytest.raises(UserError, match="bytes that are not UTF-8"):
-        encode_messages(processor_of("llava"), [user_message([], typed)])
