@@ -28,6 +28,7 @@ from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from scale_export.proof.choose import measurement_of
 from tests.helpers.coefficients import random_coefficients, saved
+from tests.helpers.emission import weights_of
 from tests.helpers.folds import fold_on
 from tests.helpers.models import FAMILIES
 
@@ -72,7 +73,9 @@ def failed(base: BaseModel, directory: Path) -> list[str]:
     """The legs that fail for a written checkpoint."""
     plan = plan_of(base)
     graphs = {"checkpoint": directory / INDEX_FILE}
-    measurement = measurement_of(plan)(plan=plan, directory=directory, graphs=graphs, log=WorkLog(quiet=True))
+    measurement = measurement_of(plan)(
+        plan=plan, weights=weights_of(plan), directory=directory, graphs=graphs, log=WorkLog(quiet=True)
+    )
     return measurement.run(None, None).report.failed
 
 

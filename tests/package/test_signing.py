@@ -122,7 +122,7 @@ def test_a_signature_that_leaves_the_manifest_out_is_refused(signed: tuple[Path,
     partial = hashing.Config().set_ignored_paths(paths=["manifest.json"])
     signer = library.Config().use_elliptic_key_signer(private_key=private).set_hashing_config(partial)
     signer.sign(package, default_signature(package))
-    with pytest.raises(UserError, match="unsigned"):
+    with pytest.raises(UserError, match="does not sign manifest"):
         check_signature(package, public)
 
 
