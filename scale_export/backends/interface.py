@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -66,10 +66,6 @@ class Emission:
             tower_inputs=plan.tower_inputs,
             prefill_tokens=plan.prefill_tokens,
         )
-
-    def unquantized(self, decoder: FoldedDecoder) -> Self:
-        """The same in float32 throughout, to compare with."""
-        return replace(self, decoder=decoder, precision="float32", vision_precision="float32")
 
 
 class Backend(ABC):

@@ -115,7 +115,6 @@ def fold_package(request: FoldRequest, log: WorkLog, base: BaseModel | None = No
             directory=directory,
             graphs={role: directory / name for role, name in graphs.items()},
             log=log,
-            scratch=directory,
             parity=request.parity,
             scoring=request.scoring,
         )

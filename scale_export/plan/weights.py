@@ -52,6 +52,7 @@ def quantized(folded: FoldedDecoder, plan: Plan, statistics: StoredStatistics | 
         statistics=statistics,
         other_bits=plan.other_bits,
         kind=weights_kind(plan),
+        held=plan.base.held,
     )
 
 

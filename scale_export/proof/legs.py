@@ -147,35 +147,39 @@ class Products:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoweringLeg:
-    """Portable decoder against the unquantized emitted graph in its runtime.
+    """Portable decoder against the emitted graph in its runtime, both on the same weights.
 
     Attributes:
         error: of whole forwards; where only single products were compared, theirs.
         precision: of the graph's arithmetic; None where only single products were compared.
         weights: what both sides computed on, where it was not the unquantized weights.
+        front: of a quantized package's own tower and table, each held to its own limit; both decoders start there.
         products: of graphs whose products round their inputs.
     """
 
     name: ClassVar = "lowering"
-    meaning: ClassVar = "portable decoder → emitted graph, unquantized"
+    meaning: ClassVar = "portable decoder → emitted graph, on the same weights"
 
     error: LargestError
     cases: int
     precision: Precision | None
     weights: Literal["dequantized"] | None = None
+    front: tuple[LargestError, ...] = ()
     products: Products | None = None
 
     @property
     def passed(self) -> bool:
-        return self.error.passed and (self.products is None or self.products.passed)
+        whole = all(error.passed for error in (self.error, *self.front))
+        return whole and (self.products is None or self.products.passed)
 
     @property
     def counted(self) -> str:
         return f"{number(self.cases)} cases"
 
     def rows(self) -> Sequence[Row]:
-        whole = (within(self.name, self.error),) if self.precision is not None else ()
-        return whole if self.products is None else (*whole, self.products.row(self.name))
+        whole = (self.error, *self.front) if self.precision is not None else self.front
+        rows = [within(self.name, error) for error in whole]
+        return rows if self.products is None else [*rows, self.products.row(self.name)]
 
     def figures(self) -> Mapping[str, float | None]:
         return {"lowering": self.error.finite}
@@ -186,6 +190,8 @@ class LoweringLeg:
             found["precision"] = self.precision
         if self.weights is not None:
             found["weights"] = self.weights
+        if self.front:
+            found["front"] = [error.to_json() for error in self.front]
         if self.products is not None:
             found["products"] = self.products.to_json()
         return found
@@ -196,10 +202,13 @@ def lowering_leg(
     emitted: Sequence[Float32],
     precision: Precision,
     weights: Literal["dequantized"] | None = None,
+    front: Sequence[LargestError] = (),
 ) -> LoweringLeg:
-    """The lowering leg of two decoders' logits on the same ``weights``."""
+    """The lowering leg of two decoders' logits on the same ``weights``, behind the same ``front``."""
     error = largest_error(portable, emitted, LOWERING_RELATIVE[precision])
-    return LoweringLeg(error=error, cases=len(portable), precision=precision, weights=weights)
+    return LoweringLeg(
+        error=error, cases=len(portable), precision=precision, weights=weights, front=tuple(front)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from scale_export.backends.interface import Emission, graph_backend, load_backend, open_planned
+from scale_export.backends.interface import graph_backend, load_backend, open_planned
 from scale_export.core.defaults import PARITY, SCORING
 from scale_export.core.huggingface import Processor
 from scale_export.core.progress import WorkLog
@@ -37,6 +36,7 @@ from .distributions import quantization_leg, runtime_leg
 from .legs import fold_leg, lowering_leg, path_logits
 from .preprocessing import levels_per_unit, preprocessing_leg, same_inputs
 from .report import ParityReport
+from .shipped_values import Grafted, as_stored, front_errors
 from .task import task_leg
 
 
@@ -89,9 +89,8 @@ class Measured:
 class Measurement:
     """One measurement of ``graphs`` (role → file) beside the processor files in ``directory``.
 
-    ``weights`` are the plan's. ``scratch`` is a folder for graphs that are emitted to compare with, the system's own
-    where None.
-    ``parity`` says whether models are loaded or streamed from disk; see ``reference_choice.must_stream``.
+    ``weights`` are the plan's. ``parity`` says whether models are loaded or streamed from disk; see
+    ``reference_choice.must_stream``.
     ``scoring`` judges the answers of the task leg.
     ``statistics_sha256`` is the hash of the calibration statistics that the package was made with, where it records
     one: with others, integer codes can't be told from moved ones.
@@ -102,7 +101,6 @@ class Measurement:
     directory: Path
     graphs: Mapping[str, Path]
     log: WorkLog
-    scratch: Path | None = None
     parity: ParityMode = PARITY
     scoring: Scoring = SCORING
     statistics_sha256: str | None = None
@@ -203,49 +201,36 @@ class Measurement:
                 "runtime", f"{plan.precision} graphs have no faster, looser kernels here to compare with"
             )
             return [("lowering", shipped)]
-        strict = self._logits(self.graphs, cases, "strict kernels")
-        plain = self._lowering(report, cases, portable, strict)
+        package = self._generator(open_planned(plan, self.graphs, strict=True))
+        with self.log.stage("strict kernels"):
+            strict = path_logits(package, cases)
+        with self.log.stage("lowering leg"):
+            steps = self._lowering(report, cases, package, strict)
         limits = plan.target.parity.of(plan.precision)
         codes = self._codes_kept(report)
-        report.quantization = quantization_leg(cases, plain, strict, limits, codes)
+        report.quantization = quantization_leg(cases, portable, strict, limits, codes)
         report.runtime = runtime_leg(cases, strict, shipped, limits)
-        return [("lowering", plain), ("quantization", strict), ("runtime", shipped)]
+        return [*steps, ("runtime", shipped)]
 
     def _lowering(
-        self,
-        report: ParityReport,
-        cases: Sequence[Case],
-        portable: Sequence[Float32],
-        strict: Sequence[Float32],
-    ) -> list[Float32]:
-        """The lowering leg of quantized graphs; the logits that the quantization leg compares ``strict`` with."""
-        if self._streamed is None:
-            plain = self._unquantized(cases)
-            report.lowering = lowering_leg(portable, plain, "float32")
-            return plain
-        with self.log.stage("lowering leg"):
-            dequantized = self._portable(self.weights.stored, cases)
-        report.lowering = lowering_leg(dequantized, strict, "float32", weights="dequantized")
-        report.skip(
-            f"an unquantized graph of this size ({self._streamed})",
-            "the lowering leg compares the quantized graph with the portable decoder on the same dequantized weights, "
-            "and the quantization leg the quantized graph with the portable decoder in float32",
-        )
-        return list(portable)
+        self, report: ParityReport, cases: Sequence[Case], package: Generator, strict: list[Float32]
+    ) -> Steps:
+        """The lowering leg of quantized graphs, and the chain from float weights to them.
 
-    def _unquantized(self, cases: Sequence[Case]) -> list[Float32]:
-        """The logits of float32 graphs of the same decoder, which are emitted for this and dropped again."""
-        plan = self.plan
-        with tempfile.TemporaryDirectory(dir=self.scratch, prefix=".parity-") as scratch:
-            with self.log.stage("unquantized graphs"):
-                emission = Emission.of(plan, self.weights.stored).unquantized(self.weights.folded)
-                names = graph_backend(plan.target.backend).emit(emission, Path(scratch))
-            graphs = {role: Path(scratch) / name for role, name in names.items()}
-            return self._logits(graphs, cases, "unquantized graphs, strict kernels")
+        The graphs are those that ship, on kernels that round nothing: no other graph answers for them.
+        """
+        oracle = self._stored_oracle()
+        engine = Grafted(front=package.engine, decoder=oracle.engine)
+        expected = path_logits(self._generator(engine), cases)
+        front = front_errors(cases, package, oracle, self.plan.vision_precision)
+        report.lowering = lowering_leg(expected, strict, "float32", weights="dequantized", front=front)
+        return [("quantization", expected), ("lowering", strict)]
 
-    def _logits(self, graphs: Mapping[str, Path], cases: Sequence[Case], stage: str) -> list[Float32]:
-        with self.log.stage(stage):
-            return path_logits(self._generator(open_planned(self.plan, graphs, strict=True)), cases)
+    def _stored_oracle(self) -> Generator:
+        """The portable decoder on the values that a quantized package holds."""
+        plan, kernels = self.plan, StreamedKernels if self._streamed else TorchKernels
+        stored = as_stored(self.weights.stored, plan.float_types[0])
+        return self._generator(reference_engine(plan, stored, kernels))
 
     def _codes_kept(self, report: ParityReport) -> dict[str, tuple[str, str]]:
         """Matrix → SHA-256 of the unfolded base's codes and of the package's, for every folded matrix."""

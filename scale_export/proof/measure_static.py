@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scale_export.backends.interface import open_planned
 from scale_export.core import limits
 from scale_export.core.compare import LargestError
 from scale_export.core.records import Float32, NotChecked
+from scale_export.device.generation import Generator
 from scale_export.plan.portable import generator_of, reference_engine
 
 from .cases import Case
 from .legs import LoweringLeg, Products
 from .lockstep import Lockstep
-from .measure import Measurement
+from .measure import Measurement, Steps
 from .products import Recorder, first_departure, follow, largest_error
 from .report import ParityReport
+from .shipped_values import front_errors
 
 NOT_RUN = (
     NotChecked(
@@ -36,27 +38,16 @@ class StaticMeasurement(Measurement):
     """The legs of quantized graphs, and in the lowering leg every rounded product on its own."""
 
     def _lowering(
-        self,
-        report: ParityReport,
-        cases: Sequence[Case],
-        portable: Sequence[Float32],
-        strict: Sequence[Float32],
-    ) -> list[Float32]:
+        self, report: ParityReport, cases: Sequence[Case], package: Generator, strict: list[Float32]
+    ) -> Steps:
+        """Products one by one: of whole forwards, one code that rounds the other way would be an error."""
         report.not_checked.extend(NOT_RUN)
-        if self._streamed is None:
-            plain = super()._lowering(report, cases, portable, strict)
-        else:
-            plain = list(portable)
-            report.skip(
-                f"an unquantized graph of this size ({self._streamed})",
-                "the lowering leg holds the rounded products, and the quantization leg compares the graph with the "
-                "portable decoder in float32",
-            )
-        with self.log.stage("rounded products, one by one"):
-            products = self._products(cases[0])
-        whole = report.lowering or LoweringLeg(error=products.error, cases=1, precision=None)
-        report.lowering = replace(whole, products=products)
-        return plain
+        products = self._products(cases[0])
+        front = front_errors(cases, package, self._stored_oracle(), self.plan.vision_precision)
+        report.lowering = LoweringLeg(
+            error=products.error, cases=1, precision=None, front=tuple(front), products=products
+        )
+        return [("quantization", strict)]
 
     def _products(self, case: Case) -> Products:
         """Every product of the graph on strict kernels, and what lies between, against the reference's."""

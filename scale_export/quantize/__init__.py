@@ -67,11 +67,21 @@ def quantize(
     statistics: Statistics | None = None,
     other_bits: Mapping[str, Bits] | None = None,
     kind: type[QuantizedWeights] = QuantizedWeights,
+    held: bool = False,
 ) -> FoldedDecoder:
-    """The same decoder with its base weights quantized (``kind``) and the factors moved into block scales."""
+    """The same decoder with its base weights quantized (``kind``) and the factors moved into block scales.
+
+    ``held`` keeps each matrix once it is quantized, for models that fit into memory.
+    """
     plain = folded.weights.base if isinstance(folded.weights, FoldedWeights) else folded.weights
     base = kind.prepared(
-        plain, quantizer, bits=bits, block_size=block_size, statistics=statistics, other_bits=other_bits
+        plain,
+        quantizer,
+        bits=bits,
+        block_size=block_size,
+        statistics=statistics,
+        other_bits=other_bits,
+        held=held,
     )
 
     def packed(weights: DecoderWeights) -> QuantizedWeights:

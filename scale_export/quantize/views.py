@@ -29,6 +29,7 @@ class QuantizedWeights:
         base: as the method prepared them, in ``prepared``.
         bits: of every matrix but those in ``other_bits``.
         statistics: of the inputs of these matrices.
+        held: whether each packed matrix is kept once it was made; else the last one asked for is.
     """
 
     base: DecoderWeights
@@ -38,6 +39,7 @@ class QuantizedWeights:
     factors: Mapping[str, Factor] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=NoStatistics)
     other_bits: Mapping[str, Bits] = field(default_factory=dict)
+    held: bool = False
 
     @classmethod
     def prepared(
@@ -49,6 +51,7 @@ class QuantizedWeights:
         block_size: int,
         statistics: Statistics | None = None,
         other_bits: Mapping[str, Bits] | None = None,
+        held: bool = False,
     ) -> Self:
         """Unfolded weights, made ready by the method itself."""
         ready, seen = quantizer.prepare(base, statistics or NoStatistics(), bits, block_size)
@@ -59,6 +62,7 @@ class QuantizedWeights:
             block_size=block_size,
             statistics=seen,
             other_bits=other_bits or {},
+            held=held,
         )
 
     def bits_of(self, name: str) -> Bits:
@@ -71,8 +75,8 @@ class QuantizedWeights:
 
     @functools.cached_property
     def block(self) -> Callable[[str], BlockMatrix]:
-        """``block(name)``: the packed matrix of that name; the last one asked for is kept."""
-        return functools.lru_cache(maxsize=1)(self.pack)
+        """``block(name)``: the packed matrix of that name."""
+        return functools.lru_cache(maxsize=None if self.held else 1)(self.pack)
 
     def pack(self, name: str) -> BlockMatrix:
         """What ``block`` keeps, worked out anew: quantized first, then folded."""
