@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -67,6 +67,11 @@ class Emission:
             prefill_tokens=plan.prefill_tokens,
         )
 
+    def in_float32(self) -> Self:
+        """The same weights in graphs that compute in float32."""
+        target = self.target.model_copy(update={"activations": "float32", "kv_cache": "float32"})
+        return replace(self, target=target, vision_precision="float32")
+
 
 class Backend(ABC):
     """A backend, whatever it writes. ``NAME/backend.py`` holds one, called ``BACKEND``."""
@@ -99,6 +104,8 @@ class GraphBackend(Backend):
     """A backend that writes graphs, and opens them."""
 
     makes = "graphs"
+    exact: ClassVar[bool] = True
+    """Whether ``open_engine(strict=True)`` computes in float32, whatever the graphs' own activations are."""
 
     @abstractmethod
     def emit(self, emission: Emission, directory: Path) -> dict[str, str]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from scale_export.backends.interface import graph_backend, load_backend, open_planned
+from scale_export.backends.interface import Emission, graph_backend, load_backend, open_planned
 from scale_export.core.defaults import PARITY, SCORING
 from scale_export.core.huggingface import Processor
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
-from scale_export.core.words import ParityMode, Scoring
+from scale_export.core.words import FloatType, ParityMode, Precision, Scoring
 from scale_export.device.engine import Engine
 from scale_export.device.generation import Generator, Inputs
 from scale_export.device.package import Responder
@@ -217,19 +218,44 @@ class Measurement:
     ) -> Steps:
         """The lowering leg of quantized graphs, and the chain from float weights to them.
 
-        The graphs are those that ship, on kernels that round nothing: no other graph answers for them.
+        The graphs are those that ship, on kernels that round nothing: no other graph answers for them. Where a runtime
+        has no such kernels, the same quantized weights are emitted once more, in graphs that compute in float32.
         """
-        oracle = self._stored_oracle()
+        plan, backend = self.plan, graph_backend(self.plan.target.backend)
+        if backend.exact or plan.float_types[0] == "float32":
+            return self._held(report, cases, package, strict, plan.float_types[0], plan.vision_precision)
+        report.skip(
+            "shipped graphs on strict kernels",
+            f"this runtime computes in {plan.float_types[0]} as the graphs say; the lowering leg held graphs of the "
+            f"same quantized weights that compute in float32",
+        )
+        with tempfile.TemporaryDirectory(prefix="scale-export-lowering-") as scratch:
+            names = backend.emit(Emission.of(plan, self.weights.stored).in_float32(), Path(scratch))
+            graphs = {role: Path(scratch) / name for role, name in names.items()}
+            twin = self._generator(open_planned(plan, graphs, strict=True))
+            return self._held(report, cases, twin, path_logits(twin, cases), "float32", "float32")
+
+    def _held(
+        self,
+        report: ParityReport,
+        cases: Sequence[Case],
+        package: Generator,
+        strict: list[Float32],
+        keeps: FloatType,
+        tower: Precision,
+    ) -> Steps:
+        """Graphs that keep ``keeps`` beside integer codes, against the portable decoder on the same values."""
+        oracle = self._stored_oracle(keeps)
         engine = Grafted(front=package.engine, decoder=oracle.engine)
         expected = path_logits(self._generator(engine), cases)
-        front = front_errors(cases, package, oracle, self.plan.vision_precision)
+        front = front_errors(cases, package, oracle, tower)
         report.lowering = lowering_leg(expected, strict, "float32", weights="dequantized", front=front)
         return [("quantization", expected), ("lowering", strict)]
 
-    def _stored_oracle(self) -> Generator:
-        """The portable decoder on the values that a quantized package holds."""
+    def _stored_oracle(self, keeps: FloatType) -> Generator:
+        """The portable decoder on the values that quantized graphs hold, ``keeps`` beside integer codes."""
         plan, kernels = self.plan, StreamedKernels if self._streamed else TorchKernels
-        stored = as_stored(self.weights.stored, plan.float_types[0])
+        stored = as_stored(self.weights.stored, keeps)
         return self._generator(reference_engine(plan, stored, kernels))
 
     def _codes_kept(self, report: ParityReport) -> dict[str, tuple[str, str]]:

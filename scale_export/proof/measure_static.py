@@ -43,7 +43,9 @@ class StaticMeasurement(Measurement):
         """Products one by one: of whole forwards, one code that rounds the other way would be an error."""
         report.not_checked.extend(NOT_RUN)
         products = self._products(cases[0])
-        front = front_errors(cases, package, self._stored_oracle(), self.plan.vision_precision)
+        front = front_errors(
+            cases, package, self._stored_oracle(self.plan.float_types[0]), self.plan.vision_precision
+        )
         report.lowering = LoweringLeg(
             error=products.error, cases=1, precision=None, front=tuple(front), products=products
         )

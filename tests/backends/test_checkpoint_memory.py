@@ -21,7 +21,9 @@ from scale_export.backends.checkpoint.writer import edits_of, write_weights
 from scale_export.model.checkpoint import Checkpoint
 from scale_export.model.folding import fold
 from scale_export.core.progress import peak_memory
-from scale_export.core.records import BaseIdentity, Bound, Coefficients, DecoderSpec
+from scale_export.coefficients.file import Coefficients
+from scale_export.coefficients.rules import BaseIdentity, Bound
+from scale_export.core.records import DecoderSpec
 from scale_export.model.weights import CheckpointWeights
 
 base, out = Path(sys.argv[1]), Path(sys.argv[2])

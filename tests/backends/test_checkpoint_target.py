@@ -28,7 +28,7 @@ from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from scale_export.proof.choose import measurement_of
 from tests.helpers.coefficients import random_coefficients, saved
-from tests.helpers.emission import weights_of
+from tests.helpers.emission import emission_of, weights_of
 from tests.helpers.folds import fold_on
 from tests.helpers.models import FAMILIES
 
@@ -336,6 +336,9 @@ def test_naive_folding_of_last_token_scalars_would_fail(base_in: Any, tmp_path: 
     base = base_in()
     plan = replace(plan_of(base), coefficients=random_coefficients(base, "last"))
     folded = foldings.fold(base.weights, plan.coefficients, "weights")
-    graphs = {"checkpoint": tmp_path / backend.write(folded, plan, tmp_path)["checkpoint"]}
-    measurement = measurement_of(plan)(plan=plan, directory=tmp_path, graphs=graphs, log=WorkLog(quiet=True))
+    names = backend.write(emission_of(plan, folded), tmp_path)
+    graphs = {"checkpoint": tmp_path / names["checkpoint"]}
+    measurement = measurement_of(plan)(
+        plan=plan, weights=weights_of(plan), directory=tmp_path, graphs=graphs, log=WorkLog(quiet=True)
+    )
     assert {"fold", "storage"} <= set(measurement.run(None, None).report.failed)

@@ -23,9 +23,8 @@ from scale_export.package.staging import StagedPackage
 from scale_export.pipeline import fold as pipeline
 from scale_export.plan.again import plan_again
 from scale_export.plan.options import Origins
-from scale_export.proof import measure
 from scale_export.quantize import QuantizedWeights, calibration
-from tests.helpers.emission import portable_logits, stored, weights_of
+from tests.helpers.emission import stored, weights_of
 from tests.helpers.folds import fold_on, opened_once
 
 QUIET = WorkLog(quiet=True)
@@ -40,8 +39,6 @@ def mirrored_pictures(patched: pytest.MonkeyPatch) -> None:
         return true(base, replace(question, picture=ImageOps.mirror(question.image)), pictures)
 
     patched.setattr(calibration, "encode_question", encode)
-    # The legs are not what is looked at here: no second set of graphs for them.
-    patched.setattr(measure.Measurement, "_unquantized", portable_logits)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +210,6 @@ def test_a_core_ml_layer_of_halved_scales_is_found(
         return matrix
 
     with monkeypatch.context() as patched:
-        patched.setattr(measure.Measurement, "_unquantized", portable_logits)
         patched.setattr(coreml_decoder, "matrix_source", halving)
         outcome = fold_on(
             opened_once(Path(model)),

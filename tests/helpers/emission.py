@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import pytest
 
 from scale_export.backends.interface import Emission, GraphBackend
 from scale_export.core.progress import WorkLog
-from scale_export.core.records import Float32
 from scale_export.core.words import FoldMode, Precision
 from scale_export.device.engine import Engine, Scalars
 from scale_export.device.generation import Generator
@@ -25,8 +24,6 @@ from scale_export.plan.options import ExportOptions
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
 from scale_export.plan.weights import PlannedWeights, plan_statistics
-from scale_export.proof.cases import Case
-from scale_export.proof.measure import Measurement
 from tests.helpers.coefficients import random_coefficients
 from tests.helpers.pictures import picture
 
@@ -111,8 +108,3 @@ def reference(plan: Plan, folded: FoldedDecoder) -> Generator:
 
 def prompt(base: BaseModel, size: tuple[int, int] = (64, 48)) -> dict[str, Any]:
     return encode_messages(base.processor, [user_message([picture(size=size)], "where is the circle ?")])
-
-
-def portable_logits(measurement: Measurement, cases: Sequence[Case]) -> list[Float32]:
-    """In place of ``Measurement._unquantized`` where an export's lowering is not the point: no graph is emitted."""
-    return measurement._portable(measurement.weights.folded, cases)

@@ -384,7 +384,7 @@ def test_coefficients_that_do_not_fit_are_refused(model: Any, coefficients: Make
         with pytest.raises(UserError, match=message), attach(model, wrong):
             pass
     with (
-        pytest.raises(UserError, match="no finite number"),
+        pytest.raises(UserError, match="not a finite number"),
         attach(model, coefficients("all"), strength=float("nan")),
     ):
         pass

@@ -20,7 +20,6 @@ from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.package.manifest import open_package_files
 from scale_export.pipeline.fold import bits_by_matrix, within_budget
 from scale_export.plan.bits import bits_plan, k_quant_mixed
-from scale_export.proof import measure
 from scale_export.quantize import QuantizedWeights, read_bits_plan, write_bits_plan
 from scale_export.search.budget import Budget, Point, _Bench, _chosen, parse_budget, search_bits
 from tests.helpers.emission import (
@@ -28,7 +27,6 @@ from tests.helpers.emission import (
     emission_of,
     generator,
     opened,
-    portable_logits,
     prompt,
     reference,
     stored,
@@ -257,8 +255,6 @@ def test_wide_layers_split_a_core_ml_decoder_sooner(base_of: Any):
 def test_a_package_holds_the_plan_that_repeats_it(
     base_of: Any, coefficient_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Any
 ):
-    # The legs are tested elsewhere: no second set of graphs for them.
-    monkeypatch.setattr(measure.Measurement, "_unquantized", portable_logits)
     path = fold_on(
         base_of("llava", "llama"),
         coefficient_file,

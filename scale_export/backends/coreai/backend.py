@@ -31,6 +31,7 @@ class CoreAI(GraphBackend):
     """Core AI assets, run by Apple's own runtime. There are no side files: the scalars are the decoder's constants."""
 
     libraries = ("coreai-core", "coreai-torch")
+    exact = False
 
     def check(self, plan: Plan) -> None:
         """Every refusal, before a weight is loaded.
