@@ -69,7 +69,12 @@ def report_of(base: BaseModel, directory: Path, target: str, precision: Any) -> 
     names = graph_backend(plan.target.backend).write(emission_of(plan, weights.stored), directory)
     graphs = {role: directory / name for role, name in names.items()}
     measurement = measurement_of(plan)(
-        plan=plan, weights=weights, directory=directory, graphs=graphs, log=WorkLog(quiet=True)
+        plan=plan,
+        weights=weights,
+        directory=directory,
+        graphs=graphs,
+        log=WorkLog(quiet=True),
+        parity="streamed",  # few prompts
     )
     return measurement.run(None, None).report
 

@@ -205,7 +205,7 @@ def test_a_prompt_template_that_was_changed(measurement: Emit, tmp_path: Path):
 
 
 def test_a_head_whose_block_scales_were_lost(measurement: Emit, tmp_path: Path):
-    """Within a quantized graph: the quantization leg holds the package's own tensors to the unquantized graph."""
+    """Within a quantized graph: the lowering leg holds the package's own tensors to the values that the plan made."""
     healthy = measurement("gate", "last", "int8")
     path = tmp_path / "decoder.onnx"
     copy_decoder(healthy, tmp_path)
@@ -216,7 +216,7 @@ def test_a_head_whose_block_scales_were_lost(measurement: Emit, tmp_path: Path):
     scales.const_value = ir.tensor(array, name=scales.name)
     ir.save(model, path)
     broken = replace(healthy, graphs={**healthy.graphs, "decoder": path})
-    assert "quantization" in failed_legs(broken, "quantization")
+    assert "lowering" in failed_legs(broken, "lowering")
 
 
 def test_kernels_that_compute_something_else(measurement: Emit, monkeypatch: pytest.MonkeyPatch):
