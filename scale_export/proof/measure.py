@@ -113,7 +113,7 @@ class Measurement:
         unchecked = load_backend(plan.target.backend).not_checked()
         report = ParityReport(executed_by=candidate.executed_by, not_checked=[*unchecked])
         with self.log.stage("PyTorch ScAle reference"):
-            cases = self._cases()
+            cases = self.reference_paths()
         with self.log.stage("fold leg"):
             portable = self._portable(self.weights.folded, cases)
             report.fold = fold_leg(cases, portable)
@@ -144,7 +144,7 @@ class Measurement:
         """Why models are streamed from disk here; None where they are loaded."""
         return must_stream(self.plan.base.checkpoint, self.parity)
 
-    def _cases(self) -> list[Case]:
+    def reference_paths(self) -> list[Case]:
         """The reference's paths; few and short ones where every step reads the whole model from disk."""
         base, coefficients = self.plan.base, self.plan.coefficients
         text_alone, ends = base.family.takes_text_alone, end_token_ids(base.processor, base.directory)
@@ -208,7 +208,7 @@ class Measurement:
         with self.log.stage("lowering leg"):
             steps = self._lowering(report, cases, package, strict)
         limits = plan.target.parity.of(plan.precision)
-        codes = self._codes_kept(report)
+        codes = self.codes_kept(report)
         report.quantization = quantization_leg(cases, portable, strict, limits, codes)
         report.runtime = runtime_leg(cases, strict, shipped, limits)
         return [*steps, ("runtime", shipped)]
@@ -258,7 +258,7 @@ class Measurement:
         stored = as_stored(self.weights.stored, keeps)
         return self._generator(reference_engine(plan, stored, kernels))
 
-    def _codes_kept(self, report: ParityReport) -> dict[str, tuple[str, str]]:
+    def codes_kept(self, report: ParityReport) -> dict[str, tuple[str, str]]:
         """Matrix → SHA-256 of the unfolded base's codes and of the package's, for every folded matrix."""
         plan, names = self.plan, self.weights.folded.folded_matrices
         if not names or plan.quantizer is None:

@@ -140,7 +140,7 @@ def test_the_bases_end_tokens_reach_the_cases(base_of: Any) -> None:
         asked = Measurement(
             plan=plan, weights=weights_of(plan), directory=base.directory, graphs={}, log=WorkLog(quiet=True)
         )
-        return asked._cases()
+        return asked.reference_paths()
 
     trained = cases(tiny, open_base(tiny.base.base_model, relative_to=TINY.parent))
     counted = [case.answer_positions for case in trained]

@@ -374,7 +374,7 @@ def codes_kept(
     hashes = SimpleNamespace(code_hashes=lambda _, names: {n: made.block(n).codes_sha256 for n in names})
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(measure, "graph_backend", lambda _: hashes)
-        return measurement._codes_kept(report), [str(missing) for missing in report.not_checked]
+        return measurement.codes_kept(report), [str(missing) for missing in report.not_checked]
 
 
 def test_codes_are_compared_with_those_of_the_same_calibration_or_not_at_all(base_of: Any, tmp_path: Path):
