@@ -45,7 +45,11 @@ def table(results: Results) -> str:
 
 def versions(found: Mapping[str, Any] | None) -> str:
     """``numpy 2.4.6, …`` of what was installed."""
-    return ", ".join(f"{name} {version}" for name, version in found["versions"].items()) if found else "—"
+    return (
+        ", ".join(f"{name} {version}" for name, version in sorted(found["versions"].items()))
+        if found
+        else "—"
+    )
 
 
 def verdict(environment: Environment, found: Mapping[str, Any] | None) -> str:
