@@ -13,7 +13,7 @@ FOLD_RELATIVE = 1e-5
 """max |Δlogit| / max |logit| between the hooked Hugging Face model and the portable decoder, float32."""
 
 LOWERING_RELATIVE: dict[Precision, float] = {"float32": 1e-4, "float16": 2e-3}
-"""The same ratio between the portable decoder and the emitted graph in its runtime, before quantization."""
+"""The same ratio between the portable decoder and the emitted graph in its runtime, both on the same weights."""
 
 ROUNDING = 1e-12
 """How far float64 sums may lie from their whole, as a share of the largest summand or of 1."""

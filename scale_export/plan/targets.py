@@ -85,7 +85,7 @@ class ParityLimits(_Record):
     """Limits of the parity legs that depend on a target, for one weight precision (``docs/parity.md``).
 
     Attributes:
-        max_kl: quantization leg: mean KL divergence from the unquantized graph at the answers' positions, in nats;
+        max_kl: quantization leg: mean KL divergence from the float weights at the answers' positions, in nats;
             None for float weights, as in the next three, since nothing is quantized there and kernels have no levels.
         min_top1_agreement: quantization leg: share of the answers' positions with the same best token.
         runtime_max_kl: runtime leg: mean KL divergence of this machine's kernels from the strictest, in nats.

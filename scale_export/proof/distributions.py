@@ -87,13 +87,15 @@ def divergence(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationLeg:
-    """Quantized graph on strict kernels against the unquantized one; folding must not have moved integer codes.
+    """Quantized graph on strict kernels against the portable decoder on float weights.
+
+    Folding must not have moved integer codes.
 
     ``codes``: matrix → SHA-256 of the base's codes and of the package's, for every folded matrix; empty where none is.
     """
 
     name: ClassVar = "quantization"
-    meaning: ClassVar = "unquantized → quantized graph, strictest kernels"
+    meaning: ClassVar = "portable decoder, float weights → quantized graph, strictest kernels"
 
     divergence: Divergence
     cases: int
@@ -136,7 +138,10 @@ def quantization_leg(
     limits: ParityLimits,
     codes: Mapping[str, tuple[str, str]],
 ) -> QuantizationLeg:
-    """The quantization leg of logits on strict kernels, unquantized and quantized; ``codes`` as in the record."""
+    """The quantization leg of logits on float weights, and of the quantized graph's on strict kernels.
+
+    ``codes`` are as in the record.
+    """
     found = divergence(cases, plain, strict, limits.max_kl, limits.min_top1_agreement)
     return QuantizationLeg(divergence=found, cases=len(cases), codes=codes)
 

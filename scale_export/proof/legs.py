@@ -1,8 +1,9 @@
 """The parity legs (``docs/parity.md``): each source of error measured apart, on the same cases, against its own limit.
 
 Rules:
-1. A leg compares two neighbours in the chain Hugging Face → portable decoder → emitted graph → quantized graph
-   on strict kernels → the package as it runs.
+1. A leg compares two neighbours in the chain Hugging Face → portable decoder → portable decoder on the weights that the
+   package holds → its graph on strict kernels → the package as it runs. The quantization leg goes from the second to
+   the fourth: what it counts is the graph that ships.
 2. Every leg is driven along the reference's tokens; the candidate's own choices never excuse it.
 3. Limits of errors hold at every position. Distributions (KL, top-1) are compared at the answers' positions only, which
    the reference's path tells: behind an end token there is nothing that anybody reads, or that a model was trained for.
@@ -152,7 +153,7 @@ class LoweringLeg:
     Attributes:
         error: of whole forwards; where only single products were compared, theirs.
         precision: of the graph's arithmetic; None where only single products were compared.
-        weights: what both sides computed on, where it was not the unquantized weights.
+        weights: what both sides computed on, where it was not the float weights.
         front: of a quantized package's own tower and table, each held to its own limit; both decoders start there.
         products: of graphs whose products round their inputs.
     """

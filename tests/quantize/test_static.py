@@ -74,7 +74,7 @@ def plan_of(base: Any, scope: Any = "last", *, heads: float | None = None, **opt
 def measurement(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Emit:
     """``measurement(mode, scope, heads=…)``: a w8a8 export of a random model, ready to be measured.
 
-    By a streamed reference, which spares the unquantized graph.
+    By a streamed reference, which asks few prompts.
     """
 
     @functools.cache
