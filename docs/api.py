@@ -20,6 +20,7 @@ PUBLIC_MODULES = (
     "scale_export.mil",
     "scale_export.model.hooks",
     "scale_export.model.identity",
+    "scale_export.model.importing",
     "scale_export.pipeline.api",
     "scale_export.pipeline.fold",
     "scale_export.pipeline.request",

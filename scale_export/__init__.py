@@ -17,6 +17,7 @@ _HOMES = {
     "Coefficients": "coefficients.file",
     "load_coefficients": "coefficients.file",
     "make_coefficients": "model.identity",
+    "import_state_dict": "model.importing",
     "attach": "model.hooks",
     "FoldRequest": "pipeline.request",
     "fold": "pipeline.api",
@@ -30,6 +31,7 @@ __all__ = [  # noqa: RUF022
     "Coefficients",
     "load_coefficients",
     "make_coefficients",
+    "import_state_dict",
     "attach",
     "fold",
     "verify",
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from scale_export.device.package import open_package
     from scale_export.model.hooks import attach
     from scale_export.model.identity import make_coefficients
+    from scale_export.model.importing import import_state_dict
     from scale_export.pipeline.api import fold, verify
 
 

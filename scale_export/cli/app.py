@@ -22,6 +22,7 @@ from .bench import bench
 from .doctor import doctor
 from .faults import drop_output, machine_fault, own_fault
 from .fold import fold
+from .importing import import_
 from .inspection import inspect
 from .lists import families, targets
 from .run import run
@@ -41,8 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for one in (fold, verify, doctor, sign, run, inspect, train, bench, targets, families):
-    app.command()(one)
+for one in (fold, verify, doctor, sign, run, inspect, train, import_, bench, targets, families):
+    app.command(one.__name__.strip("_"))(one)
 
 
 def _version(value: bool) -> None:

@@ -107,6 +107,16 @@ def load_coefficients(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Coeffi
     return validated(READERS[path.suffix](path, read_capped(path, max_bytes)), str(path))
 
 
+def check_suffix(path: Path) -> None:
+    """Refuse a name that no coefficient file has.
+
+    Raises:
+        UserError: another suffix than ``.safetensors`` or ``.pt``.
+    """
+    if path.suffix not in WRITERS:
+        raise UserError(f"cannot write coefficients to {path}: name it .safetensors or .pt")
+
+
 def save_coefficients(coefficients: Coefficients, path: Path | str) -> None:
     """Write a coefficient file, ``.safetensors`` or ``.pt``, in one step: whole or not at all.
 
@@ -117,8 +127,7 @@ def save_coefficients(coefficients: Coefficients, path: Path | str) -> None:
         UserError: another suffix, coefficients that break a rule of the format, or a place that can't be written.
     """
     path = Path(path)
-    if path.suffix not in WRITERS:
-        raise UserError(f"cannot write coefficients to {path}: name it .safetensors or .pt")
+    check_suffix(path)
     fields = coefficient_fields(coefficients)
     if Path(fields["base_model"]).is_absolute():
         relative = os.path.relpath(fields["base_model"], path.parent.resolve())

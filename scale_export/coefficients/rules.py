@@ -110,8 +110,8 @@ def checked_fields(values: object, source: str) -> CheckedFields:
     """
     if not isinstance(values, Mapping) or "format" not in values:
         raise UserError(
-            f"{source} has no field 'format', so it is not a coefficient file: import another trainer's state "
-            "dict with scale_export.model.identity.import_state_dict"
+            f"{source} has no field 'format', so it is not a coefficient file: make one of another trainer's state "
+            "dict with scale-export import, or in Python with scale_export.import_state_dict"
         )
     fields = _Fields(source=source, values=dict([*OPTIONAL.items(), *values.items()]))
     fields.check_names()

@@ -29,3 +29,5 @@ decides between the first two by memory."""
 Split = Literal["train", "calibration", "validation", "test"]
 Scoring = Literal["strict", "official"]
 """Whose rules judge answers: ours, or those of a question set's authors (``questions.scoring``)."""
+ScalarValues = Literal["s", "a"]
+"""What scalars of another trainer are: the effective s, or the a that was trained, with s = 1 + r·tanh(a)."""

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scale_export.coefficients.file import Coefficients, coefficient_fields, validated
-from scale_export.coefficients.formats import MAX_BYTES, read_capped, tensors_of_pickle
 from scale_export.coefficients.rules import BaseIdentity, Bound
 from scale_export.core.errors import UserError
 from scale_export.core.huggingface import ScaledModel
@@ -26,7 +25,7 @@ from .plain import check_plain
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["base_directory", "check_base", "import_state_dict", "make_coefficients"]
+__all__ = ["base_directory", "check_base", "make_coefficients"]
 
 TOUCHED_WEIGHTS = ("self_attn.o_proj", "mlp.down_proj")
 """The parts of a decoder layer that scalars fold into; norms after the MLP come beside them."""
@@ -82,49 +81,6 @@ def make_coefficients(
     for name, site in sites.items():
         _check_loaded_from(checkpoint, f"{name}.self_attn.o_proj.weight", site.module.get_parameter("weight"))
     return checked
-
-
-def import_state_dict(
-    path: Path | str,
-    *,
-    head_pattern: str,
-    mlp_pattern: str | None,
-    scope: Scope,
-    model: ScaledModel,
-    base_dir: Path | str,
-) -> Coefficients:
-    """Another trainer's plain state dict (``.safetensors``, or a pickle of tensors) as coefficients.
-
-    A pattern is a key with ``{layer}`` for the layer's number, such as ``layers.{layer}.head_scale``; every
-    key must match one. Values are the effective s, ``[H]`` per layer for heads and one number for the MLP;
-    a site without a key is not scaled (s = 1).
-
-    Raises:
-        UserError: a pattern without ``{layer}``, a key that no pattern matches, or scalars that don't fit.
-    """
-    from .sites import head_count
-
-    path = Path(path)
-    state = _state_dict(path)
-    heads = _matching(state, head_pattern)
-    mlps = _matching(state, mlp_pattern) if mlp_pattern is not None else {}
-    unmatched = sorted(state.keys() - {*heads.values(), *mlps.values()})
-    if unmatched or not heads:
-        what = f"the key {unmatched[0]!r} matches no pattern" if unmatched else "no key matches head_pattern"
-        raise UserError(f"{path}: {what}; give a head_pattern and an mlp_pattern that fit its keys")
-    for layer, key in mlps.items():
-        if state[key].size != 1:
-            raise UserError(f"{path}: {key} holds {state[key].size} values; layer {layer}'s MLP takes one")
-    layers = sorted(heads.keys() | mlps.keys())
-    unscaled = np.ones(head_count(model), np.float32)
-    return make_coefficients(
-        model,
-        base_dir,
-        scope=scope,
-        head_scale=[state[heads[layer]] if layer in heads else unscaled for layer in layers],
-        mlp_scale=[state[mlps[layer]].item() if layer in mlps else 1.0 for layer in layers],
-        layer_indices=layers,
-    )
 
 
 def base_directory(coefficients: Coefficients, file: Path | str) -> str:
@@ -281,38 +237,3 @@ def _float32(values: ArrayLike | Tensor) -> Float32:
     elif isinstance(values, Sequence):
         values = [float(value) for value in values]
     return np.array(values, np.float32)
-
-
-def _state_dict(path: Path) -> dict[str, Float32]:
-    """Every tensor of a plain state dict, flat, as float32."""
-    content = read_capped(path, MAX_BYTES)
-    raw = (
-        _load_safetensors(path, content)
-        if path.suffix == ".safetensors"
-        else tensors_of_pickle(path, content)
-    )
-    if not isinstance(raw, dict) or not all(hasattr(value, "detach") for value in raw.values()):
-        raise UserError(f"{path} is not a plain state dict of tensors: save the scalars alone, by name")
-    return {str(name): _float32(value).reshape(-1) for name, value in raw.items()}
-
-
-def _load_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        tensors: dict[str, Tensor] = load(content)
-        return tensors
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}): copy it again") from error
-
-
-def _matching(state: Mapping[str, Float32], pattern: str) -> dict[int, str]:
-    """Layer → key, for the keys that fit the pattern."""
-    if pattern.count("{layer}") != 1:
-        raise UserError(
-            f"the pattern {pattern!r} must hold {{layer}} once, where keys have the layer's number"
-        )
-    before, after = map(re.escape, pattern.split("{layer}"))
-    matches = {name: re.fullmatch(f"{before}(0|[1-9][0-9]*){after}", name) for name in state}
-    return {int(match[1]): name for name, match in matches.items() if match}

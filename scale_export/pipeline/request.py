@@ -1,14 +1,15 @@
-"""What ``fold`` and ``verify`` are asked, on the command line as in Python. No framework is imported here."""
+"""What commands are asked, on the command line as in Python. No framework is imported here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from scale_export.core.options import Option, StrPath
+from scale_export.core.options import Option, StrPath, check
+from scale_export.core.words import ScalarValues, Scope
 from scale_export.plan.options import ExportOptions, Origins, ProofOptions
 
-__all__ = ["FoldRequest", "VerifyRequest"]
+__all__ = ["FoldRequest", "ImportRequest", "VerifyRequest"]
 
 Quiet = Annotated[bool, Option(help="Show no progress on a terminal.", on_command_line=False)]
 
@@ -84,3 +85,52 @@ class VerifyRequest(ProofOptions, Origins):
         Option(flags=("--selftest",), help="Check hashes and golden cases only: no base model, no torch."),
     ] = field(default=False, kw_only=True)
     quiet: Quiet = field(default=True, kw_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportRequest:
+    """What ``scale-export import`` is asked."""
+
+    state: Annotated[
+        StrPath,
+        Option(
+            argument="FILE", help="The state dict: .safetensors, or what torch.save wrote of plain tensors."
+        ),
+    ]
+    model: Annotated[
+        str, Option(help="Directory or hub id of the base model that the scalars were trained on.")
+    ]
+    scope: Annotated[
+        Scope,
+        Option(help="Where the scalars act. last: on the last token of each step; all: on every token."),
+    ]
+    out: Annotated[
+        StrPath,
+        Option(flags=("--out", "-o"), help="Coefficient file to write, .safetensors or .pt."),
+    ]
+    head_pattern: Annotated[
+        str | None,
+        Option(help="Key of a layer's heads, {layer} for its number, such as layers.{layer}.head_scale."),
+    ] = None
+    mlp_pattern: Annotated[
+        str | None,
+        Option(help="Key of a layer's MLP, likewise, such as layers.{layer}.mlp_scale."),
+    ] = None
+    values: Annotated[
+        ScalarValues | None,
+        Option(
+            help="What the keys hold. s: the factors themselves, 1 changes nothing; a: what was trained, of "
+            "s = 1 + r·tanh(a). By default s, and values around 0 are refused."
+        ),
+    ] = None
+    bound: Annotated[float | None, Option(help="r, with --values a; 1 where left out.")] = None
+    data: Annotated[
+        str | None,
+        Option(
+            help="Question set that they were trained on, NAME or NAME:DIR: `fold` then calibrates on it and asks it."
+        ),
+    ] = None
+    force: Annotated[bool, Option(help="Replace an existing file.")] = False
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -37,12 +37,15 @@ def choose_quantizer(
         return None, None, ()
     calibration = calibration_options(coefficients, options)
     name, who = options.quantizer, "as asked"
+    lesser: tuple[str, ...] = ()
     if name == "auto":
         too_large = must_stream(base.checkpoint, "auto") is not None
         without = calibration is None or too_large
         name, who = DEFAULT_QUANTIZERS[precision][without], f"the default of {precision}"
-        if too_large and precision != "w8a8":
-            who = f"{who} for models larger than memory"
+        better = DEFAULT_QUANTIZERS[precision][False]
+        if name != better:
+            who = f"the fallback of {precision}"
+            lesser = (_lesser(better, name, coefficients, options, too_large),)
     method = load_quantizer(name)
     _check_takes(method, name, precision)
     if precision == "w8a8" and calibration is None:
@@ -56,9 +59,33 @@ def choose_quantizer(
             f"--calib, or use --quantizer rtn, which needs none"
         )
     if method.calibration == "unused" and precision != "w8a8":
-        return name, None, (f"The quantizer is {name}, {who}; it takes no calibration.",)
+        return name, None, (f"The quantizer is {name}, {who}; it takes no calibration.", *lesser)
     on = "without calibration" if calibration is None else f"calibrated on {calibration}"
-    return name, calibration, (f"The quantizer is {name}, {who}, {on}.",)
+    return name, calibration, (f"The quantizer is {name}, {who}, {on}.", *lesser)
+
+
+def _lesser(
+    better: str, name: str, coefficients: Coefficients, options: ExportOptions, too_large: bool
+) -> str:
+    """Why an export gets the lesser of two default quantizers, and how it gets the better one; a sentence."""
+    trained_on = str(coefficients.training.get("data", "")).partition(":")[
+        0
+    ]  # reports carry no place on a disk
+    if too_large:
+        reason = "the model is larger than memory, where calibrating takes long"
+        way_out = f"--quantizer {better} with --calib NAME or NAME:DIR"
+    else:
+        way_out = "--calib NAME:DIR with questions like yours, or --calib gridworld, which needs nothing from a disk"
+        if options.calib == "none":
+            reason = "--calib none was asked"
+        elif trained_on:
+            reason = f"the question set that the scalars were trained on ({trained_on}) is not here"
+        else:
+            reason = "the coefficient file names no question set that the scalars were trained on"
+    return (
+        f"{better}, the better default, was not taken, since {reason}: on the shipped models {name} is about three to "
+        f"seven times as far from the model before rounding (KL); for {better} give {way_out}."
+    )
 
 
 def _check_takes(method: Method, name: str, precision: Precision) -> None:

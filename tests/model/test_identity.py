@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from scale_export.coefficients.file import Coefficients, load_coefficients
 from scale_export.coefficients.rules import Bound
@@ -21,7 +20,6 @@ from scale_export.model.checkpoint import SINGLE_FILE, Checkpoint
 from scale_export.model.identity import (
     base_directory,
     check_base,
-    import_state_dict,
     make_coefficients,
     prompt_template_sha256,
 )
@@ -233,55 +231,3 @@ def test_prompt_template_hash_does_not_depend_on_where_it_is_stored(
     assert prompt_template_sha256(copied) is None
     (copied / name).write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
     assert prompt_template_sha256(copied) == trained[2].base.prompt_template_sha256
-
-
-def import_from(trained: Trained, path: Path, **changes: Any) -> Coefficients:
-    patterns = {"head_pattern": "net.{layer}.heads", "mlp_pattern": "net.{layer}.mlp", "scope": "last"}
-    return import_state_dict(path, model=trained[0], base_dir=trained[1], **(patterns | changes))
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors"])
-def test_state_dict_import(trained: Trained, suffix: str, tmp_path: Path) -> None:
-    state = {
-        "net.2.heads": torch.tensor([[0.5, 1.5, 0.25, 1.75]], dtype=torch.bfloat16),
-        "net.0.heads": torch.tensor([1.0, 2.0, 3.0, 4.0]),
-        "net.0.mlp": torch.tensor(0.5),
-        "net.1.mlp": torch.tensor([2.0]),
-    }
-    path = tmp_path / f"state{suffix}"
-    (save_file if suffix == ".safetensors" else torch.save)(state, path)
-    made = import_from(trained, path)
-    attention, mlp = made.dense(3, 4)
-    assert made.layer_indices == (0, 1, 2)
-    assert attention.tolist() == [[1, 2, 3, 4], [1, 1, 1, 1], [0.5, 1.5, 0.25, 1.75]]
-    assert mlp.tolist() == [0.5, 2, 1]
-
-
-@pytest.mark.parametrize(
-    ("state", "changes", "message"),
-    [
-        ({"net.0.heads": torch.ones(4), "net.0.bias": torch.ones(1)}, {}, "'net.0.bias' matches no pattern"),
-        (
-            {"net.0.heads": torch.ones(4), "net.0.mlp": torch.ones(1)},
-            {"mlp_pattern": None},
-            "'net.0.mlp' matches",
-        ),
-        ({"net.0.mlp": torch.ones(1)}, {}, "no key matches head_pattern"),
-        ({}, {}, "no key matches head_pattern"),
-        ({"net.00.heads": torch.ones(4)}, {}, "matches no pattern"),
-        ({"netX0Xheads": torch.ones(4)}, {}, "matches no pattern"),
-        ({"net.0.heads": torch.ones(4)}, {"head_pattern": "heads"}, r"must hold \{layer\} once"),
-        ({"net.0.heads": torch.ones(5)}, {}, "hold 5 head scalars"),
-        ({"net.7.heads": torch.ones(4)}, {}, "must name layers from 0 to 2"),
-        ({"net.0.heads": torch.ones(4), "net.0.mlp": torch.ones(2)}, {}, "holds 2 values"),
-        ({"net.0.heads": torch.ones(4)}, {"scope": "some"}, "scope is 'some'"),
-        ({"net.0.heads": [1.0]}, {}, "not a plain state dict"),
-        ([torch.ones(4)], {}, "not a plain state dict"),
-    ],
-)
-def test_state_dicts_that_are_refused(
-    trained: Trained, state: Any, changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    torch.save(state, tmp_path / "state.pt")
-    with pytest.raises(UserError, match=message):
-        import_from(trained, tmp_path / "state.pt", **changes)
