@@ -97,7 +97,11 @@ class Responder:
 
     def answer(self, images: Sequence[Picture], prompt: str, *, max_new_tokens: int) -> str:
         """A whole greedy answer, stripped."""
-        inputs = encode_messages(self.processor, [user_message(images, prompt)])
+        return self.reply([user_message(images, prompt)], max_new_tokens=max_new_tokens)
+
+    def reply(self, messages: Sequence[Message], *, max_new_tokens: int) -> str:
+        """The same to a conversation whose last turn is the user's."""
+        inputs = encode_messages(self.processor, messages)
         return "".join(self.stream(inputs, max_new_tokens=max_new_tokens)).strip()
 
 

@@ -15,6 +15,7 @@ from scale_export.core.errors import UserError
 from scale_export.core.huggingface import Processor
 from scale_export.core.pictures import Picture, load_picture
 from scale_export.core.records import Array
+from scale_export.questions.question import Question
 
 
 class Part(TypedDict, total=False):
@@ -76,6 +77,20 @@ def user_message(images: Sequence[Picture], text: str) -> Message:
 def assistant_message(text: str) -> Message:
     """One answer of the model, for a chat that goes on."""
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def conversation(question: Question, *, pictures: bool = True) -> list[Message]:
+    """A question as chat messages: the turns before it, and its pictures in the first turn unless they are left out.
+
+    Raises:
+        UserError: as ``user_message``.
+    """
+    images = question.images if pictures else []
+    asked = [*(turn.asked for turn in question.earlier), question.prompt]
+    users = [user_message([] if number else images, text) for number, text in enumerate(asked)]
+    answers = [assistant_message(turn.answered) for turn in question.earlier]
+    turns = [message for pair in zip(users[:-1], answers, strict=True) for message in pair]
+    return [*turns, users[-1]]
 
 
 def encode_messages(processor: Processor, messages: Sequence[Message]) -> dict[str, Array]:

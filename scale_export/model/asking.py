@@ -18,10 +18,9 @@ from scale_export.core.huggingface import Model, Processor, Tokenizer
 from scale_export.core.records import Float32
 from scale_export.device.prompts import (
     LABELS,
-    Message,
     assistant_message,
+    conversation,
     narrow_pictures_refused,
-    user_message,
     without_placeholders,
 )
 from scale_export.questions.question import Question
@@ -42,12 +41,6 @@ class Answer:
     token_ids: tuple[int, ...]
     margins: Float32
     peaks: Float32
-
-
-def conversation(question: Question, answer: str | None = None) -> list[Message]:
-    """The chat messages of a question, and of its answer where one is given."""
-    asked = user_message(question.images, question.prompt)
-    return [asked] if answer is None else [asked, assistant_message(answer)]
 
 
 def encode_prompts(processor: Processor, questions: Sequence[Question]) -> dict[str, Tensor]:
@@ -161,8 +154,9 @@ def target_ids(processor: Processor, question: Question, ends: Sequence[int]) ->
         UserError: the answer has no tokens.
     """
     tokenizer = processor.tokenizer
-    prompt = processor.apply_chat_template(conversation(question), add_generation_prompt=True)
-    whole = processor.apply_chat_template(conversation(question, question.answer)).rstrip()
+    asked = conversation(question)
+    prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
+    whole = processor.apply_chat_template([*asked, assistant_message(question.answer)]).rstrip()
     before, after = (tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, whole))
     ids = after[len(before) :]
     if after[: len(before)] != before:

@@ -18,7 +18,7 @@ from scale_export.core.words import FloatType, ParityMode, Precision, Scoring
 from scale_export.device.engine import Engine
 from scale_export.device.generation import Generator, Inputs
 from scale_export.device.package import Responder
-from scale_export.device.prompts import encode_messages, end_token_ids, user_message
+from scale_export.device.prompts import conversation, encode_messages, end_token_ids, user_message
 from scale_export.device.selftest import MAX_NEW_TOKENS
 from scale_export.model.arithmetic import TorchKernels
 from scale_export.model.folding import FoldedDecoder
@@ -72,7 +72,7 @@ class GraphCandidate:
         return path_logits(self.responder.generator, cases)
 
     def answer(self, question: Question) -> str:
-        return self.responder.answer(question.images, question.prompt, max_new_tokens=MAX_NEW_TOKENS)
+        return self.responder.reply(conversation(question), max_new_tokens=MAX_NEW_TOKENS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +286,7 @@ class Measurement:
             Question(
                 id=c.prompt.name,
                 instance=c.prompt.name,
-                picture=c.prompt.images[0] if c.prompt.images else None,
+                pictures=c.prompt.images,
                 prompt=c.prompt.text,
                 answer="",
                 kind="other",

@@ -35,7 +35,7 @@ from scale_export.core.records import Array, Float32
 from scale_export.core.words import Weighting
 from scale_export.device.engine import Engine, Step
 from scale_export.device.generation import Generator, Inputs
-from scale_export.device.prompts import encode_messages, user_message
+from scale_export.device.prompts import conversation, encode_messages
 from scale_export.model.arithmetic import TorchKernels, empty_cache
 from scale_export.model.asking import end_tokens, target_ids
 from scale_export.model.base import BaseModel
@@ -154,12 +154,9 @@ def calibration_examples(base: BaseModel, options: CalibrationOptions) -> list[E
 
 def encode_question(base: BaseModel, question: Question, pictures: bool) -> Example:
     """A question as calibration sees it: its prompt as the processor encodes it, and the answer that is to follow."""
-    image = question.image if pictures else None
-    messages = [user_message([] if image is None else [image], question.prompt)]
+    inputs = encode_messages(base.processor, conversation(question, pictures=pictures))
     ends = end_tokens(base.model, base.processor)
-    return Example(
-        inputs=encode_messages(base.processor, messages), target=target_ids(base.processor, question, ends)
-    )
+    return Example(inputs=inputs, target=target_ids(base.processor, question, ends))
 
 
 def _key(

@@ -32,7 +32,8 @@ BaseOf = Callable[[str, str], BaseModel]
 
 
 def asking(prompt: str, image: Image.Image | StoredImage | None = None) -> Question:
-    return Question(id="0", instance="0", picture=image, prompt=prompt, answer="", kind="other", topic="")
+    pictures = () if image is None else (image,)
+    return Question(id="0", instance="0", pictures=pictures, prompt=prompt, answer="", kind="other", topic="")
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def mirrored_pictures(patched: pytest.MonkeyPatch) -> None:
     true = calibration.encode_question
 
     def encode(base: Any, question: Any, pictures: bool) -> Any:
-        return true(base, replace(question, picture=ImageOps.mirror(question.image)), pictures)
+        return true(base, replace(question, pictures=(ImageOps.mirror(question.image),)), pictures)
 
     patched.setattr(calibration, "encode_question", encode)
 

@@ -208,7 +208,7 @@ def test_batches_answer_as_single_questions_do(base_of: Any, family: str):
     """Hugging Face's own ``generate``, left-padded: what the task leg compares with."""
     base = base_named(base_of, family)
     found = load_questions("gridworld", "calibration", limit=4)
-    questions: list[Question] = [*found[:2], replace(found[2], picture=None), found[3]]
+    questions: list[Question] = [*found[:2], replace(found[2], pictures=()), found[3]]
     together = answer_questions(base.model, base.processor, questions, batch_size=4, max_new_tokens=4)
     alone = [answer_questions(base.model, base.processor, [q], max_new_tokens=4)[0] for q in questions]
     assert [a.token_ids for a in together] == [a.token_ids for a in alone]

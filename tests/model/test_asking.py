@@ -32,7 +32,7 @@ def model_and_processor(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, 
 def questions() -> list[Question]:
     """Seven questions of different lengths, one of them without a picture."""
     found = load_questions("gridworld", "calibration", limit=7)
-    return [*found[:3], replace(found[3], picture=None), *found[4:]]
+    return [*found[:3], replace(found[3], pictures=()), *found[4:]]
 
 
 def test_batches_answer_as_single_questions_do(model_and_processor: Any, questions: list[Question]) -> None:

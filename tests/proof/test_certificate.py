@@ -141,7 +141,6 @@ def answers(*pairs: tuple[str, str], kind: Any = "spatial", rule: str = "exact")
             question=Question(
                 id=f"q{i}",
                 instance=f"i{i}",
-                picture=None,
                 prompt="where?",
                 answer="left",
                 kind=kind,

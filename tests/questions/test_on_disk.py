@@ -58,7 +58,7 @@ def test_the_order_is_fixed_and_a_limit_takes_the_first(spec: str):
 def test_every_question_has_a_rule_a_picture_and_its_answer_among_its_options(spec: str):
     for q in load_questions(spec, "test"):
         assert q.rule in OFFICIAL and q.topic and q.prompt
-        assert isinstance(q.picture, StoredImage) and q.image is not None and q.image.mode == "RGB"
+        assert [type(picture) for picture in q.pictures] == [StoredImage] and q.images[0].mode == "RGB"
         assert not q.options or q.answer.lower() in [option.lower() for option in q.options]
 
 
@@ -103,7 +103,7 @@ def test_parquet_and_an_export_give_the_same_questions(tmp_path: Path):
 def test_the_only_configuration_is_found_and_one_of_several_must_be_named(tmp_path: Path):
     made.spatialeval_parquet(tmp_path, "tqa")
     questions = load_questions(f"spatialeval:{tmp_path},whole", "test")
-    assert len(questions) == 120 and all(q.picture is None for q in questions)
+    assert len(questions) == 120 and all(q.pictures == () for q in questions)
     made.spatialeval_parquet(tmp_path, "vtqa")
     with pytest.raises(UserError, match="tqa, vtqa: name one"):
         load_questions(f"spatialeval:{tmp_path}", "test")

@@ -13,7 +13,7 @@ from tests.helpers.questions import COUNT, MAP, OBJECT, PATH, PHOTO
 
 def question(answer: str, rule: str, options: tuple[str, ...] = (), prompt: str = "?") -> Question:
     return Question(
-        id="q", instance="i", picture=None, prompt=prompt, answer=answer, kind="spatial", topic="t",
+        id="q", instance="i", prompt=prompt, answer=answer, kind="spatial", topic="t",
         rule=rule, options=options,
     )  # fmt: skip
 

@@ -122,10 +122,10 @@ def test_mixed_batches_score_as_single_questions(
     image = questions[0].image
     assert image is not None
     mixed = [
-        replace(questions[0], picture=image.crop((0, 0, 96, 40))),
-        replace(questions[1], picture=None),
+        replace(questions[0], pictures=(image.crop((0, 0, 96, 40)),)),
+        replace(questions[1], pictures=()),
         questions[2],
-        replace(questions[3], picture=image.crop((0, 0, 30, 96))),
+        replace(questions[3], pictures=(image.crop((0, 0, 30, 96)),)),
     ]
     examples = encode_examples(model, processor, mixed, silent, "read")
     assert can_cache_prefix(model)

@@ -199,7 +199,7 @@ class World(Generic[S]):
                 yield Question(
                     id=f"{instance}-{topic}",
                     instance=instance,
-                    picture=image,
+                    pictures=(image,),
                     prompt=asked.prompt,
                     answer=asked.answer,
                     kind=self.topics[topic].kind,

@@ -105,7 +105,7 @@ class Asked:
         return Question(
             id=self.key,
             instance=self.instance,
-            picture=picture,
+            pictures=(picture,),
             prompt=self.prompt,
             answer=self.answer,
             kind="spatial",

@@ -69,7 +69,7 @@ def _question(
     return Question(
         id=f"coco_qa_2015.{published}.{line}",
         instance=f"coco_qa_2015.{image_id}",
-        picture=_picture(directory, int(image_id)),
+        pictures=(_picture(directory, int(image_id)),),
         prompt=question,
         answer=answer,
         kind="spatial" if number == "3" else "other",

@@ -101,7 +101,7 @@ def _question(row: Row, picture: StoredImage | None) -> Question:
     return Question(
         id=row.id,
         instance=row.instance,
-        picture=picture,
+        pictures=() if picture is None else (picture,),
         prompt=row.text,
         answer=row.answer,
         kind="spatial",
