@@ -62,11 +62,17 @@ class BaseModel:
 
     @functools.cached_property
     def processor(self) -> Processor:
-        """Hugging Face's processor of this model."""
+        """Hugging Face's processor of this model, its pictures of ``picture_size`` where that is given."""
+        if self.picture_size is None:
+            return self.own_processor
         processor = self.family.load_processor(self.directory)
-        if self.picture_size is not None:
-            processor.image_processor.size = type(processor.image_processor.size)(**self.picture_size)
+        processor.image_processor.size = type(processor.image_processor.size)(**self.picture_size)
         return processor
+
+    @functools.cached_property
+    def own_processor(self) -> Processor:
+        """The same as its owner uses it, whatever a target's limit makes of its pictures."""
+        return self.family.load_processor(self.directory)
 
     @functools.cached_property
     def model(self) -> Model:

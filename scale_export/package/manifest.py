@@ -85,6 +85,16 @@ class CalibrationFacts(_Record):
     statistics_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class PictureFacts(_Record):
+    """An image processor's ``size`` where a target's limit lowered it: the base model's own, and the package's.
+
+    Pictures keep their shape, so a host maps places in a prepared picture back by the picture's own width and height.
+    """
+
+    base_size: dict[str, Count]
+    size: dict[str, Count]
+
+
 class Manifest(_Record):
     """What ``manifest.json`` says.
 
@@ -102,6 +112,7 @@ class Manifest(_Record):
             phase's), and what a backend's host needs beside them. Of a checkpoint, ``checkpoint``: its one
             weight file, or the index of several.
         coefficients: the side file that holds the scalars.
+        pictures: how large the package makes pictures; None where it is as large as the base model's processor does.
         extras: the family's own facts, plain JSON.
         files: every file but the manifest, by its path inside the package with ``/`` between the parts;
             :meth:`StagedPackage.commit` fills it in.
@@ -129,6 +140,7 @@ class Manifest(_Record):
     decoder: DecoderFacts
     coefficients: str
     image_token_id: Annotated[int, Field(ge=0)]
+    pictures: PictureFacts | None = None
     extras: dict[str, JsonValue] = Field(default_factory=dict)
     files: dict[str, FileEntry] = Field(default_factory=dict)
 

@@ -23,6 +23,7 @@ NAMES = (
     "runtime.kl",
     "runtime.top1",
     "preprocessing",
+    "shrinking",
     "retention",
     "agreement",
     "parity.agreement",

@@ -11,7 +11,8 @@ from scale_export.backends.interface import GraphBackend, load_backend
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
 from scale_export.core.version import __version__
-from scale_export.package.manifest import CalibrationFacts, DecoderFacts, Manifest, Tool
+from scale_export.model.base import BaseModel
+from scale_export.package.manifest import CalibrationFacts, DecoderFacts, Manifest, PictureFacts, Tool
 from scale_export.plan.record import Plan
 from scale_export.proof.golden import write_selftest
 from scale_export.proof.measure import Measured
@@ -71,6 +72,13 @@ def _calibration_facts(plan: Plan, statistics: StoredStatistics | None) -> Calib
     )
 
 
+def _picture_facts(base: BaseModel) -> PictureFacts | None:
+    if base.picture_size is None:
+        return None
+    own = dict(base.own_processor.image_processor.size)
+    return PictureFacts(base_size=own, size=dict(base.picture_size))
+
+
 def manifest(
     plan: Plan, statistics: StoredStatistics | None, graphs: Mapping[str, str], name: str
 ) -> Manifest:
@@ -108,5 +116,6 @@ def manifest(
         ),
         coefficients=backend.coefficients,
         image_token_id=base.image_token_id,
+        pictures=_picture_facts(base),
         extras=base.family.runtime_config(base.config),
     )

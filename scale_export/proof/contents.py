@@ -18,7 +18,8 @@ from scale_export.model.checkpoint import without_volatile
 
 if TYPE_CHECKING:
     from scale_export.coefficients.file import Coefficients
-    from scale_export.package.manifest import PackageFiles
+    from scale_export.model.base import BaseModel
+    from scale_export.package.manifest import Manifest, PackageFiles
     from scale_export.plan.record import Plan
 
 CONFIGS = ("config.json", "generation_config.json")
@@ -79,6 +80,7 @@ def package_statements(files: PackageFiles, plan: Plan) -> Iterator[Statement]:
         ("scope", recorded.scope, plan.coefficients.scope),
         ("context_length", recorded.context_length, plan.context_length),
         ("image_token_id", recorded.image_token_id, base.image_token_id),
+        ("size of pictures", *_picture_sizes(recorded, base)),
         ("extras", recorded.extras, base.family.runtime_config(base.config)),
     )
     for name, found, expected in stated:
@@ -87,6 +89,13 @@ def package_statements(files: PackageFiles, plan: Plan) -> Iterator[Statement]:
         yield Statement(name=name, found=_config(directory / name), expected=_config(base.directory / name))
     own_ends = sorted(end_token_ids(base.family.load_processor(directory), directory))
     yield Statement(name="the list of end tokens", found=own_ends, expected=_end_tokens(plan))
+
+
+def _picture_sizes(recorded: Manifest, base: BaseModel) -> tuple[Json, Json]:
+    """The image processor's sizes that a manifest records where pictures are shrunk, and those that it must."""
+    own, size = base.own_processor.image_processor.size, base.picture_size
+    found: Json = None if recorded.pictures is None else recorded.pictures.model_dump()
+    return found, None if size is None else {"base_size": dict(own), "size": dict(size)}
 
 
 def side_statements(

@@ -32,12 +32,13 @@ from scale_export.questions.question import Question, digest
 
 from .answers import Answered, agreement, ask_all
 from .attribution import attribution
-from .cases import Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
+from .cases import FORCED_STEPS, Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
 from .distributions import quantization_leg, runtime_leg
 from .legs import fold_leg, lowering_leg, path_logits
 from .preprocessing import levels_per_unit, preprocessing_leg, same_inputs
 from .report import ParityReport
 from .shipped_values import Grafted, as_stored, front_errors
+from .shrinking import Shrinking, due_inputs, large_prompts, shrinking
 from .task import task_leg
 
 
@@ -157,14 +158,32 @@ class Measurement:
         return reference_cases(model, base.processor, coefficients, prompts, steps=1, end_tokens=ends)
 
     def _preprocessing(self, report: ParityReport, encoded: Sequence[tuple[Prompt, Inputs]]) -> list[Inputs]:
-        """Prompts with the base processor's inputs, against those of the package's own files, which are returned."""
+        """Prompts with the base processor's inputs, against those of the package's own files, which are returned.
+
+        Where the package shrinks pictures, large ones are compared too, and what shrinking costs is measured.
+        """
         base = self.plan.base
         with self.log.stage("preprocessing leg"):
             processor = base.family.load_processor(self.directory)
             inputs = [self._encoded(processor, prompt)[1] for prompt, _ in encoded]
-            levels = levels_per_unit(base.processor)
-            report.preprocessing = preprocessing_leg([i for _, i in encoded], inputs, levels)
+            large = large_prompts(base, [prompt for prompt, _ in encoded])
+            expected = [due_inputs(base, prompt, sized) for prompt, sized in encoded]
+            expected += [self._encoded(base.processor, prompt)[1] for prompt in large]
+            packaged = inputs + [self._encoded(processor, prompt)[1] for prompt in large]
+            shrunk = self._shrinking(large)
+            levels = levels_per_unit(base.own_processor)
+            report.preprocessing = preprocessing_leg(expected, packaged, levels, shrunk)
+        if shrunk is not None:
+            report.skip("pictures of the base model's own size", str(shrunk))
         return inputs
+
+    def _shrinking(self, large: Sequence[Prompt]) -> Shrinking | None:
+        base, coefficients = self.plan.base, self.plan.coefficients
+        if not large:
+            return None
+        if self._streamed is not None:  # a whole model is read for every step
+            return shrinking(base, base.streamed_model, coefficients, large[:1], steps=1)
+        return shrinking(base, base.model, coefficients, large, steps=FORCED_STEPS)
 
     def _encoded(self, processor: Processor, prompt: Prompt) -> tuple[Prompt, Inputs]:
         return prompt, encode_messages(processor, [user_message(prompt.images, prompt.text)])
@@ -294,7 +313,7 @@ class Measurement:
             )
             for c in cases
         ]
-        answered = self._ask(candidate, questions, "answer agreement")
+        answered = self._ask(candidate, questions, "answer agreement", self.plan.base.processor)
         report.answer_agreement = agreement(answered)
         return tuple(a.scale for a in answered)
 
@@ -311,7 +330,7 @@ class Measurement:
         if not questions:
             report.skip("task", f"question set {public_name(eval_spec)} has no test questions")
             return ()
-        answered = self._ask(candidate, questions, "task leg")
+        answered = self._ask(candidate, questions, "task leg", self.plan.base.own_processor)
         limits = self.plan.target.parity.of(self.plan.precision)
         leg = task_leg(
             public_name(eval_spec), answered, limits, scoring=self.scoring, questions_sha256=digest(questions)
@@ -322,12 +341,15 @@ class Measurement:
             report.skip("accuracy", reason)
         return tuple(answered)
 
-    def _ask(self, candidate: Candidate, questions: Sequence[Question], stage: str) -> list[Answered]:
+    def _ask(
+        self, candidate: Candidate, questions: Sequence[Question], stage: str, processor: Processor
+    ) -> list[Answered]:
+        """All three answers; ``processor`` prepares the references' questions."""
         base = self.plan.base
         with self.log.stage(stage):
             return ask_all(
                 base.model,
-                base.processor,
+                processor,
                 self.plan.coefficients,
                 candidate.answer,
                 questions,

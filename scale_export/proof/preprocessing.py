@@ -16,6 +16,7 @@ from scale_export.device.generation import Inputs
 
 from .numbers import number
 from .rows import Row, holds, within
+from .shrinking import Shrinking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,8 @@ class PreprocessingLeg:
     """The largest difference of a pixel, in 8-bit levels, and whether every prompt has the same token ids.
 
     The error is infinite where one side prepares other arrays, or arrays of other shapes, and where there is no prompt.
+    Pictures that the package shrinks are held to the base's processor at the package's size; ``shrunk`` says what that
+    size costs, None where no picture is shrunk.
     """
 
     name: ClassVar = "preprocessing"
@@ -31,6 +34,7 @@ class PreprocessingLeg:
     error: LargestError
     ids_identical: bool
     cases: int
+    shrunk: Shrinking | None = None
 
     @property
     def passed(self) -> bool:
@@ -41,23 +45,31 @@ class PreprocessingLeg:
         return f"{number(self.cases)} cases"
 
     def rows(self) -> Sequence[Row]:
-        return within(self.name, self.error), holds("token ids identical", self.ids_identical)
+        rows = (within(self.name, self.error), holds("token ids identical", self.ids_identical))
+        return rows if self.shrunk is None else (*rows, *self.shrunk.rows(self.name))
 
     def figures(self) -> Mapping[str, float | None]:
-        return {"preprocessing": self.error.finite}
+        lost = None if self.shrunk is None else self.shrunk.finite
+        return {"preprocessing": self.error.finite, "shrinking": lost}
 
     def to_json(self) -> dict[str, object]:
         found = {**self.error.to_json(), "ids_identical": self.ids_identical, "cases": self.cases}
+        if self.shrunk is not None:
+            found["shrunk"] = self.shrunk.to_json()
         return {**found, "passed": self.passed}
 
 
 def preprocessing_leg(
-    reference: Sequence[Inputs], packaged: Sequence[Inputs], levels_per_unit: float
+    reference: Sequence[Inputs],
+    packaged: Sequence[Inputs],
+    levels_per_unit: float,
+    shrunk: Shrinking | None = None,
 ) -> PreprocessingLeg:
     """What two processors prepared of the same prompts.
 
     Args:
         levels_per_unit: how many 8-bit levels one unit of ``pixel_values`` is: 255 · image_std.
+        shrunk: what the package's size costs, where it shrinks pictures.
     """
     pairs = list(zip(reference, packaged, strict=True))
     worst = worst_of([_difference(left, right) * levels_per_unit for left, right in pairs])
@@ -65,6 +77,7 @@ def preprocessing_leg(
         error=LargestError(metric="max pixel difference, 8-bit levels", value=worst, limit=PIXEL_LEVELS),
         ids_identical=all(_same(left["input_ids"], right["input_ids"]) for left, right in pairs),
         cases=len(reference),
+        shrunk=shrunk,
     )
 
 

@@ -133,6 +133,13 @@ def _tiles(data: ReportData) -> Iterator[tuple[str, str, str]]:
             percent(answers.share),
             f"as PyTorch ScAle answers, {number(answers.cases)} questions",
         )
+    shrunk = data.parity.preprocessing and data.parity.preprocessing.shrunk
+    if shrunk:
+        remark = (
+            f"how far smaller pictures ({shrunk.tokens[1]} tokens for {shrunk.tokens[0]}) move logits from the base "
+            f"model's own, of the largest"
+        )
+        yield "Lost by shrinking", percent(shrunk.finite), remark
     if data.sizes:
         files = "1 file" if len(data.sizes) == 1 else f"{len(data.sizes)} files"
         yield "Package", human_bytes(sum(size for _, size in data.sizes)), files
