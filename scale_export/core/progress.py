@@ -64,6 +64,10 @@ class WorkLog:
         took = f"{self.seconds[name]:.1f} s, peak {self.peak_bytes[name] / 1e9:.2f} GB"
         self._console.print(Text.assemble("  ", ("✓", "green"), f" {printable(name)} ", (took, "dim")))
 
+    def say(self, sentence: str) -> None:
+        """One line for people, between stages."""
+        self._console.print(Text(f"  • {printable(sentence)}"))
+
     def advance(self, what: str, done: int, total: int) -> None:
         """Move the current stage's bar: ``done`` of ``total`` of ``what``."""
         if self._progress is not None:

@@ -126,7 +126,7 @@ def _local_directory(name: str, relative_to: Path | None) -> Path | None:
 
 def _download(name: str) -> Path:
     if name.startswith((".", "/")) or name.count("/") != 1:
-        raise UserError(f"there is no base model directory {name}: give it with --model DIR")
+        raise UserError(f"there is no base model directory {name}: name one that exists, or a hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -136,5 +136,5 @@ def _download(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"base model {name!r} is not a directory, and the hub did not provide it "
-            f"({type(error).__name__}): give a local copy with --model DIR"
+            f"({type(error).__name__}): give the directory of a local copy"
         ) from error

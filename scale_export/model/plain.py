@@ -37,7 +37,7 @@ def check_no_adapter(directory: Path) -> None:
     if (directory / ADAPTER_CONFIG).exists():
         raise UserError(
             f"{directory} holds a PEFT adapter ({ADAPTER_CONFIG}), which transformers may apply and an export would "
-            f"leave out: load it, call merge_and_unload() and save_pretrained(), and give that directory with --model"
+            f"leave out: load it, call merge_and_unload() and save_pretrained(), and give that directory as the base"
         )
 
 
@@ -54,7 +54,7 @@ def check_plain(checkpoint: Checkpoint) -> None:
         again = f", or {how}, dtype bfloat16, and save that with save_pretrained" if how else ""
         raise UserError(
             f"{directory} is quantized ({method}, says quantization_config in {where}), and its codes are not read as "
-            f"weights: give the checkpoint that it was made from with --model{again}"
+            f"weights: give the checkpoint that it was made from as the base model{again}"
         )
     for name in checkpoint.stored_names():
         dtype = checkpoint.stored_as(name).dtype
@@ -62,7 +62,7 @@ def check_plain(checkpoint: Checkpoint) -> None:
         if dtype not in FLOATS and (is_weight or dtype not in INDICES):
             raise UserError(
                 f"{name} is stored as {dtype} in {directory}, and weights are read from {', '.join(FLOATS)} only: "
-                f"give the checkpoint before quantization with --model, saved in bfloat16 by save_pretrained"
+                f"give the checkpoint before quantization as the base model, saved in bfloat16 by save_pretrained"
             )
 
 

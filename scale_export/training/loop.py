@@ -90,14 +90,16 @@ def batches(examples: Sequence[Example], options: TrainOptions) -> Iterator[list
     Raises:
         UserError: a kind of question that the batches need is missing.
     """
-    replayed = round(options.batch_size * options.replay)
+    replayed = round(options.batch_size * options.replay_share)
     wanted = {"spatial": options.batch_size - replayed, "other": replayed}
     rng = random.Random(options.seed)
     streams: dict[str, Iterator[Example]] = {}
     for kind in KINDS:
         of_kind = [e for e in examples if e.question.kind == kind]
         if wanted[kind] and not of_kind:
-            way_out = "set replay to 0" if kind == "other" else "train on a set that has some"
+            way_out = (
+                "set replay to 0 or name replay_data" if kind == "other" else "train on a set that has some"
+            )
             raise UserError(f"{options.data!r} has no {kind} questions in its train split; {way_out}")
         streams[kind] = _rounds(of_kind, rng)
     while True:
@@ -221,5 +223,5 @@ def _look(
     scorer: Scorer, validation: Sequence[Example], options: TrainOptions, step: int, train_loss: float | None
 ) -> Look:
     scores = score_by_kind(scorer, validation, 2 * options.batch_size)
-    loss = mixed_loss(scores, options.replay)
+    loss = mixed_loss(scores, options.replay_share)
     return Look(step=step, train_loss=train_loss, validation_loss=loss, validation=scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Final, Literal, Protocol
 
 from scale_export.core.defaults import QUESTION_SET
 from scale_export.core.errors import UserError
@@ -12,6 +12,8 @@ from scale_export.core.options import Option, check
 from scale_export.core.words import Scope, Split
 
 TrainedSites = Literal["heads", "mlp", "both"]
+REPLAY: Final = 0.3
+"""Share of non-spatial questions in a batch, where none is given."""
 
 
 class ProgressCallback(Protocol):
@@ -65,8 +67,18 @@ class TrainOptions:
     batch_size: Annotated[int, Option(help="Questions in a step.", least=1)] = 64
     learning_rate: Annotated[float, Option(flags=("--lr",), help="Adam's learning rate.")] = 0.08
     replay: Annotated[
-        float, Option(help="Share of non-spatial questions in a batch, against forgetting.")
-    ] = 0.3
+        float | None,
+        Option(
+            help="Share of non-spatial questions in a batch, against forgetting; by default 0.3 where there are such "
+            "questions."
+        ),
+    ] = None
+    replay_data: Annotated[
+        str | None,
+        Option(
+            help="Question set that those come from, NAME or NAME:DIR; by default that of --data, if it has some."
+        ),
+    ] = None
     seed: Annotated[int, Option(help="Seed of the batches.")] = 0
     patience: Annotated[
         int,
@@ -100,10 +112,15 @@ class TrainOptions:
         ),
     ] = 512
 
+    @property
+    def replay_share(self) -> float:
+        """``replay``, or what it is where none is given."""
+        return REPLAY if self.replay is None else self.replay
+
     def __post_init__(self) -> None:
         check(self)
         for name, value in (("--bound", self.bound), ("--lr", self.learning_rate), ("delta", self.delta)):
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"{name} {value} is refused: give a number above 0")
-        if not 0 <= self.replay < 1:
+        if self.replay is not None and not 0 <= self.replay < 1:
             raise UserError(f"--replay {self.replay} is refused: give a share from 0 to below 1")

@@ -24,10 +24,10 @@ from scale_export.core.records import Float32, Json
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.hooks import attach
 from scale_export.model.identity import make_coefficients
-from scale_export.questions import load_questions
 from scale_export.questions.question import Kind, Question
 
 from .baselines import BASELINES, import_peft, trained_baseline
+from .data import TrainingQuestions, training_questions
 from .evaluation import Accuracy, Row, measure_accuracy
 from .examples import Example, encode_examples
 from .loop import KINDS, Fit
@@ -112,8 +112,12 @@ def run_training(
     files = _outputs(out, options, force=force)
     if options.baselines:
         import_peft()
+    with log.stage("questions"):
+        chosen = training_questions(options)
+    log.say(chosen.decision)
+    options = chosen.options
     base = open_base(str(model_dir))
-    run = _prepare(base, options, log)
+    run = _prepare(base, chosen, log)
     with log.stage("train"):
         result = train_on_examples(
             base.model, options, run.train, run.validation, pad_id=run.pad_id, progress=_telling(log)
@@ -167,28 +171,22 @@ def _outputs(out: Path, options: TrainOptions, *, force: bool) -> dict[str, Path
             f"{', '.join(existing)} exist already in {out.parent}: choose another --out, or give "
             "--force to replace them"
         )
-    if not out.parent.is_dir():
-        raise UserError(f"there is no directory {out.parent} to write {out.name} to; make it first")
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"the directory {out.parent} cannot be written to: choose another --out")
+    there = next(place for place in out.absolute().parents if os.path.lexists(place))
+    if not there.is_dir():
+        raise UserError(f"{there} is no directory to write {out.name} under: choose another --out")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"the directory {there} cannot be written to: choose another --out")
     return files
 
 
-def _prepare(base: BaseModel, options: TrainOptions, log: WorkLog) -> _Run:
-    with log.stage("questions"):
-        questions = {
-            split: load_questions(options.data, split, limit=options.limit)
-            for split in ("train", "validation", options.report_split)
-        }
-        empty = [split for split, found in questions.items() if not found]
-        if empty:
-            raise UserError(f"{options.data!r} has no questions in its {empty[0]} split; give another set")
+def _prepare(base: BaseModel, chosen: TrainingQuestions, log: WorkLog) -> _Run:
+    with log.stage("read questions"):
         train, validation = (
-            encode_examples(base.model, base.processor, questions[split], _telling(log), f"read {split}")
+            encode_examples(base.model, base.processor, chosen.splits[split], _telling(log), f"read {split}")
             for split in ("train", "validation")
         )
-    report = questions[options.report_split]
-    return _Run(base=base, options=options, train=train, validation=validation, report=report, log=log)
+    report = chosen.splits[chosen.options.report_split]
+    return _Run(base=base, options=chosen.options, train=train, validation=validation, report=report, log=log)
 
 
 def _telling(log: WorkLog) -> ProgressCallback:
@@ -266,6 +264,7 @@ def _baseline_rows(run: _Run) -> list[Row]:
 
 def _write(report: TrainReport, base: BaseModel) -> None:
     files = report.files
+    files["coefficients"].parent.mkdir(parents=True, exist_ok=True)
     for role in ("coefficients", "twin"):
         save_coefficients(report.coefficients, files[role])
     coefficients, name = report.coefficients, files["coefficients"].stem

@@ -38,7 +38,7 @@ def test_a_quantized_base_is_refused_by_its_method(tmp_path: Path, method: str, 
     made(tmp_path, plain(), **({where: stated} if where else stated))
     with pytest.raises(UserError) as refusal:
         open_base(str(tmp_path))
-    for word in (f"quantized ({method}", where, "--model", DEQUANTIZING.get(method, "")):
+    for word in (f"quantized ({method}", where, "give the checkpoint", DEQUANTIZING.get(method, "")):
         assert word in str(refusal.value)
 
 
@@ -68,7 +68,7 @@ def test_weights_that_are_no_floats_are_refused_without_any_config(
     tmp_path: Path, dtype: torch.dtype, stored: str
 ) -> None:
     made(tmp_path, plain(dtype))
-    with pytest.raises(UserError, match=rf"down_proj\.weight is stored as {stored}.*--model"):
+    with pytest.raises(UserError, match=rf"down_proj\.weight is stored as {stored}.*give the checkpoint"):
         open_base(str(tmp_path))
 
 
@@ -81,7 +81,7 @@ def test_codes_under_another_name_are_refused(tmp_path: Path) -> None:
 def test_an_adapter_is_refused_beside_a_base_and_alone(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"PEFT adapter.*merge_and_unload\(\).*--model"):
+        with pytest.raises(UserError, match=r"PEFT adapter.*merge_and_unload\(\).*as the base"):
             open_base(str(tmp_path))
         made(tmp_path, plain())
 

@@ -148,7 +148,9 @@ def test_batches_replay_and_come_round(examples: list[Example]) -> None:
         "spatial"
     ] * 10
     only = [e for e in examples if e.question.kind == "spatial"]
-    with pytest.raises(UserError, match="no other questions in its train split; set replay to 0"):
+    with pytest.raises(
+        UserError, match="no other questions in its train split; set replay to 0 or name replay_data"
+    ):
         next(batches(only, options))
 
 

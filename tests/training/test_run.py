@@ -122,7 +122,8 @@ def test_two_runs_write_the_same_bytes(place: Path) -> None:
 
 
 def test_scope_all_is_written_as_such(place: Path) -> None:
-    done = run_training(place / "model", place / "every.pt", replace(QUICK, scope="all", steps=1))
+    """Missing parents of the place are made."""
+    done = run_training(place / "model", place / "deep/folder/every.pt", replace(QUICK, scope="all", steps=1))
     assert load_coefficients(done.files["coefficients"]).scope == "all"
 
 
@@ -132,8 +133,9 @@ def test_outputs_are_refused_before_any_work(place: Path, report: TrainReport) -
         run_training(nowhere, report.files["coefficients"], QUICK)
     with pytest.raises(UserError, match=r"must end in \.pt or \.safetensors"):
         run_training(nowhere, place / "spatial.bin", QUICK)
-    with pytest.raises(UserError, match="there is no directory"):
-        run_training(nowhere, place / "missing" / "spatial.pt", QUICK)
+    (place / "a file").write_bytes(b"")
+    with pytest.raises(UserError, match="a file is no directory"):
+        run_training(nowhere, place / "a file" / "deeper" / "spatial.pt", QUICK)
     with pytest.raises(UserError, match="no model"):
         run_training(nowhere, report.files["coefficients"], QUICK, force=True)
     with pytest.raises(UserError, match="unknown question set 'gridwurld'"):
