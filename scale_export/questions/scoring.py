@@ -3,6 +3,8 @@
 Official rules make figures comparable with published ones, faults included. Where the authors give no rule for
 generated answers, or one that can't be applied to an answer alone, there is no official verdict (None).
 
+A set of one's own (``jsonl``) names a rule for each question, and both scorings follow it: see ``OWN``.
+
 Strict: an answer to an open question must be the true one, word for word. An answer to a question with options must
 choose the right option and no other, by its letter ("B", "(b)", "B. left") or by naming it in whole words. Case,
 punctuation and spacing don't matter, and number words are numbers.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 
 from scale_export.core.defaults import SCORING
 from scale_export.core.words import Scoring
@@ -60,11 +63,15 @@ _TURNS = (
 
 
 def is_right(given: str, question: Question, scoring: Scoring = SCORING) -> bool | None:
-    """The verdict on an answer; None where official scoring has no rule for the question."""
-    if scoring == "strict":
-        return _strict(given, question)
-    judge = OFFICIAL[question.rule]
-    return None if judge is None else judge(given, question.answer)
+    """The verdict on an answer; None where official scoring has no rule for the question.
+
+    What is right by one of the accepted answers is right.
+    """
+    true = (question.answer, *question.accepted)
+    if scoring == "official" and question.rule not in OWN:
+        judge = OFFICIAL[question.rule]
+        return None if judge is None else any(judge(given, answer) for answer in true)
+    return any(_strict(given, answer, question) for answer in true)
 
 
 def normalise(text: str) -> str:
@@ -82,12 +89,14 @@ def contains(given: str, answer: str) -> bool:
     return answer.lower() in given.lower()
 
 
-def _strict(given: str, question: Question) -> bool:
+def _strict(given: str, answer: str, question: Question) -> bool:
+    if judge := OWN.get(question.rule):
+        return judge(given, answer)
     if not question.options:
-        same = exact if question.rule == "exact" else _same_words
-        return same(given, question.answer)
+        same = exact if question.rule == "exact" else same_words
+        return same(given, answer)
     chosen = _chosen(given, question.options)
-    return chosen is not None and _same_words(chosen, question.answer)
+    return chosen is not None and same_words(chosen, answer)
 
 
 def _chosen(given: str, options: tuple[str, ...]) -> str | None:
@@ -122,8 +131,26 @@ def _words(text: str) -> str:
     )
 
 
-def _same_words(given: str, answer: str) -> bool:
+def same_words(given: str, answer: str) -> bool:
+    """The same words; case, punctuation and spacing don't matter, and number words are numbers."""
     return _words(given) == _words(answer)
+
+
+def holds_words(given: str, answer: str) -> bool:
+    """The answer stands in the text as whole words: "left" in "on the left", not in "cleft"."""
+    return f" {_words(answer)} " in f" {_words(given)} "
+
+
+def numbers(text: str) -> set[Decimal]:
+    """The numbers in a text, in digits (``-3``, ``2.5``, ``1,200``) or as words up to nine."""
+    found = re.findall(r"(?<![\w.,])-?\d+(?:,\d{3})*(?:\.\d+)?(?!\w)", text)
+    words = [_NUMBERS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in _NUMBERS]
+    return {Decimal(number.replace(",", "")) for number in (*found, *words)}
+
+
+def same_number(given: str, answer: str) -> bool:
+    """The text names one number, once or again, and it is the true one."""
+    return len(named := numbers(given)) == 1 and named == numbers(answer)
 
 
 def _containing(extract: Extract) -> Judge:
@@ -226,4 +253,17 @@ OFFICIAL: Mapping[str, Judge | None] = {
 
 ``spatialreal``: source 1 has no branch for it and judges whatever the question before it left behind.
 ``captions``: What'sUp compares how well captions match a picture, not what a model answers.
+"""
+
+OWN: Mapping[str, Judge | None] = {
+    "words": same_words,
+    "holds": holds_words,
+    "number": same_number,
+    "option": None,
+}
+"""The rules that a question set of one's own may name, which hold whatever the scoring.
+
+``words``: the same words. ``holds``: the answer stands there in whole words. ``number``: the one number that is named
+is the true one. ``option``: the right option is chosen and no other, as strict scoring asks of every question with
+options.
 """

@@ -36,7 +36,7 @@ def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_the_sets_are_found_and_helpers_are_none():
-    assert set(dataset_names()) == {"gridworld", "atlas", *MAKERS}
+    assert set(dataset_names()) == {"gridworld", "atlas", "jsonl", *MAKERS}
 
 
 def test_an_instance_lies_in_one_split_and_every_question_in_some(spec: str):
