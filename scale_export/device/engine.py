@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class Step:
 
     Attributes:
         inputs_embeds: ``[B, T, D]``; rows shorter than T are padded on the right.
-        lengths: int64 ``[B]``, how many of the T positions are tokens.
+        lengths: int64 ``[B]``, how many of the T positions are tokens, from 1.
         position_ids: int64 ``[B, T]``, or ``[axes, B, T]`` where positions have several axes.
         gated: whether the last valid position of each row carries the scalars (not so in a chunk of a
             prompt that another chunk follows).
@@ -51,6 +51,27 @@ class Step:
     gated: bool = True
     attention_group: NDArray[np.int64] | None = None
     deepstack: Array | None = None
+
+    def __post_init__(self) -> None:
+        rows, tokens = self.inputs_embeds.shape[:2]
+        if self.lengths.shape != (rows,) or self.lengths.min() < 1 or self.lengths.max() > tokens:
+            raise ValueError(
+                f"lengths {self.lengths.tolist()} do not fit {rows} rows of {tokens} positions: give one for each row, "
+                f"from 1 to {tokens}"
+            )
+
+    def row(self, index: int) -> Self:
+        """One row on its own, without its padding."""
+        one, tokens = slice(index, index + 1), int(self.lengths[index])
+        group, deepstack = self.attention_group, self.deepstack
+        return replace(
+            self,
+            inputs_embeds=self.inputs_embeds[one, :tokens],
+            lengths=self.lengths[one],
+            position_ids=self.position_ids[..., one, :tokens],
+            attention_group=None if group is None else group[one, :tokens],
+            deepstack=None if deepstack is None else deepstack[:, one, :tokens],
+        )
 
 
 class Engine(Protocol):
@@ -89,6 +110,8 @@ class Engine(Protocol):
 
     def forward(self, cache: Any, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
         """Run one step, grow the cache in place, and return logits ``[B, V]`` of each row's last valid position.
+
+        Each row gives what it would give alone, whatever the other rows' lengths, now and in the cache.
 
         Raises:
             ContextFull: the tokens don't fit a package's context; the cache is as it was.

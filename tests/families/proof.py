@@ -27,7 +27,7 @@ from scale_export.core.records import Float32
 from scale_export.core.words import Precision
 from scale_export.device.coreml.engine import CoreMLEngine
 from scale_export.device.engine import Engine, Step
-from scale_export.device.generation import EmbeddedPrompt, Generator, Inputs
+from scale_export.device.generation import Generator, Inputs
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.device.prompts import LABELS, encode_messages, user_message
 from scale_export.model.base import BaseModel, open_base
@@ -39,6 +39,7 @@ from scale_export.plan.options import ExportOptions
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
 from scale_export.proof.cases import forget_positions
+from tests.helpers.batches import half_of
 from tests.helpers.coefficients import random_coefficients
 from tests.helpers.emission import emission_of, generator, reference, stored
 from tests.helpers.models import FAMILIES
@@ -162,7 +163,7 @@ def engine_path(asked: Generator, inputs: Inputs, way: str) -> Float32:
     prompt = asked.embed_prompt(inputs)
     cache, next_position = asked.engine.new_cache(1), prompt.next_position
     if way == "chunked":
-        half = _chunk_end(prompt)
+        half = half_of(prompt)
         if half:
             asked.forward(cache, prompt.step(slice(0, half), gated=False))
         logits = asked.forward(cache, prompt.step(slice(half, prompt.tokens), gated=True))
@@ -171,14 +172,6 @@ def engine_path(asked: Generator, inputs: Inputs, way: str) -> Float32:
         logits = asked.forward(cache, _padded(step, 3) if way == "padded" else step)
     rows = [logits[0], *(asked.decode(cache, token, next_position + i)[0] for i, token in enumerate(TOKENS))]
     return np.stack(rows)
-
-
-def _chunk_end(prompt: EmbeddedPrompt) -> int:
-    """Half of a prompt's tokens, or the last place before that where no group of tokens is cut."""
-    half, groups = prompt.tokens // 2, prompt.attention_group
-    while groups is not None and half and groups[0, half] >= 0 and groups[0, half] == groups[0, half - 1]:
-        half -= 1
-    return half
 
 
 def _padded(step: Step, more: int) -> Step:

@@ -175,18 +175,20 @@ class OnnxKernels(nn.Module):
     def _biases(
         self, inputs_embeds: Tensor, attention_mask: Tensor, attention_group: Tensor
     ) -> Mapping[int | None, Tensor]:
+        """Rows hold their tokens without gaps, so a row's new ones follow its own, not the longest row's."""
         tokens, total = inputs_embeds.shape[1], attention_mask.shape[1]
         slots = torch.arange(total)[None]
-        new = torch.arange(tokens)[:, None] + (total - tokens)
-        among_new = (slots - (total - tokens)).expand(attention_group.shape[0], -1)
-        keys = torch.gather(attention_group, 1, among_new.clamp(min=0))
-        keys = torch.where(among_new >= 0, keys, -1)[:, None]
+        held = (attention_mask.sum(dim=1, keepdim=True) - tokens).clamp(min=0)  # of a padded prompt: none
+        new = (torch.arange(tokens)[None] + held)[:, :, None]
+        among_new = slots - held
+        keys = torch.gather(attention_group, 1, among_new.clamp(min=0, max=tokens - 1))
+        keys = torch.where((among_new >= 0) & (among_new < tokens), keys, -1)[:, None]
         group = attention_group[:, :, None]
-        seen = ((slots <= new)[None] | ((group == keys) & (group >= 0))) & (attention_mask[:, None] > 0)
+        seen = ((slots <= new) | ((group == keys) & (group >= 0))) & (attention_mask[:, None] > 0)
         hidden, dtype = HIDDEN[inputs_embeds.dtype], inputs_embeds.dtype
         biases: dict[int | None, Tensor] = {}
         for window in set(self.spec.sliding_windows):
-            near = seen if window is None else seen & (new - slots < window)[None]
+            near = seen if window is None else seen & (new - slots < window)
             biases[window] = torch.where(near, 0.0, hidden).to(dtype)[:, None]
         return biases
 

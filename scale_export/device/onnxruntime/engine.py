@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +35,24 @@ NUMPY_TYPES: dict[str, np.dtype[np.generic]] = {
 
 @dataclass(kw_only=True)
 class SharedCache:
-    """Keys and values of every layer, ``[rows, K, context_length, hd]``, and how full each row is."""
+    """Keys and values of every layer, ``[rows, K, context_length, hd]``, and how full each row is.
 
-    buffers: dict[str, ort.OrtValue]
+    A row's slots hold its tokens without gaps: the next one's is ``lengths[row]``.
+    """
+
+    buffers: dict[str, Array]
     lengths: NDArray[np.int64]
+
+    @functools.cached_property
+    def values(self) -> dict[str, ort.OrtValue]:
+        """The buffers as a session takes them: their own memory."""
+        return {name: ort.OrtValue.ortvalue_from_numpy(buffer) for name, buffer in self.buffers.items()}
+
+    def row(self, index: int) -> SharedCache:
+        """One row on its own, in the same memory."""
+        one = slice(index, index + 1)
+        buffers = {name: buffer[one] for name, buffer in self.buffers.items()}
+        return SharedCache(buffers=buffers, lengths=self.lengths[one])
 
 
 def open_session(
@@ -159,15 +174,26 @@ class DecoderSession:
 
     def new_cache(self, rows: int) -> SharedCache:
         buffers = {
-            name: ort.OrtValue.ortvalue_from_numpy(
-                np.zeros((rows, shape[1], self.context_length, shape[3]), self.dtype)
-            )
+            name: np.zeros((rows, shape[1], self.context_length, shape[3]), self.dtype)
             for name, shape in self.cache_shapes.items()
         }
         return SharedCache(buffers=buffers, lengths=np.zeros(rows, np.int64))
 
     def forward(self, cache: SharedCache, step: Step, scalars: Scalars | None) -> Float32:
-        """See ``Engine.forward``."""
+        """See ``Engine.forward``.
+
+        GroupQueryAttention takes several new tokens over a cache that holds some in one row without padding only, so
+        rows run one by one then.
+        """
+        tokens = step.inputs_embeds.shape[1]
+        if tokens == 1 or not cache.lengths.any():
+            return self._run(cache, step, scalars)
+        check_room(int((cache.lengths + step.lengths).max()), self.context_length)
+        rows = range(len(step.lengths))
+        return np.concatenate([self._run(cache.row(row), step.row(row), scalars) for row in rows])
+
+    def _run(self, cache: SharedCache, step: Step, scalars: Scalars | None) -> Float32:
+        """One run of the graph."""
         tokens = step.inputs_embeds.shape[1]
         total = int(cache.lengths.max()) + tokens
         check_room(total, self.context_length)
@@ -189,14 +215,14 @@ class DecoderSession:
         binding = self.session.io_binding()
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)))
-        for name, buffer in cache.buffers.items():
-            binding.bind_ortvalue_input(name, buffer)
-            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), buffer)
+        for name, value in cache.values.items():
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
         wanted = ["logits", *(name for matrix in self.products for name in tap_names(matrix))]
         for name in wanted:
             binding.bind_output(name)
         self.session.run_with_iobinding(binding)
-        cache.lengths = after
+        cache.lengths[:] = after
         outputs = dict(zip(wanted, binding.get_outputs()[-len(wanted) :], strict=True))
         if self.tap is not None:
             for matrix in self.products:
