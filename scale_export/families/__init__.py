@@ -1,7 +1,8 @@
 """Model families: where a vision-language model's parts are, and how images and positions enter.
 
-One file per ``model_type``; its module-level ``FAMILY`` is its registration. What has no file may go the generic
-route (``_generic.py``). Nothing here imports torch at module level, since a device needs the image half without it.
+One file per ``model_type``, or per entry of ``BY_TOWER``; its module-level ``FAMILY`` is its registration. What has no
+file may go the generic route (``_generic.py``). Nothing here imports torch at module level, since a device needs the
+image half without it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
 from scale_export.core.errors import UserError, did_you_mean
 
 from ._family import Family
+
+BY_TOWER: Mapping[tuple[str, str | None], str] = {("llava", "pixtral"): "llava_pixtral"}
+"""Model type and its tower's → the family, where the tower makes it another one than the model type's."""
 
 GENERIC_ROUTE = (
     "A model type without a row may go the generic route: a vision tower, a projector and a known text model, with "
@@ -49,14 +54,19 @@ def proved() -> Proved:
     return table
 
 
-def resolve_family(model_type: str) -> Family:
+def resolve_family(model_type: str, vision_type: str | None = None) -> Family:
     """The family of a base model: its own file, or the generic route where Hugging Face has a model for it.
+
+    Args:
+        vision_type: the ``model_type`` of its ``vision_config``, by which some model types are two families.
 
     Raises:
         UserError: neither.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+    if (model_type, vision_type) in BY_TOWER:
+        return load_family(BY_TOWER[model_type, vision_type])
     return load_family(model_type, generic=model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 
 

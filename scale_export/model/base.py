@@ -111,7 +111,11 @@ def open_base(name: str, *, relative_to: Path | None = None) -> BaseModel:
     check_no_adapter(directory)
     checkpoint = Checkpoint(directory)
     check_plain(checkpoint)
-    family = resolve_family(str(checkpoint.config.get("model_type")))
+    vision = checkpoint.config.get("vision_config")
+    tower = vision.get("model_type") if isinstance(vision, dict) else None
+    family = resolve_family(
+        str(checkpoint.config.get("model_type")), tower if isinstance(tower, str) else None
+    )
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     return BaseModel(name=local.name if local else name, checkpoint=checkpoint, config=config, family=family)
 

@@ -27,7 +27,7 @@ from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
 from scale_export.core.resources import resource_dir
 from scale_export.device.prompts import encode_messages, user_message
-from scale_export.families import _patches, _qwen, mistral3, qwen2_5_vl, qwen3_vl
+from scale_export.families import _patches, _pixtral, _qwen, qwen2_5_vl, qwen3_vl
 from scale_export.families._family import Family
 from scale_export.families._qwen import QwenVL
 from scale_export.families._towers import (
@@ -40,6 +40,7 @@ from scale_export.families._towers import (
     qwen as _qwen_towers,
 )
 from scale_export.families._towers.qwen import WindowTower
+from scale_export.families.llava_pixtral import LlavaPixtral
 from scale_export.families.mistral3 import Mistral3
 from scale_export.families.qwen2_5_vl import Qwen25VL
 from scale_export.families.qwen3_vl import Qwen3VL
@@ -63,7 +64,8 @@ from tests.helpers.pictures import picture
 
 LIMIT = limits.FOLD_RELATIVE
 QWEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
-PATCHED = [*QWEN, "mistral3"]
+PIXTRAL = ["mistral3", "llava_pixtral"]
+PATCHED = [*QWEN, *PIXTRAL]
 GRIDS = [(2, 48), (10, 14), (12, 12), (18, 8), (4, 4), (2, 2)]
 """Rows and columns of patches of one call's pictures, the largest of which fills a whole tower."""
 
@@ -91,7 +93,7 @@ def test_features_lie_where_hugging_face_puts_them(base_of: Any, family: str, na
 def patches_of(base: BaseModel) -> dict[str, Array]:
     """What a processor gives for ``GRIDS``, of noise."""
     vision, rng = base.config.vision_config, np.random.default_rng(0)
-    if base.family.model_type == "mistral3":
+    if base.family.model_type in PIXTRAL:
         sizes = np.array(GRIDS) * vision.patch_size
         pixels = rng.standard_normal((len(GRIDS), 3, *sizes.max(0)), np.float32)
         return {"pixel_values": pixels, "image_sizes": sizes}
@@ -133,10 +135,16 @@ def test_towers_are_hugging_faces_on_every_grid(base_of: Any, family: str, filli
             assert relative_error(torch.cat(theirs).numpy(), ours) <= LIMIT
 
 
-@pytest.mark.parametrize("layer", [-2, 1, 3])
+@pytest.mark.parametrize(
+    ("family", "layer"),
+    [
+        *(("mistral3", n) for n in (-2, 1, 3)),
+        *(("llava_pixtral", n) for n in (-2, 1, 3, [-2], [1, 3], [0, -1, 2])),
+    ],
+)
 @torch.no_grad()
-def test_a_mistral_3_tower_that_ends_early(tmp_path: Path, layer: int):
-    model = FAMILIES["mistral3"].but(config={"vision_feature_layer": layer})(directory=tmp_path)
+def test_a_pixtral_tower_that_ends_early(tmp_path: Path, family: str, layer: int | list[int]):
+    model = FAMILIES[family].but(config={"vision_feature_layer": layer})(directory=tmp_path)
     base = replace_model(tmp_path, model)
     inputs = patches_of(base)
     expected = model.model.get_image_features(**_tensors(inputs), return_dict=True).pooler_output
@@ -285,7 +293,7 @@ def patches_transposed(monkeypatch: pytest.MonkeyPatch) -> None:
         rows, columns = _patches.merged(np.moveaxis(np.indices(grid), 0, -1), side).transpose(2, 0, 1)
         return tuple(values[:, 0][columns * max(grid) + rows] for values in found)
 
-    for module in (_qwen, mistral3):
+    for module in (_qwen, _pixtral):
         monkeypatch.setattr(module, "axial_turns", wrong)
 
 
@@ -362,7 +370,7 @@ def positions_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
 def merge_unordered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A token's patches column by column."""
     merged = _patches.merged
-    monkeypatch.setattr(mistral3, "merged", lambda *args: merged(*args)[:, [0, 2, 1, 3]])
+    monkeypatch.setattr(_pixtral, "merged", lambda *args: merged(*args)[:, [0, 2, 1, 3]])
 
 
 SABOTAGES = [
@@ -426,6 +434,7 @@ def test_a_device_that_takes_every_picture_leaves_the_processor_alone(base_of: A
         "qwen2_5_vl": 5,  # of nine tokens
         "qwen3_vl": 40,
         "mistral3": 36,
+        "llava_pixtral": 36,
     }[family]
     assert {i.shape[0] for i in plan.tower_inputs.values()} == {places}
 
@@ -449,7 +458,7 @@ def test_pictures_are_resized_to_what_a_device_takes(
         assert values.shape[2:] == plan.tower_inputs[name].shape[1:]
         assert values.shape[1] <= plan.tower_inputs[name].shape[0]
     for grid in found.get("image_grid_thw", found.get("image_sizes"))[:, -2:]:
-        square = 8 if family == "mistral3" else 2
+        square = 8 if family in PIXTRAL else 2
         assert (grid % square == 0).all()
         wide, tall = grid[::-1] / max(size)
         assert 0.4 < (wide / tall) / (size[0] / size[1]) < 2.5, "its shape is kept, but for whole squares"
@@ -479,6 +488,7 @@ def test_a_context_holds_four_pictures(base_of: Any):
     for family, size in (
         ("qwen2_vl", {"shortest_edge": 256, "longest_edge": 20 * 64}),
         ("mistral3", {"longest_edge": 4 * 8}),  # and a word at the end of every row
+        ("llava_pixtral", {"longest_edge": 4 * 8}),
     ):
         assert plan_for(base_named(base_of, family), target).base.picture_size == size
 
@@ -500,7 +510,8 @@ def test_a_picture_that_no_tower_takes_is_refused(base_of: Any, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("family", "reason"), [("qwen2_5_vl", "several axes"), ("mistral3", "its own shape")]
+    ("family", "reason"),
+    [("qwen2_5_vl", "several axes"), ("mistral3", "its own shape"), ("llava_pixtral", "its own shape")],
 )
 def test_an_engine_of_square_pictures_is_refused(base_of: Any, family: str, reason: str):
     plan = plan_for(base_named(base_of, family), load_target("coreai"))
@@ -513,6 +524,13 @@ def test_several_feature_layers_are_refused(base_of: Any):
     several = type(config)(**config.to_dict() | {"vision_feature_layer": [-1, -2]})
     with pytest.raises(UserError, match=r"vision_feature_layer \[-1, -2\]"):
         Mistral3().decoder_spec(several)
+
+
+def test_llava_over_pixtral_that_drops_a_patch_is_refused(base_of: Any):
+    config = base_named(base_of, "llava_pixtral").config
+    dropping = type(config)(**config.to_dict() | {"vision_feature_select_strategy": "default"})
+    with pytest.raises(UserError, match="leaves out a picture's first patch"):
+        LlavaPixtral().decoder_spec(dropping)
 
 
 def test_tile_families_have_no_patches(base_of: Any):

@@ -17,7 +17,7 @@ from scale_export.plan.targets import load_target
 from tests.helpers.coefficients import random_coefficients
 
 
-@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "qwen3_vl", "mistral3"])
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "qwen3_vl", "mistral3", "llava_pixtral"])
 def test_outputs_are_named_on_shapes_alone(
     family: str, base_of: Callable[[str, str], BaseModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:

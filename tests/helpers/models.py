@@ -111,6 +111,7 @@ class Recipe:
 
     Attributes:
         model_type: whose classes Hugging Face's tables name.
+        family: its name, where it isn't the model type.
         text: the text model where a call names none.
         own_text: whether the family is tied to one text model, and ``text`` means nothing.
         language, vision, config: fields of its configs; those of ``LANGUAGE`` are known already.
@@ -122,6 +123,7 @@ class Recipe:
     """
 
     model_type: str
+    family: str | None = None
     text: str = "llama"
     own_text: bool = False
     language: Mapping[str, Any] = field(default_factory=dict)
@@ -176,9 +178,10 @@ class Recipe:
     def _processor(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         names = IMAGE_PROCESSOR_MAPPING_NAMES[self.pictures_type or self.model_type]
         pictures = get_image_processor_class_from_name(names["pil"])
-        kind = resolve_family(self.model_type).processor_class()
+        kind = resolve_family(self.family or self.model_type).processor_class()
         if kind is AutoProcessor:
-            kind = processor_class_from_name(PROCESSOR_MAPPING_NAMES[self.model_type])
+            named = self.pictures_type if self.family else self.model_type
+            kind = processor_class_from_name(PROCESSOR_MAPPING_NAMES[named])
         return kind(
             image_processor=pictures(**self.pictures),
             tokenizer=tokenizer,
@@ -309,11 +312,22 @@ def _idefics(model_type: str) -> Recipe:
     )
 
 
-def _by_model_type(*recipes: Recipe) -> dict[str, Recipe]:
-    return {recipe.model_type: recipe for recipe in recipes}
+def _by_name(*recipes: Recipe) -> dict[str, Recipe]:
+    return {recipe.family or recipe.model_type: recipe for recipe in recipes}
 
 
-FAMILIES = _by_model_type(
+PIXTRAL_TOWER = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "head_dim": 24,
+    "image_size": 48,
+    "hidden_act": "silu",
+}
+PIXTRAL_WORDS = {"image_token": IMAGE, "image_break_token": "<break>", "image_end_token": "<end>"}
+
+FAMILIES = _by_name(
     Recipe(
         model_type="llava",
         vision=CLIP_TOWER,
@@ -418,30 +432,26 @@ FAMILIES = _by_model_type(
     Recipe(
         model_type="mistral3",
         text="mistral",
-        vision={
-            "hidden_size": 48,
-            "intermediate_size": 80,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "head_dim": 24,
-            "patch_size": 4,
-            "image_size": 48,
-            "hidden_act": "silu",
-        },
+        vision={**PIXTRAL_TOWER, "patch_size": 4},
         config={"vision_feature_layer": -1, "spatial_merge_size": 2},
         pictures={"size": {"longest_edge": 48}, "patch_size": {"height": 4, "width": 4}},
-        processor={
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "image_token": IMAGE,
-            "image_break_token": "<break>",
-            "image_end_token": "<end>",
-        },
+        processor={"patch_size": 4, "spatial_merge_size": 2, **PIXTRAL_WORDS},
+        words=("<break>", "<end>"),
+    ),
+    Recipe(
+        model_type="llava",
+        family="llava_pixtral",
+        text="mistral",
+        vision={**PIXTRAL_TOWER, "patch_size": 8, "model_type": "pixtral"},
+        config={"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
+        pictures={"size": {"longest_edge": 48}, "patch_size": {"height": 8, "width": 8}},
+        pictures_type="pixtral",
+        processor={"patch_size": 8, **PIXTRAL_WORDS},
         words=("<break>", "<end>"),
     ),
     Recipe(model_type="deepseek_vl", pictures={"size": SIZE}, processor={"num_image_tokens": 9}),
 )
-"""Every family's, by model type."""
+"""Every family's, by name."""
 
 VIPLLAVA = Recipe(
     model_type="vipllava",

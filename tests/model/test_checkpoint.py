@@ -309,7 +309,7 @@ def test_hashing_needs_no_torch(saved: tuple[Any, Path]) -> None:
     assert done.stdout.strip() == Checkpoint(saved[1]).sha256(O_PROJ)
 
 
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, str]] = {
     "qwen2_vl": {"model.visual.": "visual.", "model.language_model.": "model."},
     "qwen2_5_vl": {"model.visual.": "visual.", "model.language_model.": "model."},
     "qwen3_vl": {},
@@ -319,6 +319,7 @@ PUBLISHED = {
         "model.": "",
     },
 }
+PUBLISHED["llava_pixtral"] = PUBLISHED["mistral3"]
 """How the published checkpoints of a family spell its modules' names."""
 
 
