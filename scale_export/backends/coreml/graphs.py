@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scale_export import mil
-from scale_export.core.records import Array, TowerInput
+from scale_export.core.records import Array, DecoderSpec, TowerInput
 from scale_export.core.words import ComputeUnits, FoldMode, Precision
 from scale_export.device.coreml import host
 from scale_export.device.coreml.tables import CODES, EMBEDDING, SCALES, write_tables
@@ -55,7 +55,7 @@ def emit_graphs(
     """Write everything; role → file name."""
     spec = folded.weights.spec
     storage = Storage(precision=plan.precision, block_size=plan.block_size)
-    capacity = -(-plan.context_length // plan.prefill_tokens) * plan.prefill_tokens
+    capacity = cache_slots(spec, plan)
     other_bits = folded.weights.other_bits if isinstance(folded.weights, QuantizedWeights) else {}
     ranges = split_layers(spec, storage, plan.max_part_bytes, other_bits)
     graphs, parts = {}, []
@@ -103,6 +103,18 @@ def emit_graphs(
         shape = plan.tower_inputs["pixel_values"].shape
         swift.write_swift(config, quantized, shape, directory / swift.FILE)
     return {**graphs, "vision": "vision.mlpackage", "tables": "tables.safetensors", "runtime": host.FILE}
+
+
+def cache_slots(spec: DecoderSpec, plan: GraphPlan) -> int:
+    """Slots of the KV cache, a multiple of ``prefill_tokens``.
+
+    Where ``decode`` can't stand in for ``prefill`` (it holds other weights, or is given a group of tokens that see one
+    another), a padded chunk fits behind any token of the context: it may begin anywhere, as none ends within a group.
+    """
+    needed = plan.context_length
+    if plan.fold == "two-phase" or spec.grouped_attention:
+        needed += plan.prefill_tokens - 1
+    return -(-needed // plan.prefill_tokens) * plan.prefill_tokens
 
 
 def embedding_table(weights: DecoderWeights, storage: Storage, scale: float) -> dict[str, Array]:

@@ -138,7 +138,11 @@ class CoreMLEngine:
         fits = filled + config.prefill_tokens <= config.cache_slots
         if config.fold == "two-phase":
             prefill = phase == "base"
-            assert fits or not prefill, "a prompt's chunks begin at multiples of prefill_tokens"
+            if prefill and not fits:
+                raise UserError(
+                    f"a chunk of {config.prefill_tokens} tokens does not fit behind {filled} in the package's cache of "
+                    f"{config.cache_slots}: shorten the prompt, or export the package again, whose cache is larger now"
+                )
         else:
             prefill = left > 1 and fits
         return ("prefill", config.prefill_tokens) if prefill else ("decode", 1)

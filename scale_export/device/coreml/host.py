@@ -48,7 +48,8 @@ class HostConfig(_Record):
     Attributes:
         fold: ``two-phase`` packages run a prompt but for its last token by ``prefill``, all else by ``decode``.
         prefill_tokens: T of the function ``prefill``.
-        cache_slots: C of the KV cache; a prefill chunk must begin at most at ``cache_slots - prefill_tokens``.
+        cache_slots: C of the KV cache; a prefill chunk must begin at most at ``cache_slots - prefill_tokens``. In
+            two-phase packages, and where tokens see their group, that is anywhere in the context.
         context_length: the most tokens of prompt and answer together.
         rotaries: of each rotary embedding; the first makes ``cos`` and ``sin``, the second ``cos_1`` and ``sin_1``.
         decoder: the parts in order; the ``next_hidden_states`` of each are the ``hidden_states`` of the next.
