@@ -26,7 +26,7 @@ from scale_export.device.engine import Scalars
 from scale_export.device.generation import Generator
 from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.arithmetic import TorchKernels
-from scale_export.model.asking import end_tokens, target_ids
+from scale_export.model.asking import rules_of_model, target_ids
 from scale_export.model.base import open_base
 from scale_export.model.engine import ReferenceEngine
 from scale_export.quantize import (
@@ -61,7 +61,7 @@ class Bench:
         base, options = self.base, CalibrationOptions(questions="gridworld")
         self.statistics = calibrate(base, self.coefficients, options, WorkLog(quiet=True), cache)
         questions = load_questions("gridworld", split, limit=limit)  # type: ignore[arg-type]
-        ends = end_tokens(base.model, base.processor)
+        ends = rules_of_model(base.model, base.processor).end_tokens
         self.weights: Any = base.weights
         if outliers > 1:
             self.weights = EqualizedWeights(

@@ -73,6 +73,8 @@ class GenerationConfig(Protocol):
 
     eos_token_id: int | list[int] | None
 
+    def to_dict(self) -> dict[str, Any]: ...
+
 
 class NamedConfig(Protocol):
     """The config of any model of Hugging Face's."""
@@ -141,10 +143,11 @@ class ModelOutput(Protocol):
 
 
 class GeneratedOutput(Protocol):
-    """What ``generate`` gives: ``[B, T + new]`` int64, and ``[B, V]`` for each new token."""
+    """What ``generate`` gives: ``[B, T + new]`` int64, and ``[B, V]`` for each new token, as computed and as ruled."""
 
     sequences: Tensor
     logits: tuple[Tensor, ...]
+    scores: tuple[Tensor, ...]
 
 
 class EncodedText(Protocol):

@@ -17,6 +17,7 @@ from scale_export.families._family import Family
 from scale_export.families._runtime import Runtime
 
 from .engine import Engine, Scalars, Step
+from .rules import GenerationRules
 
 Inputs = Mapping[str, Array]
 """A processor's NumPy output for one prompt: ``input_ids [1, T]``, its mask, pixels and what goes with them."""
@@ -152,20 +153,22 @@ class Generator:
         return np.stack(rows)
 
     def stream(
-        self, inputs: Inputs, *, max_new_tokens: int, eos_token_ids: frozenset[int]
+        self, inputs: Inputs, *, max_new_tokens: int, rules: GenerationRules
     ) -> abc.Generator[int, None, Stopped]:
-        """Greedy tokens one by one, without the end token; returns why there are no more.
+        """Greedy tokens by the rules, one by one, without the end token; returns why there are no more.
 
         Raises:
             ContextFull: the prompt alone doesn't fit the package's context.
         """
         start = self.prefill(inputs)
         logits = start.logits
+        prompt, answer = inputs["input_ids"][0].tolist(), list[int]()
         for offset in range(max_new_tokens):
-            token = int(logits[0].argmax())
-            if token in eos_token_ids:
+            token = rules.choose(logits[0], prompt, answer)
+            if token in rules.end_tokens:
                 return "end"
             yield token
+            answer.append(token)
             if offset + 1 < max_new_tokens:
                 try:
                     logits = self.decode(start.cache, token, start.next_position + offset)

@@ -26,7 +26,8 @@ from .engine import Engine, Scalars
 from .generation import Inputs, Stopped
 from .onnxruntime import genai
 from .open import open_engine
-from .prompts import Message, encode_messages, end_token_ids, user_message
+from .prompts import Message, encode_messages, user_message
+from .rules import GenerationRules, read_rules
 
 __all__ = ["AnswerStream", "Package", "open_package"]
 
@@ -86,13 +87,11 @@ class Responder:
 
     processor: Processor
     generator: generation.Generator
-    eos_token_ids: frozenset[int]
+    rules: GenerationRules
 
     def stream(self, inputs: Inputs, *, max_new_tokens: int) -> AnswerStream:
         """A greedy answer, piece by piece as its text becomes certain."""
-        tokens = self.generator.stream(
-            inputs, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids
-        )
+        tokens = self.generator.stream(inputs, max_new_tokens=max_new_tokens, rules=self.rules)
         return AnswerStream(tokens, self.processor.tokenizer)
 
     def answer(self, images: Sequence[Picture], prompt: str, *, max_new_tokens: int) -> str:
@@ -157,9 +156,9 @@ class Package:
 
     @functools.cached_property
     def responder(self) -> Responder:
-        """The generator and the processor together."""
-        ends = end_token_ids(self.processor, self.files.directory)
-        return Responder(processor=self.processor, generator=self.generator, eos_token_ids=ends)
+        """The generator, the processor, and the rules by which tokens are chosen."""
+        rules = read_rules(self.files.directory, self.processor.tokenizer)
+        return Responder(processor=self.processor, generator=self.generator, rules=rules)
 
     @property
     def scale(self) -> float:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal, TypedDict
 
 import numpy as np
@@ -163,13 +161,3 @@ def narrow_pictures_refused(messages: Sequence[Message]) -> Iterator[None]:
         raise UserError(
             f"the model's processor takes no picture as narrow as {width} × {height} pixels: crop it"
         ) from error
-
-
-def end_token_ids(processor: Processor, directory: Path) -> frozenset[int]:
-    """The tokens that end an answer: the tokenizer's own and the generation config's."""
-    ids = {processor.tokenizer.eos_token_id}
-    path = directory / "generation_config.json"
-    if path.exists():
-        configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        ids |= set(configured if isinstance(configured, list) else [configured])
-    return frozenset(int(i) for i in ids if i is not None)

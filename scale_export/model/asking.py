@@ -1,12 +1,12 @@
 """Prompts and greedy answers of a Hugging Face model: how every part of the project asks a question.
 
 The prompt is the processor's own chat template around one picture (where there is one) and the question.
-Answers are greedy on the raw logits. ScAle acts through hooks: attach it around the call.
+Answers are greedy, by the rules of the model's generation config. ScAle acts through hooks: attach it around the call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,21 @@ from scale_export.device.prompts import (
     narrow_pictures_refused,
     without_placeholders,
 )
+from scale_export.device.rules import GenerationRules, rules_of
 from scale_export.questions.question import Question
+
+GREEDY: Mapping[str, object] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "max_time": None,
+    "use_mtp": None,
+    "is_assistant": None,
+    "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
+}
+"""What ``generate`` is told in place of those keys of a generation config that ask for another search or another end:
+each is among ``rules.IGNORED``, and no token of a greedy answer is another for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +47,8 @@ class Answer:
     Attributes:
         text: the decoded answer without special tokens, stripped.
         token_ids: the generated tokens, the end token included where it came.
-        margins: float32, one per token: the best logit minus the second best.
-        peaks: float32, one per token: the largest absolute logit, the yardstick of a near-tie.
+        margins: float32, one per token: the best logit minus the second best, after the rules.
+        peaks: float32, one per token: the largest absolute logit before them, the yardstick of a near-tie.
     """
 
     text: str
@@ -78,18 +92,9 @@ def to_model(inputs: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
     }
 
 
-def end_tokens(model: Model, processor: Processor) -> list[int]:
-    """The token ids that end an answer, the tokenizer's own first.
-
-    Raises:
-        UserError: neither the tokenizer nor the generation config names one.
-    """
-    configured = model.generation_config.eos_token_id
-    ids = [processor.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
-    found = list(dict.fromkeys(int(i) for i in ids if i is not None))
-    if not found:
-        raise UserError("the model names no end token; set eos_token in its tokenizer or generation config")
-    return found
+def rules_of_model(model: Model, processor: Processor) -> GenerationRules:
+    """By which a loaded model's tokens are chosen, of its own generation config; raises UserError as ``rules_of``."""
+    return rules_of(model.generation_config.to_dict(), processor.tokenizer, "the model's generation config")
 
 
 @torch.no_grad()
@@ -102,48 +107,52 @@ def answer_questions(
     max_new_tokens: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
-    """Greedy answers in the questions' order, in left-padded batches.
+    """Greedy answers in the questions' order, in left-padded batches; one by one where a rule would count the padding.
+
+    Transformers' own generation follows the rules of the model's generation config.
 
     ``progress`` is told how many of how many are done after each batch. The model should be in ``eval`` mode.
 
     Raises:
-        UserError: as ``encode_prompts`` and ``end_tokens``.
+        UserError: as ``encode_prompts`` and ``rules_of_model``.
     """
-    ends = end_tokens(model, processor)
+    rules = rules_of_model(model, processor)
+    ends = rules.end_tokens
+    batch_size = 1 if rules.counts_padding else batch_size
     pad = processor.tokenizer.pad_token_id
     answers: list[Answer] = []
     for start in range(0, len(questions), batch_size):
         inputs = to_model(encode_prompts(processor, questions[start : start + batch_size]), model)
         output = model.generate(
             **inputs,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
+            **GREEDY,
             max_new_tokens=max_new_tokens,
-            eos_token_id=ends,
+            eos_token_id=[*ends],
             pad_token_id=ends[0] if pad is None else pad,
             output_logits=True,
+            output_scores=True,
             return_dict_in_generate=True,
         )
         tokens = output.sequences[:, inputs["input_ids"].shape[1] :]
-        logits = torch.stack(output.logits, dim=1).float()
-        rows = zip(tokens.tolist(), logits, strict=True)
-        answers += [_answer(row, scores, ends, processor.tokenizer) for row, scores in rows]
+        peaks = torch.stack([step.abs().amax(-1) for step in output.logits], dim=1)
+        best = torch.stack([step.topk(2, dim=-1).values for step in output.scores], dim=1)
+        rows = zip(tokens.tolist(), best.float(), peaks.float(), strict=True)
+        answers += [_answer(*row, ends, processor.tokenizer) for row in rows]
         if progress:
             progress(len(answers), len(questions))
     return answers
 
 
-def _answer(tokens: list[int], logits: Tensor, ends: Iterable[int], tokenizer: Tokenizer) -> Answer:
-    """One row of a batch, cut after its first end token; ``logits [steps, V]`` float32."""
+def _answer(
+    tokens: list[int], best: Tensor, peaks: Tensor, ends: Collection[int], tokenizer: Tokenizer
+) -> Answer:
+    """One row of a batch, cut after its first end token; ``best [steps, 2]`` and ``peaks [steps]`` float32."""
     steps = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
-    best = logits[:steps].topk(2, dim=-1).values
     return Answer(
         text=tokenizer.decode(tokens[:steps], skip_special_tokens=True).strip(),
         token_ids=tuple(tokens[:steps]),
-        margins=(best[:, 0] - best[:, 1]).cpu().numpy().astype(np.float32),
-        peaks=logits[:steps].abs().amax(-1).cpu().numpy().astype(np.float32),
+        margins=(best[:steps, 0] - best[:steps, 1]).cpu().numpy().astype(np.float32),
+        peaks=peaks[:steps].cpu().numpy().astype(np.float32),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from scale_export.core.errors import UserError
 from scale_export.core.huggingface import Config, Model, Processor
 from scale_export.core.records import DecoderSpec
+from scale_export.device.rules import GenerationRules, read_rules
 from scale_export.families import resolve_family
 from scale_export.families._family import Family
 from scale_export.families._towers.tower import VisionTower
@@ -73,6 +74,11 @@ class BaseModel:
     def own_processor(self) -> Processor:
         """The same as its owner uses it, whatever a target's limit makes of its pictures."""
         return self.family.load_processor(self.directory)
+
+    @functools.cached_property
+    def rules(self) -> GenerationRules:
+        """By which the tokens of an answer are chosen; raises UserError as ``read_rules``."""
+        return read_rules(self.directory, self.processor.tokenizer)
 
     @functools.cached_property
     def model(self) -> Model:

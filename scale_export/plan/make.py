@@ -13,6 +13,7 @@ from scale_export.core.errors import UserError
 from scale_export.core.records import DecoderSpec
 from scale_export.core.words import BLOCKWISE, INTEGER, Precision
 from scale_export.device.prompts import encode_messages, user_message
+from scale_export.device.rules import check_vocabulary
 from scale_export.model.base import BaseModel
 from scale_export.model.identity import check_base
 
@@ -29,7 +30,8 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
     """Decide precision, block size, context and fold mode.
 
     Raises:
-        UserError: a base model that the coefficients don't fit, or a choice that the target can't run or
+        UserError: a base model that the coefficients don't fit, one whose generation config holds a rule that packages
+            don't follow, or a choice that the target can't run or
             that would not be exact.
     """
     check_base(coefficients, base.checkpoint)
@@ -38,6 +40,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
             f"the coefficients scale the MLP at {coefficients.mlp_site!r}, but {base.family.model_type} has its "
             f"site at {base.spec.mlp_site!r}: train them again on this model"
         )
+    check_vocabulary(base.rules, base.spec.vocab_size)
     precision = _precision(target, options.precision)
     block_size = _block_size(target, options.block_size, precision)
     quantized = precision in INTEGER
@@ -74,6 +77,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
             _context_reason(context_length, target, base.spec.max_positions),
             *resized,
             *why_so_many,
+            *_rules(base),
             *_route(base),
             *_placement(base.spec, target),
         ),
@@ -165,6 +169,12 @@ def _check_widths(spec: DecoderSpec, target: Target, block_size: int) -> None:
             raise UserError(
                 f"{name} {width} is not a multiple of block size {block_size}: give a smaller --block-size"
             )
+
+
+def _rules(base: BaseModel) -> tuple[str, ...]:
+    """What acts on answers beside the model's own logits; a sentence."""
+    acting = base.rules.acting
+    return (f"Answers follow the model's generation config: {', '.join(acting)}.",) if acting else ()
 
 
 def _route(base: BaseModel) -> tuple[str, ...]:

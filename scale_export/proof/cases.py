@@ -15,9 +15,13 @@ from scale_export.core.huggingface import Model, Processor
 from scale_export.core.records import Float32
 from scale_export.device.generation import Inputs
 from scale_export.device.prompts import encode_messages, user_message
+from scale_export.device.rules import GenerationRules
 from scale_export.model.hooks import attach
 from scale_export.questions import is_generated, load_questions
 from scale_export.questions.question import Question
+
+NO_RULES = GenerationRules()
+"""The best token, always."""
 
 FORCED_STEPS = 4
 """Decode steps of a case. They go on past an end token, since exactness holds on any path of logits; what an answer
@@ -50,14 +54,14 @@ class Case:
         inputs: the base processor's output.
         tokens: the reference's greedy tokens, fed to every leg alike.
         logits: float32 ``[len(tokens) + 1, V]``, after the prompt and after each token.
-        end_tokens: the ids of which each ends an answer.
+        rules: by which the answer's tokens are chosen.
     """
 
     prompt: Prompt
     inputs: Inputs
     tokens: tuple[int, ...]
     logits: Float32
-    end_tokens: frozenset[int] = frozenset()
+    rules: GenerationRules = NO_RULES
 
     @property
     def answer_positions(self) -> int:
@@ -65,9 +69,11 @@ class Case:
 
         All of them where none does.
         """
-        best = self.logits.argmax(-1).tolist()
-        ends = (position for position, token in enumerate(best, 1) if token in self.end_tokens)
-        return next(ends, len(best))
+        prompt = self.inputs["input_ids"][0].tolist() if self.rules.acting else ()
+        for position, row in enumerate(self.logits):
+            if self.rules.choose(row, prompt, self.tokens[:position]) in self.rules.end_tokens:
+                return position + 1
+        return len(self.logits)
 
 
 def parity_questions(coefficients: Coefficients) -> str:
@@ -103,19 +109,19 @@ def parity_cases(
     processor: Processor,
     coefficients: Coefficients,
     *,
-    end_tokens: frozenset[int],
+    rules: GenerationRules,
     text_alone: bool = True,
 ) -> list[Case]:
     """The cases of a loaded model: the parity prompts, and more questions of their set where answers are short."""
     questions = parity_questions(coefficients)
     prompts = parity_prompts(text_alone=text_alone, questions=questions)
-    cases = reference_cases(model, processor, coefficients, prompts, end_tokens=end_tokens)
+    cases = reference_cases(model, processor, coefficients, prompts, rules=rules)
     more = load_questions(questions, "calibration", limit=MOST_PROMPTS)[PROMPTS:]
     missing = ANSWER_POSITIONS - sum(case.answer_positions for case in cases)
     for question in more:
         if missing <= 0:
             break
-        cases += reference_cases(model, processor, coefficients, [_prompt(question)], end_tokens=end_tokens)
+        cases += reference_cases(model, processor, coefficients, [_prompt(question)], rules=rules)
         missing -= cases[-1].answer_positions
     return cases
 
@@ -137,20 +143,18 @@ def reference_cases(
     coefficients: Coefficients,
     prompts: Sequence[Prompt],
     steps: int = FORCED_STEPS,
-    end_tokens: frozenset[int] = frozenset(),
+    rules: GenerationRules = NO_RULES,
 ) -> list[Case]:
     """Run the hooked Hugging Face model on each prompt: one prefill, then ``steps`` decode steps.
 
-    Without ``end_tokens`` every position counts as one of an answer.
+    Without end tokens every position counts as one of an answer.
     """
     cases = []
     with attach(model, coefficients):
         for prompt in prompts:
             inputs = encode_messages(processor, [user_message(prompt.images, prompt.text)])
-            tokens, logits = _path(model, inputs, steps)
-            cases.append(
-                Case(prompt=prompt, inputs=inputs, tokens=tokens, logits=logits, end_tokens=end_tokens)
-            )
+            tokens, logits = _path(model, inputs, steps, rules=rules)
+            cases.append(Case(prompt=prompt, inputs=inputs, tokens=tokens, logits=logits, rules=rules))
     return cases
 
 
@@ -171,15 +175,20 @@ def forget_positions(model: Model) -> None:
 
 @torch.no_grad()
 def _path(
-    model: Model, inputs: Inputs, steps: int, forced: Sequence[int] | None = None
+    model: Model,
+    inputs: Inputs,
+    steps: int,
+    forced: Sequence[int] | None = None,
+    rules: GenerationRules = NO_RULES,
 ) -> tuple[tuple[int, ...], Float32]:
-    """The tokens fed after the prompt (the model's own greedy ones, or ``forced``), and all logits."""
+    """The tokens fed after the prompt (the model's own greedy ones by the ``rules``, or ``forced``), and all logits."""
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+    prompt = inputs["input_ids"][0].tolist()
     forget_positions(model)
     output = model(**tensors, use_cache=True)
-    rows, tokens = [output.logits[0, -1].numpy()], []
+    rows, tokens = [output.logits[0, -1].numpy()], list[int]()
     for step in range(steps):
-        tokens.append(int(rows[-1].argmax()) if forced is None else forced[step])
+        tokens.append(rules.choose(rows[-1], prompt, tokens) if forced is None else forced[step])
         # Without a mask, which Qwen's would take for that many new positions.
         output = model(
             input_ids=torch.tensor([tokens[-1:]]), past_key_values=output.past_key_values, use_cache=True

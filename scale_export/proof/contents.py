@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scale_export.core.records import Float32, Json, SideFacts
-from scale_export.device.prompts import end_token_ids
+from scale_export.device.rules import read_rules
 from scale_export.model.checkpoint import without_volatile
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def package_statements(files: PackageFiles, plan: Plan) -> Iterator[Statement]:
         yield Statement(name=f"{name} of manifest.json", found=found, expected=expected)
     for name in CONFIGS:
         yield Statement(name=name, found=_config(directory / name), expected=_config(base.directory / name))
-    own_ends = sorted(end_token_ids(base.family.load_processor(directory), directory))
+    own_ends = sorted(read_rules(directory, base.family.load_processor(directory).tokenizer).end_tokens)
     yield Statement(name="the list of end tokens", found=own_ends, expected=_end_tokens(plan))
 
 
@@ -132,7 +132,7 @@ def coefficient_statements(own: Coefficients, given: Coefficients) -> Iterator[S
 
 def _end_tokens(plan: Plan) -> list[int]:
     """The base model's, sorted."""
-    return sorted(end_token_ids(plan.base.processor, plan.base.directory))
+    return sorted(plan.base.rules.end_tokens)
 
 
 def _rows(coefficients: Coefficients) -> list[list[float]]:

@@ -13,12 +13,13 @@ from scale_export.backends.interface import Emission, graph_backend, load_backen
 from scale_export.core.defaults import PARITY, SCORING
 from scale_export.core.huggingface import Processor
 from scale_export.core.progress import WorkLog
-from scale_export.core.records import Float32
+from scale_export.core.records import Float32, NotChecked
 from scale_export.core.words import FloatType, ParityMode, Precision, Scoring
 from scale_export.device.engine import Engine
 from scale_export.device.generation import Generator, Inputs
 from scale_export.device.package import Responder
-from scale_export.device.prompts import conversation, encode_messages, end_token_ids, user_message
+from scale_export.device.prompts import conversation, encode_messages, user_message
+from scale_export.device.rules import read_rules
 from scale_export.device.selftest import MAX_NEW_TOKENS
 from scale_export.model.arithmetic import TorchKernels
 from scale_export.model.folding import FoldedDecoder
@@ -111,8 +112,7 @@ class Measurement:
         """Every leg that applies to the plan; those that don't are named in the report."""
         plan = self.plan
         candidate = self._candidate()
-        unchecked = load_backend(plan.target.backend).not_checked()
-        report = ParityReport(executed_by=candidate.executed_by, not_checked=[*unchecked])
+        report = ParityReport(executed_by=candidate.executed_by, not_checked=unproved(plan))
         with self.log.stage("PyTorch ScAle reference"):
             cases = self.reference_paths()
         with self.log.stage("fold leg"):
@@ -148,14 +148,12 @@ class Measurement:
     def reference_paths(self) -> list[Case]:
         """The reference's paths; few and short ones where every step reads the whole model from disk."""
         base, coefficients = self.plan.base, self.plan.coefficients
-        text_alone, ends = base.family.takes_text_alone, end_token_ids(base.processor, base.directory)
+        text_alone, rules = base.family.takes_text_alone, base.rules
         if self._streamed is None:
-            return parity_cases(
-                base.model, base.processor, coefficients, end_tokens=ends, text_alone=text_alone
-            )
+            return parity_cases(base.model, base.processor, coefficients, rules=rules, text_alone=text_alone)
         prompts = few_prompts(text_alone=text_alone, questions=parity_questions(coefficients))
         model = base.streamed_model
-        return reference_cases(model, base.processor, coefficients, prompts, steps=1, end_tokens=ends)
+        return reference_cases(model, base.processor, coefficients, prompts, steps=1, rules=rules)
 
     def _preprocessing(self, report: ParityReport, encoded: Sequence[tuple[Prompt, Inputs]]) -> list[Inputs]:
         """Prompts with the base processor's inputs, against those of the package's own files, which are returned.
@@ -193,7 +191,7 @@ class Measurement:
         responder = Responder(
             processor=processor,
             generator=self._generator(open_planned(self.plan, self.graphs)),
-            eos_token_ids=end_token_ids(processor, self.directory),
+            rules=read_rules(self.directory, processor.tokenizer),
         )
         return GraphCandidate(responder=responder)
 
@@ -355,6 +353,18 @@ class Measurement:
                 questions,
                 self.log.advance,
             )
+
+
+def unproved(plan: Plan) -> list[NotChecked]:
+    """What running the package here can't prove of the device, and of programs that aren't ours."""
+    found = [*load_backend(plan.target.backend).not_checked()]
+    if rules := plan.base.rules.acting:
+        reason = (
+            f"{', '.join(rules)} of the model's generation config act on answers here; a program that is not "
+            f"scale-export must follow them by itself, and none was seen to"
+        )
+        found.append(NotChecked("rules of generation elsewhere", reason))
+    return found
 
 
 Steps = list[tuple[str, list[Float32]]]

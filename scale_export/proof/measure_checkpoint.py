@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from scale_export.backends.interface import load_backend
 from scale_export.core import limits
 from scale_export.core.huggingface import Model
 from scale_export.core.records import Float32
@@ -19,7 +18,7 @@ from scale_export.questions.question import Question
 
 from .cases import Case, model_logits, parity_prompts, parity_questions
 from .legs import StorageLeg, largest_error
-from .measure import Candidate, Measured, Measurement, Steps
+from .measure import Candidate, Measured, Measurement, Steps, unproved
 from .report import ParityReport
 from .stored_tensors import exact_folds, tensors_leg
 
@@ -58,8 +57,9 @@ class CheckpointMeasurement(Measurement):
         if self.parity != "files":
             return super().run(eval_spec, limit)
         base, coefficients = self.plan.base, self.plan.coefficients
-        unchecked = load_backend(self.plan.target.backend).not_checked()
-        report = ParityReport(executed_by="no model ran; files were compared", not_checked=[*unchecked])
+        report = ParityReport(
+            executed_by="no model ran; files were compared", not_checked=unproved(self.plan)
+        )
         self._tensors(report)
         prompts = parity_prompts(
             text_alone=base.family.takes_text_alone, questions=parity_questions(coefficients)

@@ -37,7 +37,7 @@ from scale_export.device.engine import Engine, Step
 from scale_export.device.generation import Generator, Inputs
 from scale_export.device.prompts import conversation, encode_messages
 from scale_export.model.arithmetic import TorchKernels, empty_cache
-from scale_export.model.asking import end_tokens, target_ids
+from scale_export.model.asking import target_ids
 from scale_export.model.base import BaseModel
 from scale_export.model.decoder import Cache, Gate, PortableDecoder
 from scale_export.model.engine import ReferenceInputs
@@ -155,8 +155,7 @@ def calibration_examples(base: BaseModel, options: CalibrationOptions) -> list[E
 def encode_question(base: BaseModel, question: Question, pictures: bool) -> Example:
     """A question as calibration sees it: its prompt as the processor encodes it, and the answer that is to follow."""
     inputs = encode_messages(base.processor, conversation(question, pictures=pictures))
-    ends = end_tokens(base.model, base.processor)
-    return Example(inputs=inputs, target=target_ids(base.processor, question, ends))
+    return Example(inputs=inputs, target=target_ids(base.processor, question, base.rules.end_tokens))
 
 
 def _key(

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from scale_export.core.huggingface import Model, Processor
 from scale_export.families import prompt_sees_itself
-from scale_export.model.asking import encode_prompts, end_tokens, target_ids, to_model
+from scale_export.model.asking import encode_prompts, rules_of_model, target_ids, to_model
 from scale_export.questions.question import Question
 
 from .options import ProgressCallback
@@ -66,7 +66,7 @@ def encode_examples(
     Raises:
         UserError: an answer without a token, or as ``encode_prompts``.
     """
-    ends = end_tokens(model, processor)
+    ends = rules_of_model(model, processor).end_tokens
     answer_type = int(prompt_sees_itself(model.config.model_type))  # which marks prompts by 0, answers by 1
     examples = []
     for done, question in enumerate(questions, 1):

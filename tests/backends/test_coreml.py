@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 
 from scale_export import UserError, mil, open_package
+from scale_export.backends.coreml import swift
 from scale_export.backends.coreml.backend import BACKEND as backend
 from scale_export.backends.coreml.convert import convert_function, save_functions
 from scale_export.backends.coreml.decoder import Function, Storage, TracedDecoder, matrix_source, split_layers
 from scale_export.compat.coremltools import import_coremltools, unheard
 from scale_export.core import limits
 from scale_export.core.compare import relative_error
+from scale_export.core.records import TowerInput
 from scale_export.core.words import Precision
 from scale_export.device.coreml.engine import CoreMLEngine
 from scale_export.device.coreml.host import read_host_config
 from scale_export.device.coreml.tables import HostTables
 from scale_export.device.engine import Scalars, Step
 from scale_export.device.prompts import encode_messages, user_message
+from scale_export.device.rules import GenerationRules
 from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
@@ -278,9 +281,7 @@ def test_an_answer_stops_at_the_end_of_the_context(emitted: Emit, mode: str):
     inputs = encode_messages(plan.base.processor, [user_message([], "where is the circle ?")])
     opened = CoreMLEngine(graphs, strict=True)
     opened.config = opened.config.model_copy(update={"context_length": inputs["input_ids"].shape[1] + 2})
-    tokens = generator(opened, plan.base, plan.fold).stream(
-        inputs, max_new_tokens=9, eos_token_ids=frozenset()
-    )
+    tokens = generator(opened, plan.base, plan.fold).stream(inputs, max_new_tokens=9, rules=GenerationRules())
     found = [next(tokens) for _ in range(3)]
     with pytest.raises(StopIteration) as end:
         next(tokens)
@@ -354,3 +355,10 @@ def test_a_target_that_cannot_hold_the_model(base_of: Any, change: dict[str, int
         make_plan(
             random_coefficients(base), base, load_target("iphone").model_copy(update=change), ExportOptions()
         )
+
+
+def test_no_swift_sample_takes_the_best_token_where_rules_act(base_of: Any) -> None:
+    base, rules = base_of("llava", "llama"), GenerationRules(end_tokens=(2,))
+    inputs = {"pixel_values": TowerInput(shape=(3, 48, 48))}
+    assert swift.covers(base.spec, inputs, rules)
+    assert not swift.covers(base.spec, inputs, replace(rules, suppress_tokens=(9,)))

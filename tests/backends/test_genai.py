@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from scale_export import UserError, open_package
 from scale_export.backends.onnxruntime.backend import BACKEND as backend
+from scale_export.backends.onnxruntime.genai import FOLLOWED, genai_config
 from scale_export.backends.onnxruntime.genai_graphs import fit_graphs
 from scale_export.backends.onnxruntime.graphs import write_adapter
 from scale_export.core import limits
@@ -25,10 +27,11 @@ from scale_export.device.engine import Scalars
 from scale_export.device.generation import Generator, Inputs
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.device.onnxruntime.genai import CONFIG, MODEL_TYPES, PLACES, genai_inputs
-from scale_export.device.prompts import encode_messages, end_token_ids, user_message
+from scale_export.device.prompts import encode_messages, user_message
+from scale_export.device.rules import GenerationRules
 from scale_export.package.manifest import open_package_files
 from tests.helpers.coefficients import random_coefficients, saved
-from tests.helpers.emission import Emit, emitting, generator
+from tests.helpers.emission import Emit, emission_of, emitting, generator
 from tests.helpers.folds import fold_on
 from tests.helpers.pictures import picture
 
@@ -55,7 +58,7 @@ class Ran:
         self.directory = graphs["decoder"].parent
         engine = OnnxEngine(graphs, context_length=plan.context_length, providers=CPU)
         self.ours: Generator = generator(engine, plan.base, plan.fold)
-        self.ends = end_token_ids(plan.base.processor, plan.base.directory)
+        self.rules = plan.base.rules
         self.model = opened(self.directory)
 
     def prepared(self, sizes: list[tuple[int, int]]) -> Inputs:
@@ -67,7 +70,7 @@ class Ran:
 
     def answered(self, inputs: Inputs) -> tuple[list[int], Float32]:
         """Our greedy tokens, and the logits before each and after the last."""
-        tokens = list(self.ours.stream(inputs, max_new_tokens=STEPS, eos_token_ids=self.ends))
+        tokens = list(self.ours.stream(inputs, max_new_tokens=STEPS, rules=self.rules))
         return tokens, self.ours.forced_logits(inputs, tokens)
 
 
@@ -188,6 +191,45 @@ def test_sabotage_fitted_to_another_image_token(ran: Callable[..., Ran], family:
     inputs = asked.prepared(PICTURES["wide"])
     _, found = genai_answered(opened(broken), asked.named(inputs), steps=0)
     assert relative_error(asked.answered(inputs)[1][:1], found) > 10 * LIMIT
+
+
+def test_it_follows_the_rules_that_its_configuration_names(
+    ran: Callable[..., Ran], base_of: Any, tmp_path: Path
+):
+    asked = ran("qwen2_5_vl")
+    inputs = asked.prepared(PICTURES["wide"])
+    free = asked.answered(inputs)[0]
+    length = inputs["input_ids"].shape[1]
+    rules = GenerationRules(end_tokens=(free[3],), repetition_penalty=1.5, min_length=length + STEPS - 1)
+    assert set(rules.acting) == FOLLOWED
+    names = {role: f"{role}.onnx" for role in ("decoder", "embedding", "vision")} | {
+        "vision": "genai_vision.onnx"
+    }
+    config = genai_config(
+        asked.base.spec, asked.base.config, names, rules=rules, context_length=asked.plan.context_length,
+        image_token_id=asked.ours.image_token_id,
+    )  # fmt: skip
+    directory = Path(shutil.copytree(asked.directory, tmp_path / "ruled"))
+    (directory / CONFIG).write_text(json.dumps(config))
+    due = list(asked.ours.stream(inputs, max_new_tokens=STEPS, rules=rules))
+    assert due != free
+    assert genai_answered(opened(directory), asked.named(inputs))[0] == due
+
+
+@pytest.mark.parametrize(
+    ("rule", "written"), [({"repetition_penalty": 1.05}, True), ({"suppress_tokens": (9,)}, False)]
+)
+def test_rules_that_it_does_not_follow_leave_it_without_a_configuration(
+    emitted: Emit, tmp_path: Path, rule: dict[str, Any], written: bool
+):
+    plan, folded, graphs = emitted("qwen2_5_vl")
+    ruled = replace(plan.base)
+    vars(ruled)["rules"] = replace(plan.base.rules, **rule)
+    directory = Path(shutil.copytree(graphs["decoder"].parent, tmp_path / "ruled"))
+    for file in directory.glob("genai*"):
+        file.unlink()
+    backend.emit_side_files(replace(emission_of(plan, folded), base=ruled), directory)
+    assert (directory / CONFIG).exists() is written
 
 
 def test_what_the_runtime_cannot_run_gets_no_configuration(emitted: Emit):

@@ -15,6 +15,7 @@ from scale_export import UserError, open_package
 from scale_export.cli.conversation import Conversation
 from scale_export.core.errors import ContextFull
 from scale_export.device.package import Package
+from scale_export.device.rules import GenerationRules
 from tests.helpers.cli import last_json, run
 from tests.helpers.pictures import picture
 
@@ -28,7 +29,7 @@ Type = Callable[..., None]
 def endless(package: Path) -> Package:
     """A package whose answers no token ends."""
     opened = open_package(package, threads=1)
-    vars(opened)["responder"] = replace(opened.responder, eos_token_ids=frozenset())
+    vars(opened)["responder"] = replace(opened.responder, rules=GenerationRules())
     return opened
 
 
@@ -76,7 +77,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
 def test_an_answer_stops_at_the_end_of_the_context(endless: Package, free: int, count: int, stopped: str):
     """The last token that is answered needs no slot: nothing follows it."""
     inputs = endless.prepare([], question_of(endless, CONTEXT - free))
-    tokens = endless.generator.stream(inputs, max_new_tokens=4, eos_token_ids=frozenset())
+    tokens = endless.generator.stream(inputs, max_new_tokens=4, rules=GenerationRules())
     found = []
     with pytest.raises(StopIteration) as end:
         while True:
@@ -90,8 +91,8 @@ def test_an_answer_stops_at_the_end_of_the_context(endless: Package, free: int, 
 
 def test_an_answer_that_the_model_ends_says_so(endless: Package):
     inputs = endless.prepare([], WHERE)
-    first = next(endless.generator.stream(inputs, max_new_tokens=1, eos_token_ids=frozenset()))
-    vars(endless)["responder"] = replace(endless.responder, eos_token_ids=frozenset({first}))
+    first = next(endless.generator.stream(inputs, max_new_tokens=1, rules=GenerationRules()))
+    vars(endless)["responder"] = replace(endless.responder, rules=GenerationRules(end_tokens=(first,)))
     stream = endless.stream(inputs, max_new_tokens=4)
     assert (list(stream), stream.stopped) == ([""], "end")
 

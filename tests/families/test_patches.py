@@ -27,6 +27,7 @@ from scale_export.core.compare import relative_error
 from scale_export.core.records import Array
 from scale_export.core.resources import resource_dir
 from scale_export.device.prompts import encode_messages, user_message
+from scale_export.device.rules import GenerationRules
 from scale_export.families import _patches, _pixtral, _qwen, qwen2_5_vl, qwen3_vl
 from scale_export.families._family import Family
 from scale_export.families._qwen import QwenVL
@@ -230,7 +231,7 @@ def test_answers_are_generates(base_of: Any, family: str):
         inputs = encode_messages(
             base.processor, [user_message([question.image] if question.image else [], question.prompt)]
         )
-        found = list(portable(base).stream(inputs, max_new_tokens=6, eos_token_ids=frozenset({2})))
+        found = list(portable(base).stream(inputs, max_new_tokens=6, rules=GenerationRules(end_tokens=(2,))))
         assert found == [token for token in answer.token_ids if token != 2]
 
 

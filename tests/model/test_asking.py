@@ -13,7 +13,7 @@ import torch
 from transformers import AutoProcessor
 
 from scale_export.core.errors import UserError
-from scale_export.model.asking import answer_questions, encode_prompts, end_tokens
+from scale_export.model.asking import answer_questions, encode_prompts, rules_of_model
 from scale_export.questions import load_questions
 from scale_export.questions.question import Question
 from scale_export.questions.scoring import is_right
@@ -80,7 +80,6 @@ def test_an_answer_ends_with_its_end_token(model_and_processor: Any, questions: 
     ended = copy.deepcopy(model.generation_config)
     try:
         model.generation_config.eos_token_id = [model.generation_config.eos_token_id, stop]
-        model.generation_config.repetition_penalty = 0.01
         cut = answer_questions(model, processor, questions[:2], max_new_tokens=STEPS)[0]
     finally:
         model.generation_config = ended
@@ -110,4 +109,4 @@ def test_processors_that_cannot_ask_are_refused(model_and_processor: Any, questi
     endless.tokenizer.eos_token = None
     silent.generation_config.eos_token_id = None
     with pytest.raises(UserError, match="no end token"):
-        end_tokens(silent, endless)
+        rules_of_model(silent, endless)

@@ -13,6 +13,7 @@ import pytest
 from scale_export.coefficients.file import load_coefficients
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
+from scale_export.device.rules import GenerationRules
 from scale_export.model.base import open_base
 from scale_export.plan.make import ExportOptions, make_plan
 from scale_export.plan.targets import ParityLimits, load_target
@@ -46,7 +47,9 @@ def case_of(path: Sequence[int], ends: frozenset[int] = frozenset({END})) -> Cas
     rows[np.arange(len(path)), path] = 4
     tokens = tuple(int(token) for token in path[:-1])
     prompt = Prompt(name="case", images=(), text="where ?")
-    return Case(prompt=prompt, inputs={}, tokens=tokens, logits=rows, end_tokens=ends)
+    return Case(
+        prompt=prompt, inputs={}, tokens=tokens, logits=rows, rules=GenerationRules(end_tokens=tuple(ends))
+    )
 
 
 CASES = (case_of([5, END, 7, END, 1]), case_of([5, 2, 6, 7, 1]), case_of([END, 1, 1, 1, 1]))
@@ -149,9 +152,9 @@ def test_the_bases_end_tokens_reach_the_cases(base_of: Any) -> None:
     assert len({case.prompt.name for case in trained}) == len(trained)
     for case in trained:
         assert len(case.logits) == len(case.tokens) + 1 == 5 > case.answer_positions
-        assert case.tokens[case.answer_positions - 1] in case.end_tokens
-        assert not set(case.tokens[: case.answer_positions - 1]) & case.end_tokens
-        assert replace(case, end_tokens=frozenset()).answer_positions == 5
+        assert case.tokens[case.answer_positions - 1] in case.rules.end_tokens
+        assert not set(case.tokens[: case.answer_positions - 1]) & {*case.rules.end_tokens}
+        assert replace(case, rules=GenerationRules()).answer_positions == 5
 
     base = base_of("llava", "llama")
     untrained = cases(random_coefficients(base), base)
@@ -159,5 +162,5 @@ def test_the_bases_end_tokens_reach_the_cases(base_of: Any) -> None:
         "what the parity prompts have anyway"
     )
     for case in untrained:
-        assert case.end_tokens and not case.end_tokens & {*case.logits.argmax(-1).tolist()}
+        assert case.rules.end_tokens and not {*case.rules.end_tokens} & {*case.logits.argmax(-1).tolist()}
         assert case.answer_positions == len(case.logits)

@@ -15,7 +15,6 @@ from scale_export.device.coreml import host
 from scale_export.device.coreml.engine import CoreMLEngine
 from scale_export.device.coreml.predictor import on_device
 from scale_export.device.engine import Engine, Tap
-from scale_export.device.prompts import end_token_ids
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import Target
 
@@ -53,7 +52,7 @@ class CoreML(GraphBackend):
             compute_units=target.compute_units,
             tower_inputs=emission.tower_inputs,
             image_token_id=base.image_token_id,
-            eos_token_ids=sorted(end_token_ids(base.processor, base.directory)),
+            rules=base.rules,
             fold=emission.fold,
         )
         return emit_graphs(emission.decoder, base.vision, plan, directory)

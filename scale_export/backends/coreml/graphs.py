@@ -14,6 +14,7 @@ from scale_export.core.records import Array, DecoderSpec, TowerInput
 from scale_export.core.words import ComputeUnits, FoldMode, Precision
 from scale_export.device.coreml import host
 from scale_export.device.coreml.tables import CODES, EMBEDDING, SCALES, write_tables
+from scale_export.device.rules import GenerationRules
 from scale_export.families._towers.tower import VisionTower
 from scale_export.mil.program import Literal
 from scale_export.model.blocks import Bits, BlockMatrix
@@ -45,7 +46,7 @@ class GraphPlan:
     compute_units: ComputeUnits
     tower_inputs: Mapping[str, TowerInput]
     image_token_id: int
-    eos_token_ids: Sequence[int]
+    rules: GenerationRules
     fold: FoldMode
 
 
@@ -93,12 +94,12 @@ def emit_graphs(
             for r in spec.rotaries
         ),
         image_token_id=plan.image_token_id,
-        eos_token_ids=sorted(plan.eos_token_ids),
+        eos_token_ids=sorted(plan.rules.end_tokens),
         decoder=tuple(parts),
         scalars=scalar_defaults(folded),
     )
     host.write_host_config(config, directory / host.FILE)
-    if swift.covers(spec, plan.tower_inputs):
+    if swift.covers(spec, plan.tower_inputs, plan.rules):
         quantized = isinstance(folded.weights, QuantizedWeights)
         shape = plan.tower_inputs["pixel_values"].shape
         swift.write_swift(config, quantized, shape, directory / swift.FILE)

@@ -7,14 +7,18 @@ from pathlib import Path
 
 from scale_export.core.records import DecoderSpec, TowerInput
 from scale_export.device.coreml.host import HostConfig
+from scale_export.device.rules import GenerationRules
 
 FILE = "ScaleExportModel.swift"
 
 
-def covers(spec: DecoderSpec, tower_inputs: Mapping[str, TowerInput]) -> bool:
-    """Whether the sample can drive such a model: causal, positions counting tokens, pictures entering as pixels."""
+def covers(spec: DecoderSpec, tower_inputs: Mapping[str, TowerInput], rules: GenerationRules) -> bool:
+    """Whether the sample can drive such a model: causal, positions counting tokens, pictures entering as pixels.
+
+    It always takes the best token, so that no other rule of generation may act.
+    """
     causal = spec.position_axes == 1 and not spec.grouped_attention and not spec.deepstack_layers
-    return causal and set(tower_inputs) == {"pixel_values"}
+    return causal and not rules.acting and set(tower_inputs) == {"pixel_values"}
 
 
 def write_swift(config: HostConfig, quantized_table: bool, image_shape: tuple[int, ...], path: Path) -> None:

@@ -15,10 +15,9 @@ from scale_export.core.records import NotChecked, SideFacts
 from scale_export.device.engine import Engine, Tap
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.device.onnxruntime.genai import CONFIG, MODEL_TYPES
-from scale_export.device.prompts import end_token_ids
 from scale_export.plan.targets import Target
 
-from .genai import genai_config
+from .genai import FOLLOWED, genai_config
 from .genai_graphs import fit_graphs
 from .graphs import GraphPlan, decoder_codes, emit_graphs, read_adapter, write_adapter
 from .kernels import GraphOptions
@@ -51,7 +50,7 @@ class OnnxRuntime(GraphBackend):
         """Write the scalars in the runtime's own format, where the graph can take them, and onnxruntime-genai's files.
 
         The latter only where that runtime was seen to run the package as ours does: its families, one decoder, on the
-        CPU, activations in floats.
+        CPU, activations in floats, and no rules of generation but those that it follows.
         """
         decoder = emission.decoder
         if decoder.gate:
@@ -59,6 +58,7 @@ class OnnxRuntime(GraphBackend):
             write_adapter(attn, mlp, directory / ADAPTER)
         only_cpu = emission.target.execution_providers == ("CPUExecutionProvider",)
         as_ours = decoder.scaled is None and only_cpu and emission.precision != "w8a8"
+        as_ours = as_ours and FOLLOWED.issuperset(emission.base.rules.acting)
         if emission.base.family.model_type in MODEL_TYPES and as_ours:
             _emit_genai(emission, directory)
 
@@ -107,7 +107,7 @@ def _emit_genai(emission: Emission, directory: Path) -> None:
         base.config,
         fit_graphs(directory, base.spec, base.image_token_id),
         image_token_id=base.image_token_id,
-        end_token_ids=end_token_ids(base.processor, base.directory),
+        rules=base.rules,
         context_length=emission.context_length,
     )
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from scale_export.core.huggingface import Config
 from scale_export.core.records import DecoderSpec, Json
+from scale_export.device.rules import GenerationRules
+
+FOLLOWED: Final = frozenset({"repetition_penalty", "min_length"})
+"""The rules that the runtime follows, and as transformers does."""
 
 NO_TOKEN: Final = -1
 """In place of a padding token: the runtime hides every prompt token of that id, and some models end turns with it."""
@@ -18,20 +22,21 @@ def genai_config(
     graphs: Mapping[str, str],
     *,
     image_token_id: int,
-    end_token_ids: Iterable[int],
+    rules: GenerationRules,
     context_length: int,
 ) -> dict[str, Json]:
     """``genai_config.json`` of a Hugging Face ``config`` whose ``model_type`` is one of ``MODEL_TYPES``.
 
     Args:
         graphs: ``decoder``, ``embedding``, ``vision`` → file name.
+        rules: beside end tokens none but ``FOLLOWED``.
     """
     vision: dict[str, Json] = {"filename": graphs["vision"], "outputs": {"image_features": "image_features"}}
     model: dict[str, Json] = {
         "type": config.model_type,
         "vocab_size": spec.vocab_size,
         "context_length": context_length,
-        "eos_token_id": sorted(end_token_ids),
+        "eos_token_id": sorted(rules.end_tokens),
         "pad_token_id": NO_TOKEN,
         "image_token_id": image_token_id,
         "decoder": {
@@ -71,5 +76,6 @@ def genai_config(
         "num_beams": 1,
         "max_length": context_length,
         "past_present_share_buffer": True,
+        **{name: getattr(rules, name) for name in rules.acting},
     }
     return {"model": model, "search": search}
