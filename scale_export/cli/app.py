@@ -25,6 +25,7 @@ from .fold import fold
 from .importing import import_
 from .inspection import inspect
 from .lists import families, targets
+from .push import push
 from .run import run
 from .sign import sign
 from .train import train
@@ -42,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for one in (fold, verify, doctor, sign, run, inspect, train, import_, bench, targets, families):
+for one in (fold, verify, doctor, sign, push, run, inspect, train, import_, bench, targets, families):
     app.command(one.__name__.strip("_"))(one)
 
 

@@ -53,7 +53,8 @@ def bench(
         else f"{result.bandwidth_share:.0%}"
     )
     table = Table(
-        title=f"{package.name}, {result.threads} threads, median of {result.repeats}", show_header=False
+        title=f"{opened.files.manifest.name}, {result.threads} threads, median of {result.repeats}",
+        show_header=False,
     )
     table.add_row("measured on", result.executed_by)
     table.add_row("prefill", f"{result.prefill_tokens_per_second:,.0f} tokens/s of {result.prompt_tokens}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,7 +24,7 @@ def doctor(
     origins: Origins,
     *,
     package: Annotated[
-        Path, typer.Argument(metavar="PKG", help="A package, or the .failed directory of one.")
+        str, typer.Argument(metavar="PKG", help="A package, or the .failed directory of one; or a hub id.")
     ],
     as_json: Json = False,
 ) -> int:
@@ -35,8 +34,9 @@ def doctor(
     """
     need_export()
     from scale_export.doctor.examine import examine
+    from scale_export.package.hub import package_directory
 
-    found = examine(package, origins, WorkLog())
+    found = examine(package_directory(package), origins, WorkLog())
     if as_json:
         print(json.dumps({"fault": found.fault and asdict(found.fault), **asdict(found)}))
         return EXIT_PARITY_FAILED if found.fault else EXIT_OK

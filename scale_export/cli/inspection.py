@@ -25,8 +25,11 @@ DRAWINGS = (".png", ".svg")
 
 
 def inspect(
-    path: Annotated[
-        Path, typer.Argument(metavar="FILE_OR_PKG", help="A coefficient file or a package directory.")
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE_OR_PKG", help="A coefficient file, a package directory, or a package's hub id."
+        ),
     ],
     png: Annotated[
         Path | None, typer.Option("--png", help="Draw the scalars' heat map into this .png or .svg file.")
@@ -38,10 +41,12 @@ def inspect(
     Example: scale-export inspect spatial.pt --png spatial.png
     """
     from scale_export.coefficients.file import load_coefficients
+    from scale_export.package.hub import package_directory
     from scale_export.package.manifest import open_package_files
 
     if png is not None and png.suffix.lower() not in DRAWINGS:
         raise UserError(f"--png {png} is refused: heat maps are drawn into {' or '.join(DRAWINGS)} files")
+    path = Path(place) if place.endswith(COEFFICIENT_SUFFIXES) else package_directory(place)
     if path.is_dir():
         files = open_package_files(path)
         facts = _package_facts(files.manifest)
@@ -53,7 +58,7 @@ def inspect(
         raise UserError(f"there is no file or package {path}: name a coefficient file or a package directory")
     facts |= _coefficient_facts(coefficients)
     if png is not None:
-        _draw(coefficients, png, path.name)
+        _draw(coefficients, png, Path(place).name)
     if as_json:
         print(json.dumps(facts | {"png": None if png is None else str(png)}))
         return EXIT_OK

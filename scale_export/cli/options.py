@@ -16,7 +16,13 @@ from scale_export.core.options import OptionField, option_fields
 R = TypeVar("R")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-PackageArg = Annotated[Path, typer.Argument(metavar="PKG", help="A package directory that fold wrote.")]
+PackageArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="PKG",
+        help=escape("A package: the directory that fold wrote, or OWNER/NAME[@REVISION] on the hub."),
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads of the runtime; by default its own choice.")
 ]

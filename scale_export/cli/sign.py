@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from .display import show
-from .options import Json, PackageArg
+from .options import Json
 
 
 def sign(
-    package: PackageArg,
+    package: Annotated[Path, typer.Argument(metavar="PKG", help="A package directory that fold wrote.")],
     key: Annotated[Path, typer.Option(help="An elliptic-curve private key, a PEM file.")],
     out: Annotated[
         Path | None,

@@ -19,6 +19,7 @@ from scale_export.core.pictures import Picture
 from scale_export.core.records import Array, Float32
 from scale_export.families import load_family
 from scale_export.families._family import Family
+from scale_export.package.hub import package_directory
 from scale_export.package.manifest import PackageFiles, open_package_files
 
 from . import generation
@@ -262,10 +263,15 @@ class Package:
 def open_package(path: str | Path, *, threads: int | None = None) -> Package:
     """Open a package, verifying every file's hash first.
 
+    Args:
+        path: its folder, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` on the Hugging Face hub. What is here wins, and
+            a ``Path`` is never asked of the hub; see ``hub_name``.
+        threads: of the runtime's kernels; None leaves the choice to it.
+
     Raises:
-        UserError: not a package, or one that was changed since it was written.
+        UserError: not a package, one that was changed since it was written, or one that the hub doesn't give.
     """
-    return Package(open_package_files(Path(path)), threads=threads)
+    return Package(open_package_files(package_directory(path)), threads=threads)
 
 
 def _strengthen(scale: Float32, strength: float) -> Float32:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scale_export.core.errors import UserError
+from scale_export.core.hub import fetch, hub_name
 from scale_export.core.huggingface import Config, Model, Processor
 from scale_export.core.records import DecoderSpec
 from scale_export.device.rules import GenerationRules, read_rules
@@ -104,7 +105,7 @@ class BaseModel:
 
 
 def open_base(name: str, *, relative_to: Path | None = None) -> BaseModel:
-    """Open a base model by directory (tried relative to ``relative_to`` first) or by hub id.
+    """Open a base model by directory (tried relative to ``relative_to`` first) or by hub id, ``@REVISION`` behind it.
 
     Raises:
         UserError: nothing of that name here or on the hub, a model type that is not supported, weights that are
@@ -113,7 +114,7 @@ def open_base(name: str, *, relative_to: Path | None = None) -> BaseModel:
     from transformers import AutoConfig
 
     local = _local_directory(name, relative_to)
-    directory = local or _download(name)
+    directory, name = (local, local.name) if local else _download(name)
     check_no_adapter(directory)
     checkpoint = Checkpoint(directory)
     check_plain(checkpoint)
@@ -123,7 +124,7 @@ def open_base(name: str, *, relative_to: Path | None = None) -> BaseModel:
         str(checkpoint.config.get("model_type")), tower if isinstance(tower, str) else None
     )
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    return BaseModel(name=local.name if local else name, checkpoint=checkpoint, config=config, family=family)
+    return BaseModel(name=name, checkpoint=checkpoint, config=config, family=family)
 
 
 def _local_directory(name: str, relative_to: Path | None) -> Path | None:
@@ -134,17 +135,12 @@ def _local_directory(name: str, relative_to: Path | None) -> Path | None:
     return None
 
 
-def _download(name: str) -> Path:
-    if name.startswith((".", "/")) or name.count("/") != 1:
-        raise UserError(f"there is no base model directory {name}: name one that exists, or a hub id")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        files = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-        return Path(snapshot_download(name, allow_patterns=files))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+def _download(name: str) -> tuple[Path, str]:
+    """The snapshot of a model on the hub, and its id without a revision."""
+    found = hub_name(name)
+    if found is None:
         raise UserError(
-            f"base model {name!r} is not a directory, and the hub did not provide it "
-            f"({type(error).__name__}): give the directory of a local copy"
-        ) from error
+            f"there is no base model directory {name}: name one that exists, or a hub id OWNER/NAME"
+        )
+    files = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+    return fetch(found, "base model", files=files), found.repo

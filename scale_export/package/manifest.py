@@ -30,8 +30,10 @@ FAILED_MANIFEST_NAME: Final = "manifest.failed.json"
 """The manifest of an export that failed: everything is there, and nothing opens it but what looks for the fault."""
 SCHEMA: Final = 1
 SEAL: Final = "manifest_sha256"
-STRANGERS: Final = frozenset({".gitattributes", "README.md", ".cache/huggingface"})
-"""What the hub puts beside a model's files."""
+STRANGERS: Final = frozenset(
+    {".gitattributes", "README.md", ".cache/huggingface", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE"}
+)
+"""What the hub and its users put beside a model's files."""
 STRANGERS_ANYWHERE: Final = frozenset({".DS_Store"})
 """What a system puts into every folder."""
 MANIFESTS: Final = frozenset({MANIFEST_NAME, FAILED_MANIFEST_NAME})
@@ -193,19 +195,26 @@ def open_package_files(path: str | Path, *, failed: bool = False, exact: bool = 
     directory = Path(path)
     if not directory.is_dir():
         why = "is not a directory" if os.path.lexists(directory) else "does not exist"
-        raise UserError(f"package {directory} {why}: give the directory that an export wrote")
+        raise UserError(
+            f"package {directory} {why}: give the directory that an export wrote, or a hub id OWNER/NAME"
+        )
     try:
         name = MANIFEST_NAME
         if failed and not os.path.lexists(directory / name):
             name = FAILED_MANIFEST_NAME
-        manifest = _read_manifest(directory / name, exact=exact)
+        manifest = read_manifest(directory / name, exact=exact)
         _verify_files(directory, manifest, name, exact=exact)
     except OSError as error:
         raise UserError(f"package {directory} cannot be read ({error}): check permissions and disk") from None
     return PackageFiles(directory=directory, manifest=manifest)
 
 
-def _read_manifest(path: Path, *, exact: bool) -> Manifest:
+def read_manifest(path: Path, *, exact: bool = False) -> Manifest:
+    """A manifest whose own hash is right; the files that it lists were not looked at.
+
+    Raises:
+        UserError: whatever is wrong with it.
+    """
     if not os.path.lexists(path):
         raise UserError(f"{path.parent} has no {path.name}, so it is not a finished package: {_AGAIN}")
     size = _regular_size(path.parent, path.name, exact=exact)

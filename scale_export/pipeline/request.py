@@ -9,8 +9,16 @@ from scale_export.core.options import Option, StrPath, check
 from scale_export.core.words import ScalarValues, Scope
 from scale_export.plan.options import ExportOptions, Origins, ProofOptions
 
-__all__ = ["FoldRequest", "ImportRequest", "VerifyRequest"]
+__all__ = ["FoldRequest", "ImportRequest", "PushRequest", "VerifyRequest"]
 
+PackageSpec = Annotated[
+    StrPath,
+    Option(
+        argument="PKG",
+        help="A package: the directory that fold wrote, or OWNER/NAME[@REVISION] on the hub.",
+        parse=str,
+    ),
+]
 Quiet = Annotated[bool, Option(help="Show no progress on a terminal.", on_command_line=False)]
 
 
@@ -61,7 +69,7 @@ class FoldRequest(ProofOptions, ExportOptions, FoldPlaces):
 class VerifyRequest(ProofOptions, Origins):
     """What ``scale-export verify`` is asked."""
 
-    package: Annotated[StrPath, Option(argument="PKG", help="A package directory that fold wrote.")]
+    package: PackageSpec
     coeffs: Annotated[
         StrPath | None,
         Option(
@@ -134,3 +142,27 @@ class ImportRequest:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushRequest:
+    """What ``scale-export push`` is asked."""
+
+    package: Annotated[StrPath, Option(argument="PKG", help="A package directory that fold wrote.")]
+    repo: Annotated[
+        str, Option(argument="REPO", help="OWNER/NAME on the hub; it is made where there is none.")
+    ]
+    private: Annotated[bool, Option(help="Make a new repository that only its owner sees.")] = False
+    base_model: Annotated[
+        str | None,
+        Option(help="Hub id of the base model, for the model card; by default the package's, if it is one."),
+    ] = None
+    license: Annotated[
+        str | None,
+        Option(
+            help="Licence of the base model in the hub's words, such as apache-2.0; by default what the hub says of it."
+        ),
+    ] = None
+    tag: Annotated[
+        str | None, Option(help="Tag the pushed state, such as v1; OWNER/NAME@v1 then names it.")
+    ] = None

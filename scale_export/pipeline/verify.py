@@ -12,6 +12,7 @@ from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.device.package import Package, open_package
 from scale_export.device.selftest import SelftestResult, run_selftest
+from scale_export.package.hub import package_directory
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.signing import Signature, check_signature
 from scale_export.proof.contents import (
@@ -67,7 +68,7 @@ def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
         UserError: not a package, a changed one, a base model that is not to be found, a requirement that is none or is
             meant for another precision, or a signature that doesn't hold.
     """
-    path = Path(request.package)
+    path = package_directory(request.package)
     signed = _signed_by(path, request)
     package = open_package(path)
     requirements = read_requirements(request.require, package.files.manifest.precision)

@@ -16,7 +16,7 @@ from typer.main import get_command
 import scale_export
 from scale_export.cli.app import OPTIMUM, app, fold_in_optimum
 from scale_export.core.options import option_fields
-from scale_export.pipeline.request import FoldRequest, ImportRequest, VerifyRequest
+from scale_export.pipeline.request import FoldRequest, ImportRequest, PushRequest, VerifyRequest
 from scale_export.plan.options import Origins
 from scale_export.training.options import TrainOptions
 from tests.helpers.cli import run
@@ -28,6 +28,7 @@ RECORDS: dict[str, Callable[..., object]] = {
     "doctor": Origins,
     "train": TrainOptions,
     "import": ImportRequest,
+    "push": PushRequest,
 }
 
 
@@ -98,6 +99,7 @@ def test_the_commands_stand_in_their_order(capsys: pytest.CaptureFixture[str]):
         "verify",
         "doctor",
         "sign",
+        "push",
         "run",
         "inspect",
         "train",
