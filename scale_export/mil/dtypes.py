@@ -96,6 +96,11 @@ BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}
 BY_MIL = {dtype.mil: dtype for dtype in DTYPES.values()}
 
 
+MAX_ELEMENTS = 1 << 30
+"""Of one value: 4 GiB of float32. No phone holds a larger one."""
+MAX_RANK = 16
+
+
 @dataclass(frozen=True, slots=True)
 class TensorType:
     """What a program declares of a value: ``dtype`` by name, and ``shape``, where a flexible dimension is None."""
@@ -108,6 +113,12 @@ class TensorType:
         return len(shape) == len(self.shape) and all(
             declared in (None, size) for declared, size in zip(self.shape, shape, strict=True)
         )
+
+    @property
+    def elements(self) -> int | None:
+        """The product of the sizes; None where one is flexible."""
+        sizes = [size for size in self.shape if size is not None]
+        return math.prod(sizes) if len(sizes) == len(self.shape) else None
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join('?' if size is None else str(size) for size in self.shape)}]"

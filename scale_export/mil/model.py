@@ -13,10 +13,12 @@ from numpy.typing import ArrayLike
 from scale_export.core.errors import UserError, did_you_mean
 from scale_export.core.records import Array
 
+from .check import check_function
+from .constants import Constants
 from .dtypes import BY_NAME, Arithmetic, TensorType, holder
 from .package import read_model
 from .program import Function, read_functions
-from .schedule import Constants, Observe, Schedule
+from .schedule import Observe, Schedule
 
 State = dict[str, Array]
 """Name → float32 array. ``Model.run`` replaces arrays and never writes into them: ``dict(state)`` is a snapshot."""
@@ -113,12 +115,15 @@ def load(path: str | Path, arithmetic: Arithmetic = "float32") -> Model:
             states that the program declares as float16: what a device with float32 accumulation does.
 
     Raises:
-        UserError: no ML program is there, its files are missing or damaged, or it uses unknown operations.
+        UserError: no ML program is there, its files are missing or damaged, it uses unknown operations, or it does
+            not hold together.
     """
     if arithmetic not in get_args(Arithmetic):
         raise UserError(f"arithmetic {arithmetic!r} is unknown: choose float32 or float16")
     message, folder = read_model(Path(path))
     functions = read_functions(message, folder)
+    for function in functions.values():
+        check_function(function)
     default = message.description.defaultFunctionName or (
         next(iter(functions)) if len(functions) == 1 else None
     )

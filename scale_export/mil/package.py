@@ -15,6 +15,8 @@ from .messages import ModelMessage
 
 MANIFEST, DATA = "Manifest.json", "Data"
 """Of a package: the list of its items, and the folder that their paths are relative to."""
+MAX_MANIFEST_BYTES, MAX_PROGRAM_BYTES = 1 << 20, 1 << 28
+"""Of files that are read whole; weights lie in files of their own, which are mapped."""
 
 
 def _model_pb2() -> ModuleType:
@@ -40,12 +42,15 @@ def read_model(path: Path) -> tuple[ModelMessage, Path]:
     manifest = path / MANIFEST
     if not os.path.lexists(manifest):
         raise UserError(f"{path} is not an .mlpackage: it has no Manifest.json; give the package's folder")
+    listed = file_inside(path, MANIFEST, str(path))
+    _check_size(listed, MAX_MANIFEST_BYTES)
     try:
-        listing = json.loads(file_inside(path, MANIFEST, str(path)).read_text(encoding="utf-8"))
-        name = listing["itemInfoEntries"][listing["rootModelIdentifier"]]["path"]
-    except (ValueError, KeyError, TypeError) as error:
+        listing = json.loads(listed.read_text(encoding="utf-8"))
+        name = str(listing["itemInfoEntries"][listing["rootModelIdentifier"]]["path"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{manifest} names no model, so the package is damaged: export it again") from error
     file = file_inside(path / DATA, name, str(manifest))
+    _check_size(file, MAX_PROGRAM_BYTES)
     messages = _model_pb2()
     model: ModelMessage = messages.Model()
     try:
@@ -61,3 +66,11 @@ def read_model(path: Path) -> tuple[ModelMessage, Path]:
             " convert it with coremltools' convert_to='mlprogram'"
         )
     return model, file.parent
+
+
+def _check_size(file: Path, limit: int) -> None:
+    size = file.stat().st_size
+    if size > limit:
+        raise UserError(
+            f"{file} has {size:,} bytes, and at most {limit:,} are read: keep weights in the weight file"
+        )

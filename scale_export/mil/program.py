@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from scale_export.core.inside import file_inside
 from scale_export.core.records import Array
 
 from .blob import BlobFile
-from .dtypes import BY_NAME, DTYPES, TensorType
+from .dtypes import BY_NAME, DTYPES, MAX_ELEMENTS, MAX_RANK, TensorType
 from .messages import (
     FunctionMessage,
     ModelMessage,
@@ -85,17 +84,25 @@ class _Reader:
             dim.constant.size if dim.WhichOneof("dimension") == "constant" else None
             for dim in tensor.dimensions
         )
-        return TensorType(DTYPES[tensor.dataType].name, shape)
+        kind = TensorType(DTYPES[tensor.dataType].name, shape)
+        if len(shape) > MAX_RANK or math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
+            raise UserError(
+                f"a value of {len(shape)} dimensions and {math.prod(size or 1 for size in shape):,} elements is"
+                f" declared, and the interpreter holds at most {MAX_RANK} and {MAX_ELEMENTS:,}:"
+                " the package is damaged, or split the value"
+            )
+        return kind
 
     def literal(self, value: ValueMessage) -> Literal:
         kind = self.type(value.type)
+        count = kind.elements
+        if count is None:
+            raise damaged(f"a constant is declared as {kind}, without its sizes")
         shape = tuple(size or 0 for size in kind.shape)
-        count = math.prod(shape)
         size = BY_NAME[kind.dtype].bytes_for(count)
         if value.WhichOneof("value") == "immediateValue":
-            tensor = value.immediateValue.tensor
-            message = value.SerializeToString(deterministic=True)
-            return Literal(message, kind, size, lambda: _immediate(tensor, kind.dtype).reshape(shape))
+            array = _immediate(value.immediateValue.tensor, kind.dtype, count).reshape(shape)
+            return Literal(value.SerializeToString(deterministic=True), kind, size, lambda: array)
         place = value.blobFileValue
         if place.fileName not in self._files:
             name = place.fileName.removeprefix("@model_path/")
@@ -113,15 +120,14 @@ class _Reader:
             for name, argument in message.inputs.items()
         }
         attributes = dict(message.attributes)
-        name = attributes.pop("name").immediateValue.tensor.strings.values[0] if "name" in attributes else ""
+        name = _text(attributes.pop("name")) if "name" in attributes else ""
         inputs |= {key: (self.literal(value),) for key, value in attributes.items()}
         outputs = tuple((output.name, self.type(output.type)) for output in message.outputs)
-        operation = Operation(message.type, name, inputs, outputs)
-        if message.type != "const":
-            _check_parameters(operation)
-        return operation
+        return Operation(message.type, name, inputs, outputs)
 
     def function(self, name: str, message: FunctionMessage) -> Function:
+        if message.opset not in message.block_specializations:
+            raise damaged(f"function {name} has no program for its operation set {message.opset!r}")
         block = message.block_specializations[message.opset]
         inputs = {
             value.name: self.type(value.type)
@@ -135,47 +141,53 @@ class _Reader:
         }
         operations = tuple(self.operation(operation) for operation in block.operations)
         types = inputs | dict(output for operation in operations for output in operation.outputs)
+        missing = sorted(set(block.outputs) - types.keys())
+        if missing:
+            raise damaged(f"function {name} gives {', '.join(missing)}, which nothing in it makes")
         outputs = {output: types[output] for output in block.outputs}
         return Function(name, inputs, outputs, states, operations)
 
 
-def _check_parameters(operation: Operation) -> None:
-    """Refuse an operation whose inputs are not those that its function takes.
-
-    Raises:
-        UserError: it has an input too many, or lacks one.
-    """
-    parameters = inspect.signature(REGISTRY[operation.type]).parameters.values()
-    unknown = operation.inputs.keys() - {parameter.name for parameter in parameters}
-    missing = {p.name for p in parameters if p.default is p.empty} - operation.inputs.keys()
-    if unknown or missing:
-        fault = f"has inputs {sorted(unknown)}" if unknown else f"lacks inputs {sorted(missing)}"
-        raise UserError(
-            f"operation {operation.name} ({operation.type}) {fault}, which the interpreter does not expect:"
-            " convert the model with coremltools 9, or extend scale_export/mil/ops"
-        )
+def damaged(fault: str) -> UserError:
+    """The refusal of a program that no converter writes."""
+    return UserError(f"{fault}, so the package is damaged: convert or export it again")
 
 
-def _immediate(tensor: TensorValueMessage, dtype: str) -> Array:
+def _text(value: ValueMessage) -> str:
+    """The text of an attribute."""
+    strings = value.immediateValue.tensor.strings.values
+    return strings[0] if strings else ""
+
+
+def _immediate(tensor: TensorValueMessage, dtype: str, count: int) -> Array:
     """A constant that lies in the program itself, 1-D; types without a field of their own lie as bytes."""
-    values = getattr(tensor, tensor.WhichOneof("value")).values
+    member = tensor.WhichOneof("value")
+    values = getattr(tensor, member).values if member else ()
     if isinstance(values, bytes):
-        return BY_NAME[dtype].decode(np.frombuffer(values, np.uint8))
-    return np.array(values, np.dtype(str) if dtype == "str" else BY_NAME[dtype].held)
+        whole = len(values) == BY_NAME[dtype].bytes_for(count) and dtype != "str"
+        array = BY_NAME[dtype].decode(np.frombuffer(values, np.uint8))[:count] if whole else None
+    else:
+        fits = len(values) == count and (member == "strings") == (dtype == "str")
+        array = np.array(values, np.dtype(str) if dtype == "str" else BY_NAME[dtype].held) if fits else None
+    if array is None:
+        raise damaged(f"a constant of {count:,} {dtype} holds {len(values):,} {member or 'values'}")
+    return array
 
 
 def _unknown(program: ProgramMessage) -> Iterator[str]:
     for function in program.functions.values():
-        for operation in function.block_specializations[function.opset].operations:
-            if operation.type != "const" and operation.type not in REGISTRY:
-                yield operation.type
+        for block in function.block_specializations.values():
+            for operation in block.operations:
+                if operation.type != "const" and operation.type not in REGISTRY:
+                    yield operation.type
 
 
 def read_functions(model: ModelMessage, folder: Path) -> dict[str, Function]:
     """The functions of a ``Model`` message, every operation known and every constant in its file.
 
     Raises:
-        UserError: operations that the interpreter does not know, or a weight file that is missing or damaged.
+        UserError: operations that the interpreter does not know, a weight file that is missing or damaged, or a
+            program that does not hold together.
     """
     unknown = sorted(set(_unknown(model.mlProgram)))
     if unknown:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import typing
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 
@@ -14,9 +15,10 @@ from numpy.typing import ArrayLike
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array
 
-from .dtypes import Arithmetic, TensorType, holder
-from .ops import CONVERTERS, MOVES, REGISTRY, Argument, Arrays, Result
-from .ops import Function as Call
+from .constants import Constant, Constants
+from .dtypes import MAX_ELEMENTS, Arithmetic, TensorType, holder
+from .ops import CONVERTERS, MOVES, REGISTRY, Argument, Arrays, Bound, elements_of, parameters
+from .ops import Function as Apply
 from .program import Function, Literal, Operation
 
 Environment = list[Array]
@@ -29,60 +31,82 @@ Observe = Callable[[str, Array], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
-    """A value that is known before a run: ``compute`` makes it, and equal keys mean equal values."""
+class Call:
+    """An operation's function and the bound of what it makes, with the constants among its arguments in place."""
 
-    key: Hashable
-    compute: Callable[[], Array]
+    type: str
+    name: str
+    function: Apply
+    elements: Bound
+
+    def results(self, arguments: Mapping[str, Argument], holds: Sequence[Hold]) -> list[Array]:
+        """What the operation makes of the other arguments, as it is held.
+
+        Raises:
+            UserError: it would be too large, has another count or shape than is declared, or can't be computed.
+        """
+        try:
+            self._check_size(self.elements(**arguments))
+            made = self.function(**arguments)
+            listed = made if isinstance(made, tuple | list) else (made,)
+            return [self._held(result, hold) for result, hold in zip(listed, holds, strict=True)]
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"operation {self.name} ({self.type}) fails on what the program gives it ({error}):"
+                " the package is damaged, or the interpreter misreads it"
+            ) from error
+
+    def _check_size(self, elements: int) -> None:
+        if elements > MAX_ELEMENTS:
+            raise UserError(
+                f"operation {self.name} ({self.type}) makes {elements:,} elements, and the interpreter holds at"
+                f" most {MAX_ELEMENTS:,} in one value: the package is damaged, or split the value"
+            )
+
+    def _held(self, result: Array, hold: Hold) -> Array:
+        value = hold.cast(result)
+        if value.shape != hold.declared.shape and not hold.declared.holds(value.shape):
+            raise UserError(
+                f"operation {self.name} gives shape {list(value.shape)} where the program declares"
+                f" {hold.declared}: the package is damaged, or the interpreter misreads it"
+            )
+        return value
 
 
-class Constants:
-    """Values of constants, computed when an operation that runs first needs them, and shared between functions."""
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A result's declared type, and what makes it the array that is held for that type."""
 
-    def __init__(self) -> None:
-        self._values: dict[Hashable, Array] = {}
-
-    def value(self, constant: Constant) -> Array:
-        """The value of a constant, kept for the next that asks."""
-        if constant.key not in self._values:
-            self._values[constant.key] = constant.compute()
-        return self._values[constant.key]
+    declared: TensorType
+    cast: Callable[[ArrayLike], Array]
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where a result goes, its declared type, and what makes it the array that is held for that type."""
+    """The name of a result, and where it goes."""
 
     name: str
     slot: int
-    type: TensorType
-    hold: Callable[[ArrayLike], Array]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One operation, ready: arguments come from slots of an environment, and results go to slots."""
 
-    name: str
     call: Call
     arguments: tuple[tuple[str, Getter], ...]
     reads: frozenset[int]
     outputs: tuple[Output, ...]
+    holds: tuple[Hold, ...]
     release: tuple[int, ...] = ()
 
     def run(self, environment: Environment, observe: Observe | None) -> None:
-        """Compute the results into their slots, and empty the slots that no later step reads.
-
-        Raises:
-            UserError: a result's shape is not the declared one.
-        """
-        try:
-            results = self.call(**{name: get(environment) for name, get in self.arguments})
-        except Exception as error:
-            error.add_note(f"in operation {self.name}")
-            raise
-        for output, result in zip(self.outputs, _listed(results), strict=True):
-            value = environment[output.slot] = _checked(output.hold(result), output.type, self.name)
+        """Compute the results into their slots, and empty the slots that no later step reads."""
+        results = self.call.results({name: get(environment) for name, get in self.arguments}, self.holds)
+        for output, value in zip(self.outputs, results, strict=True):
+            environment[output.slot] = value
             if observe is not None:
                 observe(output.name, value)
         for slot in self.release:
@@ -129,7 +153,7 @@ class Schedule:
         if isinstance(operand, str):
             return self._values[operand]
         hold = holder(operand.type.dtype, self._arithmetic)
-        return Constant((operand.key, operand.type), lambda: hold(operand.read()))
+        return Constant(self._constants.node((operand.key, operand.type), lambda _: (hold(operand.read()),)))
 
     def _step(self, operation: Operation, function: Function) -> Step | None:
         """The step of an operation; None where its results are constants."""
@@ -143,17 +167,17 @@ class Schedule:
         if all(isinstance(operand, Constant) for given in operands.values() for operand in given):
             self._fold(operation, typing.cast(Mapping[str, tuple[Constant, ...]], operands))
             return None
-        call, arguments = self._bound(operation.type, operands)
+        call, arguments = self._bound(operation, operands)
         reads = frozenset(
             operand for given in operands.values() for operand in given if isinstance(operand, int)
         )
-        return Step(operation.name, call, arguments, reads, self._results(operation, function))
+        return Step(call, arguments, reads, *self._results(operation, function))
 
     def _bound(
-        self, type: str, operands: Mapping[str, tuple[int | Constant, ...]]
+        self, operation: Operation, operands: Mapping[str, tuple[int | Constant, ...]]
     ) -> tuple[Call, tuple[tuple[str, Getter], ...]]:
         """An operation's function with its constants in place, and what reads its other arguments."""
-        annotations = _annotations(type)
+        annotations = parameters(operation.type)
         fixed: dict[str, Argument] = {}
         arguments = []
         for name, given in operands.items():
@@ -162,47 +186,50 @@ class Schedule:
                 arguments.append((name, _getter([self._filled(operand) for operand in given], annotation)))
             else:
                 fixed[name] = _converted(self._constants.value(first), annotation)
-        return functools.partial(REGISTRY[type], **fixed), tuple(arguments)
+        function, elements = REGISTRY[operation.type], elements_of(operation.type)
+        bound = (functools.partial(function, **fixed), functools.partial(elements, **fixed))
+        return Call(operation.type, operation.name, *bound), tuple(arguments)
 
-    def _results(self, operation: Operation, function: Function) -> tuple[Output, ...]:
-        """Where an operation's results go: new slots, or the slot of the state that it writes."""
+    def _results(
+        self, operation: Operation, function: Function
+    ) -> tuple[tuple[Output, ...], tuple[Hold, ...]]:
+        """Where an operation's results go, new slots or the slot of the state that it writes, and as what."""
         arithmetic: Arithmetic = "float32" if operation.type in MOVES else self._arithmetic
         if operation.type == "write_state":
-            (state,) = operation.inputs["input"]
-            assert isinstance(state, str)
+            state = typing.cast(str, operation.inputs["input"][0])
             kind = function.states[state]
-            return (Output(state, self._states[state], kind, holder(kind.dtype, arithmetic)),)
+            return (Output(state, self._states[state]),), (Hold(kind, holder(kind.dtype, arithmetic)),)
         outputs = []
-        for name, kind in operation.outputs:
+        for name, _ in operation.outputs:
             self._values[name] = slot = self._slot()
-            outputs.append(Output(name, slot, kind, holder(kind.dtype, arithmetic)))
-        return tuple(outputs)
+            outputs.append(Output(name, slot))
+        return tuple(outputs), _holds(operation, arithmetic)
 
     def _fold(self, operation: Operation, operands: Mapping[str, tuple[Constant, ...]]) -> None:
         """Register the results of an operation whose inputs are all constants as constants."""
-        annotations = _annotations(operation.type)
-        key = (
-            operation.type,
-            frozenset((name, tuple(c.key for c in given)) for name, given in operands.items()),
-        )
+        annotations = parameters(operation.type)
+        call = Call(operation.type, operation.name, REGISTRY[operation.type], elements_of(operation.type))
+        holds = _holds(operation, self._arithmetic)
 
-        def compute(index: int, declared: TensorType) -> Array:
-            arguments = {}
+        def compute(values: Sequence[Array]) -> Sequence[Array]:
+            rest = iter(values)
+            arguments: dict[str, Argument] = {}
             for name, given in operands.items():
-                arrays = tuple(constant.compute() for constant in given)
+                arrays = tuple(itertools.islice(rest, len(given)))
                 annotation = annotations[name]
                 arguments[name] = arrays if annotation == Arrays else _converted(arrays[0], annotation)
             with np.errstate(all="ignore"):
-                result = _listed(REGISTRY[operation.type](**arguments))[index]
-            return _checked(holder(declared.dtype, self._arithmetic)(result), declared, operation.name)
+                return call.results(arguments, holds)
 
-        for index, (name, declared) in enumerate(operation.outputs):
-            self._values[name] = Constant((key, index, declared), functools.partial(compute, index, declared))
+        key = (operation.type, tuple(sorted(operands.items())), tuple(hold.declared for hold in holds))
+        flat = tuple(constant for given in operands.values() for constant in given)
+        node = self._constants.node(key, compute, flat)
+        for index, (name, _) in enumerate(operation.outputs):
+            self._values[name] = Constant(node, index)
 
 
-@functools.cache
-def _annotations(type: str) -> Mapping[str, object]:
-    return typing.get_type_hints(REGISTRY[type])
+def _holds(operation: Operation, arithmetic: Arithmetic) -> tuple[Hold, ...]:
+    return tuple(Hold(kind, holder(kind.dtype, arithmetic)) for _, kind in operation.outputs)
 
 
 def _converted(value: Array, annotation: object) -> Argument:
@@ -218,19 +245,6 @@ def _getter(slots: list[int], annotation: object) -> Getter:
         return get
     convert = CONVERTERS[annotation]
     return lambda environment: convert(get(environment))
-
-
-def _listed(results: Result) -> Sequence[Array]:
-    return results if isinstance(results, tuple | list) else (results,)
-
-
-def _checked(value: Array, declared: TensorType, name: str) -> Array:
-    if value.shape != declared.shape and not declared.holds(value.shape):
-        raise UserError(
-            f"operation {name} gives shape {list(value.shape)} where the program declares {declared}:"
-            " the package is damaged, or the interpreter misreads it"
-        )
-    return value
 
 
 def _with_lifetimes(steps: Iterable[Step], kept: set[int]) -> tuple[Step, ...]:

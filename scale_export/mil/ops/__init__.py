@@ -5,8 +5,22 @@ operation returns is converted to the type that the program declares for its out
 """
 
 from . import attention, constant, elementwise, gather, image, linear, reduce, shape, state
-from .registry import CONVERTERS, MOVES, REGISTRY, Argument, Arrays, Function, Result
+from .bounds import Bound, elements_of
+from .registry import CONVERTERS, MOVES, REGISTRY, Argument, Arrays, Bools, Function, Ints, parameters
 
 MODULES = (attention, constant, elementwise, gather, image, linear, reduce, shape, state)
 
-__all__ = ["CONVERTERS", "MODULES", "MOVES", "REGISTRY", "Argument", "Arrays", "Function", "Result"]
+__all__ = [
+    "CONVERTERS",
+    "MODULES",
+    "MOVES",
+    "REGISTRY",
+    "Argument",
+    "Arrays",
+    "Bools",
+    "Bound",
+    "Function",
+    "Ints",
+    "elements_of",
+    "parameters",
+]

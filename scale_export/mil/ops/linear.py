@@ -34,7 +34,9 @@ def einsum(values: Arrays, equation: str) -> Array:
     return result
 
 
-def _padding(pad_type: str, pad: Ints, sizes: Ints, kernel: Ints, strides: Ints) -> list[tuple[int, int]]:
+def spatial_padding(
+    pad_type: str, pad: Ints, sizes: Ints, kernel: Ints, strides: Ints
+) -> list[tuple[int, int]]:
     """Elements before and after each spatial axis of ``sizes``; ``kernel`` counts its dilation."""
     if pad_type == "custom":
         return list(zip(pad[::2], pad[1::2], strict=True))
@@ -72,7 +74,7 @@ def conv(
     once = (1,) * len(kernel)
     strides, dilations = strides or once, dilations or once
     span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
-    padding = _padding(pad_type, pad, x.shape[2:], span, strides)
+    padding = spatial_padding(pad_type, pad, x.shape[2:], span, strides)
     windows = _windows(np.pad(x, [(0, 0), (0, 0), *padding]), tuple(kernel), strides, dilations)
     positions = windows.shape[2 : 2 + len(kernel)]
     taps = math.prod(kernel)
@@ -96,7 +98,7 @@ def _pool_windows(
     """Windows ``[N, C, *positions, *kernel]`` of ``x``: padding holds ``fill``, what ``ceil_mode`` adds ``beyond``."""
     once = (1,) * len(kernel)
     strides = strides or once
-    padding = _padding(pad_type, pad, x.shape[2:], kernel, strides)
+    padding = spatial_padding(pad_type, pad, x.shape[2:], kernel, strides)
     positions = []
     for (before, after), size, k, step in zip(padding, x.shape[2:], kernel, strides, strict=True):
         room = before + size + after - k

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import functools
+from collections.abc import Callable, Mapping
+from typing import TypeVar, get_type_hints
 
 from scale_export.core.records import Array
 
@@ -63,3 +64,9 @@ CONVERTERS: dict[object, Callable[[Array], Argument]] = {
     for kind in (base, base | None)
 }
 """Annotation → what turns an array into it; other annotations take arrays as they are."""
+
+
+@functools.cache
+def parameters(type: str) -> Mapping[str, object]:
+    """What an operation's function takes: name → annotation."""
+    return {name: kind for name, kind in get_type_hints(REGISTRY[type]).items() if name != "return"}
