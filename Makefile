@@ -1,13 +1,15 @@
 # make demo: set up .venv, export the shipped model for ONNX Runtime and Core ML, ask each package one question.
 # make test: set up .venv, lint, type-check and test everything.
+# make fuzz MINUTES=5: set up .venv, and damage files for that long for each reader.
 # make docs: set up .venv, build the pages of the Python API into out/docs.
 # make compat: build environments of the lowest and the newest versions, and write what they do into docs/compatibility.md.
 PYTHON ?= python3
 BIN := .venv/bin
 MODEL := examples/tiny_vlm
 OUT := out
+MINUTES := 5
 
-.PHONY: demo test lint bench docs compat clean
+.PHONY: demo test lint fuzz bench docs compat clean
 .DELETE_ON_ERROR:
 
 .venv/installed: pyproject.toml constraints.txt
@@ -33,6 +35,9 @@ lint: .venv/installed
 
 test: lint
 	$(BIN)/pytest -n 2 --dist worksteal
+
+fuzz: .venv/installed
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --keep $(OUT)/fuzz
 
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"

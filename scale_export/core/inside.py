@@ -11,13 +11,17 @@ from unicodedata import normalize
 
 from .errors import UserError
 
-NOT_IN_NAMES: Final = re.compile(r"[\x00-\x1f\x7f\\:]")
-"""Characters that a name inside a folder never has: another system takes them for a path, or a terminal obeys them."""
+NOT_IN_NAMES: Final = re.compile(r"[\x00-\x1f\x7f\\:\ud800-\udfff]")
+"""Characters that a name inside a folder never has: another system takes them for a path, a terminal obeys them, or
+they are none."""
+MAX_NAME: Final = 4096
 
 
 def is_inside_name(name: object) -> bool:
     """Whether it is a relative path with ``/`` between its parts that leads nowhere but down."""
-    return isinstance(name, str) and not (NOT_IN_NAMES.search(name) or {"", ".", ".."} & set(name.split("/")))
+    if not isinstance(name, str) or len(name) > MAX_NAME:
+        return False
+    return not (NOT_IN_NAMES.search(name) or {"", ".", ".."} & set(name.split("/")))
 
 
 def colliding(names: Iterable[str]) -> tuple[str, str] | None:

@@ -7,13 +7,14 @@ A picture is an image of Pillow's or a file's path; ``load_picture`` says what b
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from scale_export.coefficients.file import Coefficients, load_coefficients
 from scale_export.core.defaults import ANSWER_TOKENS
-from scale_export.core.errors import UserError
+from scale_export.core.errors import UserError, refusing
 from scale_export.core.huggingface import Processor, Tokenizer
 from scale_export.core.pictures import Picture
 from scale_export.core.records import Array, Float32
@@ -56,14 +57,20 @@ class AnswerStream(Iterator[str]):
 
     Attributes:
         stopped: why the answer stopped; None until its last piece was taken.
+        guard: what each piece is made within.
     """
 
     def __init__(self, tokens: Generator[int, None, Stopped], tokenizer: Tokenizer) -> None:
         self.stopped: Stopped | None = None
+        self.guard: Callable[[], AbstractContextManager[None]] = nullcontext
         self._pieces = self._decoded(self._until_stopped(tokens), tokenizer)
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        with self.guard():
+            piece = next(self._pieces, None)
+        if piece is None:
+            raise StopIteration
+        return piece
 
     def _until_stopped(self, tokens: Generator[int, None, Stopped]) -> Iterator[int]:
         self.stopped = yield from tokens
@@ -120,6 +127,13 @@ class Package:
         self._coefficients = load_coefficients(files.path(files.manifest.coefficients))
         self._own = self._coefficients
 
+    def refusing(self, fault: str) -> AbstractContextManager[None]:
+        """What is raised inside over the package's contents becomes a ``UserError``."""
+        return refusing(
+            f"package {self.files.directory} cannot be used, since {fault}",
+            "it is damaged, or does not fit this version of scale-export; export it again",
+        )
+
     @functools.cached_property
     def _family(self) -> Family:
         manifest = self.files.manifest
@@ -128,20 +142,22 @@ class Package:
     @functools.cached_property
     def processor(self) -> Processor:
         """Hugging Face's processor, from the package's own files."""
-        return self._family.load_processor(self.files.directory)
+        with self.refusing("its processor cannot be loaded"):
+            return self._family.load_processor(self.files.directory)
 
     @functools.cached_property
     def engine(self) -> Engine:
         """The backend's sessions on the package's graphs."""
         manifest = self.files.manifest
         graphs = {str(role): self.files.path(name) for role, name in manifest.graphs.items()}
-        return open_engine(
-            manifest.backend,
-            graphs,
-            context_length=manifest.context_length,
-            providers=manifest.execution_providers,
-            threads=self.threads,
-        )
+        with self.refusing("its graphs cannot be opened"):
+            return open_engine(
+                manifest.backend,
+                graphs,
+                context_length=manifest.context_length,
+                providers=manifest.execution_providers,
+                threads=self.threads,
+            )
 
     @functools.cached_property
     def generator(self) -> generation.Generator:
@@ -158,7 +174,8 @@ class Package:
     @functools.cached_property
     def responder(self) -> Responder:
         """The generator, the processor, and the rules by which tokens are chosen."""
-        rules = read_rules(self.files.directory, self.processor.tokenizer)
+        with self.refusing("its rules of generation cannot be read"):
+            rules = read_rules(self.files.directory, self.processor.tokenizer)
         return Responder(processor=self.processor, generator=self.generator, rules=rules)
 
     @property
@@ -219,7 +236,8 @@ class Package:
 
     def prepare_chat(self, messages: Sequence[Message]) -> Inputs:
         """The model's inputs for a conversation whose last turn is the user's."""
-        return encode_messages(self.processor, messages)
+        with self.refusing("its processor fails on this conversation"):
+            return encode_messages(self.processor, messages)
 
     def genai_inputs(self, images: Sequence[Picture], prompt: str) -> dict[str, Array]:
         """One question as the named tensors that onnxruntime-genai takes; see docs/package.md.
@@ -249,15 +267,19 @@ class Package:
 
     def stream(self, inputs: Inputs, *, max_new_tokens: int = ANSWER_TOKENS) -> AnswerStream:
         """``generate`` from prepared inputs."""
-        return self.responder.stream(inputs, max_new_tokens=max_new_tokens)
+        pieces = self.responder.stream(inputs, max_new_tokens=max_new_tokens)
+        pieces.guard = lambda: self.refusing("it fails on this conversation")
+        return pieces
 
     def answer(self, images: Sequence[Picture], prompt: str, *, max_new_tokens: int = ANSWER_TOKENS) -> str:
-        """A whole greedy answer."""
-        return self.responder.answer(images, prompt, max_new_tokens=max_new_tokens)
+        """A whole greedy answer, stripped."""
+        return "".join(self.generate(images, prompt, max_new_tokens=max_new_tokens)).strip()
 
     def logits(self, images: Sequence[Picture], prompt: str, tokens: Sequence[int] = ()) -> Float32:
         """Logits ``[len(tokens) + 1, V]`` after the prompt and after each token fed as if generated."""
-        return self.generator.forced_logits(self.prepare(images, prompt), tokens)
+        inputs = self.prepare(images, prompt)
+        with self.refusing("it fails on this question"):
+            return self.generator.forced_logits(inputs, tokens)
 
 
 def open_package(path: str | Path, *, threads: int | None = None) -> Package:

@@ -94,19 +94,23 @@ def run_selftest(package: Package) -> SelftestResult:
     Raises:
         UserError: it claims a wider tolerance than its precision may have.
     """
-    table = json.loads(package.files.path(CASES).read_text(encoding="utf-8"))
-    limit = allowed_tolerance(table["tolerance"], package.files.manifest.precision)
-    cases = [GoldenCase(**case) for case in table["cases"]]
-    expected = load_file(package.files.path(EXPECTED))
+    with package.refusing("its self-test cannot be read"):
+        table = json.loads(package.files.path(CASES).read_text(encoding="utf-8"))
+        claimed, cases = table["tolerance"], [GoldenCase(**case) for case in table["cases"]]
+        expected = load_file(package.files.path(EXPECTED))
+    limit = allowed_tolerance(claimed, package.files.manifest.precision)
     errors, same, answers = [], [], []
-    for index, case in enumerate(cases):
-        images = [package.files.path(f"{FOLDER}/{name}") for name in case.images]
-        inputs = package.prepare(images, case.prompt)
-        same.append(inputs["input_ids"][0].tolist() == list(case.input_ids))
-        logits = package.generator.forced_logits(inputs, case.tokens) if same[-1] else None
-        errors.append(_error(expected[str(index)], logits))
-        if case.answer is not None:
-            answers.append(package.answer(images, case.prompt, max_new_tokens=MAX_NEW_TOKENS) == case.answer)
+    with package.refusing("its self-test cannot be run"):
+        for index, case in enumerate(cases):
+            images = [package.files.path(f"{FOLDER}/{name}") for name in case.images]
+            inputs = package.prepare(images, case.prompt)
+            same.append(inputs["input_ids"][0].tolist() == list(case.input_ids))
+            logits = package.generator.forced_logits(inputs, case.tokens) if same[-1] else None
+            errors.append(_error(expected[str(index)], logits))
+            if case.answer is not None:
+                answers.append(
+                    package.answer(images, case.prompt, max_new_tokens=MAX_NEW_TOKENS) == case.answer
+                )
     return SelftestResult(
         error=LargestError(
             metric="max |Δlogit| / max |logit| against the logits recorded at export",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,7 +131,7 @@ def open_base(name: str, *, relative_to: Path | None = None) -> BaseModel:
 def _local_directory(name: str, relative_to: Path | None) -> Path | None:
     candidates = [relative_to / name] if relative_to else []
     for candidate in (*candidates, Path(name)):
-        if candidate.is_dir():
+        if os.path.isdir(candidate):  # noqa: PTH112 - false of a name that no file can have, where Path raises
             return candidate.resolve()
     return None
 

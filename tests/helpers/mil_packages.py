@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import coremltools as ct
 import numpy as np
 import torch
+from coremltools.proto import Model_pb2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -107,3 +109,25 @@ def save_functions(folder: Path, models: Mapping[str, Any], default: str) -> Pat
     functions.default_function_name = default
     ct.utils.save_multifunction(functions, str(folder / "functions.mlpackage"))
     return folder / "functions.mlpackage"
+
+
+def edited(package: Path, folder: Path, change: Callable[[Any], None]) -> Path:
+    """A copy of a package with its model message changed."""
+    copy = folder / "edited.mlpackage"
+    shutil.copytree(package, copy)
+    file = copy / "Data/com.apple.CoreML/model.mlmodel"
+    model = Model_pb2.Model()
+    model.ParseFromString(file.read_bytes())
+    change(model)
+    file.write_bytes(model.SerializeToString())
+    return copy
+
+
+def operations(model: Any, type: str) -> list[Any]:
+    return [
+        operation
+        for function in model.mlProgram.functions.values()
+        for block in function.block_specializations.values()
+        for operation in block.operations
+        if operation.type == type
+    ]

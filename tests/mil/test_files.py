@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.libmilstoragepython import _BlobStorageWriter
-from coremltools.proto import Model_pb2
 from typer.testing import CliRunner
 
 from scale_export import mil
@@ -24,7 +23,7 @@ from scale_export.mil.blob import BlobFile
 from scale_export.mil.cli import app, describe
 from scale_export.mil.dtypes import BY_NAME
 from tests.helpers import mil_packages as packages
-from tests.helpers.mil_packages import PREFILL
+from tests.helpers.mil_packages import PREFILL, edited, operations
 from tests.helpers.trees import place
 
 WRITERS = {"float32": "float", "float16": "fp16"}
@@ -47,28 +46,6 @@ def test_blobs_that_coremltools_wrote(name: str, tmp_path: Path):
         read = file.blob(offset, name, len(part)).read(len(part))
         assert read.dtype == dtype.held
         assert np.array_equal(read, part)
-
-
-def edited(package: Path, folder: Path, change: Callable[[Any], None]) -> Path:
-    """A copy of a package with its model message changed."""
-    copy = folder / "edited.mlpackage"
-    shutil.copytree(package, copy)
-    file = copy / "Data/com.apple.CoreML/model.mlmodel"
-    model = Model_pb2.Model()
-    model.ParseFromString(file.read_bytes())
-    change(model)
-    file.write_bytes(model.SerializeToString())
-    return copy
-
-
-def operations(model: Any, type: str) -> list[Any]:
-    return [
-        operation
-        for function in model.mlProgram.functions.values()
-        for block in function.block_specializations.values()
-        for operation in block.operations
-        if operation.type == type
-    ]
 
 
 def rename(model: Any) -> None:
