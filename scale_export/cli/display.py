@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from scale_export.core.errors import EXIT_OK
 from scale_export.core.terminal import Terminal, printable
 
 if TYPE_CHECKING:
+    from scale_export.package.requirements import Checked
     from scale_export.proof.report import ParityReport
 
 console = Terminal()
@@ -42,6 +43,16 @@ def show_parity(report: ParityReport) -> None:
     say(f"Executed by {report.executed_by}")
     for missing in report.not_checked:
         say(f"Not checked: {missing}")
+
+
+def show_requirements(requirements: Iterable[Checked]) -> None:
+    """A line for each requirement: what was asked, its verdict, and what was measured."""
+    for checked in requirements:
+        say(
+            f"Required {checked.requirement}: ",
+            verdict(checked.passed),
+            f", measured {figure(checked.value)}",
+        )
 
 
 def _answers(report: ParityReport) -> Iterator[str]:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from scale_export.core.errors import EXIT_OK, EXIT_PARITY_FAILED, UserError
 from scale_export.core.extras import need_export
 from scale_export.core.progress import WorkLog
+from scale_export.core.words import INTEGER
 from scale_export.pipeline.request import FoldRequest
 
-from .display import quiet_libraries, say, show, show_parity
+from .display import quiet_libraries, say, show, show_parity, show_requirements
 from .options import Json, command
+
+if TYPE_CHECKING:
+    from scale_export.pipeline.fold import Outcome
 
 
 @command(FoldRequest)
@@ -35,23 +40,61 @@ def fold(
     """
     need_export()
     from scale_export.pipeline.fold import fold_package, plan_fold
+    from scale_export.plan.estimate import estimates
 
     if dry_run:
         plan = plan_fold(request)
-        return show({"dry_run": True, "decisions": list(plan.decisions)}, plan.decisions, as_json)
+        expected = list(estimates(plan))
+        facts = {"dry_run": True, "decisions": list(plan.decisions), "estimates": expected}
+        return show(facts, [*plan.decisions, *expected], as_json)
     log = WorkLog()
     check_log(request.destination, force=request.force)
     outcome = fold_package(request, log)
     write_log(request.destination, log, force=request.force)
     if as_json:
-        print(json.dumps({"path": str(outcome.path), "passed": outcome.passed, "parity": outcome.parity}))
+        print(json.dumps(_record(outcome)))
     else:
-        for decision in outcome.plan.decisions:
-            say(decision)
-        show_parity(outcome.report)
-        say(f"{'Package' if outcome.passed else 'Kept for inspection, not shipped'}: {outcome.path}")
-        say(f"Report: {outcome.path / 'report.html'}")
+        _show(outcome)
     return EXIT_OK if outcome.passed else EXIT_PARITY_FAILED
+
+
+def _record(outcome: Outcome) -> dict[str, object]:
+    return {
+        "path": str(outcome.path),
+        "passed": outcome.passed,
+        "decisions": list(outcome.plan.decisions),
+        "parity": outcome.parity,
+        "requirements": [asdict(checked) for checked in outcome.requirements],
+    }
+
+
+def _show(outcome: Outcome) -> None:
+    for decision in outcome.plan.decisions:
+        say(decision)
+    show_parity(outcome.report)
+    show_requirements(outcome.requirements)
+    say(f"{'Package' if outcome.passed else 'Kept for inspection, not shipped'}: {outcome.path}")
+    say(f"Report: {outcome.path / 'report.html'}")
+    if not outcome.passed:
+        say(_way_on(outcome))
+
+
+ROUNDING: Final = frozenset({"quantization", "runtime", "task"})
+"""The legs that a wider precision may mend."""
+
+
+def _way_on(outcome: Outcome) -> str:
+    """What to do with an export that failed; a sentence."""
+    failed, plan = outcome.report.failed, outcome.plan
+    if outcome.report.passed:
+        return "Next: every leg passed and a requirement did not hold: choose another --precision, or require less."
+    rounded = plan.precision in INTEGER and set(failed) & ROUNDING
+    finer = ("int8", "float16", "float32")
+    wider = [p for p in finer if rounded and p in plan.target.precisions and p != plan.precision]
+    doctor = f"scale-export doctor {outcome.path} says which layer and head departs first"
+    if not wider:
+        return f"Next: {doctor}."
+    return f"Next: {doctor}; or try --precision {' or '.join(wider)}, whose rounding is finer."
 
 
 LOG_KEYS: Final = ("ended", "seconds", "peak_bytes", "total")

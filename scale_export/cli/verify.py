@@ -11,7 +11,7 @@ from scale_export.core.extras import need_export
 from scale_export.core.progress import WorkLog
 from scale_export.pipeline.request import VerifyRequest
 
-from .display import figure, quiet_libraries, say, show_parity, verdict
+from .display import figure, quiet_libraries, say, show_parity, show_requirements, verdict
 from .options import Json, command
 
 if TYPE_CHECKING:
@@ -69,6 +69,4 @@ def _show(found: Verification) -> None:
         say("Parity legs: not checked (they need the base model; leave out --selftest)")
     else:
         show_parity(found.report)
-    for checked in found.requirements:
-        measured = f", measured {figure(checked.value)}"
-        say(f"Required {checked.requirement}: ", verdict(checked.passed), measured)
+    show_requirements(found.requirements)

@@ -15,6 +15,13 @@ EXTRA_OF: Mapping[str, str] = {
     "scipy": "onnx",
     "matplotlib": "onnx",
     "coremltools": "coreml",
+    "optimum": "export",
+    "coreai": "coreai",
+    "coreai_torch": "coreai",
+    "peft": "train",
+    "pyarrow": "data",
+    "model_signing": "sign",
+    "onnxruntime_genai": "bench",
 }
 """Library → the smallest extra that brings it for an export; a device runs ONNX Runtime with ``ort`` alone."""
 

@@ -39,6 +39,8 @@ NAMES = (
     "size",
 )
 """What a requirement may name: the figures that the legs' records give, the self-test's error, the package's bytes."""
+LATER = frozenset({"selftest"})
+"""What is not measured while a package is made."""
 
 OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -67,13 +69,23 @@ class Checked:
     passed: bool
 
 
-def read_requirements(texts: Iterable[str], precision: Precision) -> tuple[Requirement, ...]:
-    """The requirements on a package of that weight precision.
+def read_requirements(
+    texts: Iterable[str], precision: Precision, *, exporting: bool = False
+) -> tuple[Requirement, ...]:
+    """The requirements on a package of that weight precision; ``exporting``, while it is made.
 
     Raises:
-        UserError: not of the form, an unknown name, or one that is meant for another precision.
+        UserError: not of the form, an unknown name, one that is meant for another precision, or one that an export does
+            not measure.
     """
-    return tuple(_read(text, precision) for text in texts)
+    found = tuple(_read(text, precision) for text in texts)
+    for requirement in found:
+        if exporting and requirement.name in LATER:
+            raise UserError(
+                f"requirement {requirement.text!r} is refused: an export records the self-test; give it to "
+                f"verify, which measures it"
+            )
+    return found
 
 
 def _read(text: str, precision: Precision) -> Requirement:

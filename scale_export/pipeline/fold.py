@@ -13,8 +13,10 @@ from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.model.base import BaseModel, open_base
 from scale_export.model.blocks import Bits
+from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.staging import StagedPackage, check_destination
 from scale_export.plan.bits import check_mixed, fixed_bits
+from scale_export.plan.estimate import estimates
 from scale_export.plan.evaluation_choice import evaluation_set
 from scale_export.plan.make import make_plan, with_bits
 from scale_export.plan.record import Plan
@@ -25,7 +27,7 @@ from scale_export.proof.choose import measurement_of
 from scale_export.proof.report import ParityReport
 from scale_export.quantize import write_bits_plan
 from scale_export.quantize.calibration import StoredStatistics
-from scale_export.search.budget import BitsChoice, Timer, parse_budget, search_bits
+from scale_export.search.budget import BitsChoice, Timer, check_reach, parse_budget, search_bits
 from scale_export.search.timing import seconds_per_token
 
 from .contents import (
@@ -44,12 +46,16 @@ BITS_PLAN: Final = "bits.toml"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a fold came to: where the files are (``<out>.failed`` where a leg failed) and what was measured."""
+    """What a fold came to: where the files are, and what was measured.
+
+    They lie in ``<out>.failed`` where a leg failed, or a requirement did not hold.
+    """
 
     path: Path
     passed: bool
     report: ParityReport
     plan: Plan
+    requirements: tuple[Checked, ...] = ()
 
     @property
     def parity(self) -> Mapping[str, Any]:
@@ -73,6 +79,7 @@ def plan_fold(request: FoldRequest, base: BaseModel | None = None) -> Plan:
             f"use --parity streamed"
         )
     backend.check(plan)
+    read_requirements(request.require, plan.precision, exporting=True)
     if request.budget is not None:
         budget = parse_budget(request.budget)
         if request.bits:
@@ -81,6 +88,7 @@ def plan_fold(request: FoldRequest, base: BaseModel | None = None) -> Plan:
         reason = backend.not_timed(plan.target) if isinstance(backend, GraphBackend) else None
         if budget.kind == "decode" and reason:
             raise UserError(f"--budget {request.budget} measures speed on this machine, and {reason}")
+        check_reach(plan, budget)
     return plan
 
 
@@ -92,6 +100,8 @@ def fold_package(request: FoldRequest, log: WorkLog, base: BaseModel | None = No
             then share what they open, read and trace.
     """
     plan = plan_fold(request, base)
+    for sentence in estimates(plan):
+        log.say(sentence)
     backend = load_backend(plan.target.backend)
     evaluation = evaluation_set(request.evaluation, plan.coefficients)
     statistics = plan_statistics(plan, log)
@@ -123,9 +133,17 @@ def fold_package(request: FoldRequest, log: WorkLog, base: BaseModel | None = No
             write_proof(plan, measured, directory, request.destination.name, choice)
         check_budget(plan, directory)
         described = manifest(plan, statistics, graphs, request.destination.name)
-        passed = measured.report.passed
+        checked = _required(request, plan, measured.report, directory)
+        passed = measured.report.passed and all(one.passed for one in checked)
         path = staged.commit(described) if passed else staged.fail(described)
-    return Outcome(path=path, passed=passed, report=measured.report, plan=plan)
+    return Outcome(path=path, passed=passed, report=measured.report, plan=plan, requirements=checked)
+
+
+def _required(request: FoldRequest, plan: Plan, report: ParityReport, directory: Path) -> tuple[Checked, ...]:
+    """What the request asks for beside the limits, with what was measured."""
+    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    required = read_requirements(request.require, plan.precision, exporting=True)
+    return check_requirements(required, {**report.figures(), "size": size})
 
 
 def bits_by_matrix(plan: Plan) -> dict[str, Bits]:
@@ -147,6 +165,8 @@ def within_budget(
     with log.stage("bits under the budget"):
         choice = search_bits(plan, statistics, parse_budget(budget), log, timer)
     chosen = with_bits(plan, choice.bits, f"--budget {budget}")
+    chosen = replace(chosen, decisions=(*chosen.decisions, choice.sentence(budget)))
+    log.say(choice.sentence(budget))
     if choice.speed is not None:
         found = choice.speed.chosen
         said = "" if found.predicted is None else f", where {found.predicted:.4g} were predicted"

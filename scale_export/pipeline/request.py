@@ -11,6 +11,10 @@ from scale_export.plan.options import ExportOptions, Origins, ProofOptions
 
 __all__ = ["FoldRequest", "ImportRequest", "PushRequest", "VerifyRequest"]
 
+Require = Annotated[
+    Sequence[str],
+    Option(help="What must hold beside the limits, such as int4.retention>=0.9; may be given several times."),
+]
 PackageSpec = Annotated[
     StrPath,
     Option(
@@ -61,6 +65,7 @@ class FoldRequest(ProofOptions, ExportOptions, FoldPlaces):
             help="Choose 4 or 8 bits per matrix to meet size=1.2MB, decode=30tok/s, loss<=1pp or kl<=0.01."
         ),
     ] = None
+    require: Require = ()
     force: Annotated[bool, Option(help="Replace an existing package, in one step.")] = False
     quiet: Quiet = True
 
@@ -76,12 +81,7 @@ class VerifyRequest(ProofOptions, Origins):
             help="The coefficient file that the package should hold: its scalars are compared with the package's."
         ),
     ] = field(default=None, kw_only=True)
-    require: Annotated[
-        Sequence[str],
-        Option(
-            help="What must hold beside the limits, such as int4.retention>=0.9; may be given several times."
-        ),
-    ] = field(default=(), kw_only=True)
+    require: Require = field(default=(), kw_only=True)
     public_key: Annotated[
         StrPath | None, Option(help="Check the package's signature with this key first.")
     ] = field(default=None, kw_only=True)

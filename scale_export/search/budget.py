@@ -30,6 +30,7 @@ from scale_export.model.blocks import Bits
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.weights import DecoderWeights
 from scale_export.plan.bits import fixed_bits
+from scale_export.plan.estimate import block_bytes, reach
 from scale_export.plan.make import with_bits
 from scale_export.plan.portable import generator_of
 from scale_export.plan.quantizer_choice import trained_on_set
@@ -93,6 +94,15 @@ class BitsChoice:
     reference_accuracy: float
     speed: SpeedChoice | None = None
 
+    def sentence(self, budget: str) -> str:
+        """What was chosen, and what it measured on the questions of the search."""
+        narrow = sum(bits == 4 for bits in self.bits.values())
+        return (
+            f"Under --budget {budget}, {narrow} of {len(self.bits)} matrices have 4 bits and the rest 8: "
+            f"{self.chosen.size:,} bytes of codes and scales, KL {self.chosen.kl:.2g} from the unquantized model, "
+            f"{self.chosen.accuracy:.1%} right where it has {self.reference_accuracy:.1%}."
+        )
+
     def write(self, path: Path) -> None:
         """A bits plan that repeats the choice, with what was measured in comments."""
         lines = [f"# decode: {line}" for line in ([] if self.speed is None else self.speed.lines())]
@@ -107,6 +117,28 @@ class BitsChoice:
         ]
         rows += [f'"{name}" = {bits}' for name, bits in self.bits.items() if name not in self.sensitivity]
         path.write_text("\n".join([*lines, "[bits]", *rows, ""]), encoding="utf-8")
+
+
+def check_reach(plan: Plan, budget: Budget) -> None:
+    """Refuse, before anything is measured, float weights, no questions to measure on, and a size below all 4 bits.
+
+    Raises:
+        UserError: the search couldn't meet the budget.
+    """
+    if plan.quantizer is None:
+        raise UserError(
+            f"--budget chooses between int4 and int8, and weights are {plan.precision}: name --precision int4"
+        )
+    if (plan.questions or _questions(plan)) is None:
+        raise UserError(
+            "--budget measures on calibration questions, and there are none: name a set with --calib"
+        )
+    least, most = reach(plan)
+    if budget.kind == "size" and budget.limit < least:
+        raise UserError(
+            f"--budget size={budget.limit:g} bytes is refused: codes and scales take {least:,} bytes where every "
+            f"matrix has 4 bits, and {most:,} at 8; give a size between them"
+        )
 
 
 def narrowing_order(plan: Plan, statistics: StoredStatistics | None, log: WorkLog) -> list[str]:
@@ -207,20 +239,15 @@ class _Bench:
     """The portable decoder with 8-bit weights, whose matrices can be swapped for their 4-bit form."""
 
     def __init__(self, plan: Plan, statistics: StoredStatistics | None) -> None:
-        if plan.quantizer is None:
-            raise UserError(
-                f"--budget chooses between int4 and int8, and weights are {plan.precision}: name --precision int4"
-            )
+        check_reach(plan, Budget(kind="kl", limit=math.inf))
         options = plan.questions or _questions(plan)
-        if options is None:
-            raise UserError(
-                "--budget measures on calibration questions, and there are none: name a set with --calib"
-            )
+        assert options is not None, "the check said that there are questions"
         few = replace(options, limit=min(options.limit, QUESTIONS))
         self.plan, self.examples = plan, calibration_examples(plan.base, few)
         exact = self._engine(plan.base.weights)
         self.reference = self._logits(exact)
         self.reference_accuracy = float(self._right(self.reference).mean())
+        assert plan.quantizer is not None, "the check said that weights are integers"
         weights = QuantizedWeights.prepared(
             plan.base.weights,
             load_quantizer(plan.quantizer),
@@ -236,9 +263,7 @@ class _Bench:
     def bytes_of(self, name: str, bits: int) -> int:
         """Of a matrix's codes and scales at that width."""
         out, width = self.wide[name].shape
-        blocks = -(-width // self.plan.block_size)
-        scale = 2 if self.plan.float_types[0] == "float16" else 4
-        return int(out * blocks * (self.plan.block_size * bits // 8 + scale))
+        return block_bytes(self.plan, int(out), int(width), bits)
 
     def saved(self, name: str) -> int:
         """Bytes less at 4 bits."""

@@ -1,0 +1,115 @@
+"""What an export will take of disk and time: bytes from shapes, time from what was measured at published sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from scale_export.core.words import Precision
+from scale_export.model.base import BaseModel
+
+from .bits import fixed_bits
+from .record import Plan
+
+FLOAT_BYTES: Mapping[Precision, int] = {"float32": 4, "float16": 2}
+START: Final = 30.0
+"""Seconds that any export takes, of the smallest models."""
+SECONDS_PER_GB: Mapping[str, tuple[float, float]] = {
+    "onnxruntime": (100.0, 235.0),
+    "checkpoint": (30.0, 80.0),
+}
+"""Backend → the least and the most that a GB of the base's weights took on two cores, proof included without a task leg
+(docs/benchmarks.md, published sizes). Others were not measured."""
+
+
+def shapes_of(plan: Plan) -> Mapping[str, tuple[int, int]]:
+    """``(out, in)`` of every matrix, the embedding among them."""
+    spec = plan.base.spec
+    shapes = {name: (out, width) for name, (out, width, _) in spec.linears().items()}
+    return {**shapes, "embedding": (spec.vocab_size, spec.hidden_size)}
+
+
+def block_bytes(plan: Plan, out: int, width: int, bits: int) -> int:
+    """Of a matrix's codes and scales in blocks, at that width."""
+    blocks = -(-width // plan.block_size)
+    scale = 2 if plan.float_types[0] == "float16" else 4
+    return out * blocks * (plan.block_size * bits // 8 + scale)
+
+
+def reach(plan: Plan) -> tuple[int, int]:
+    """Bytes of all codes and scales with 4 bits wherever the target lets them, and with 8."""
+    fixed, shapes = fixed_bits(plan.target), shapes_of(plan)
+    least, most = (
+        sum(block_bytes(plan, *shape, fixed.get(name, bits)) for name, shape in shapes.items())
+        for bits in (4, 8)
+    )
+    return least, most
+
+
+def matrix_bytes(plan: Plan) -> int:
+    """Of the decoder's matrices and the embedding as the plan writes them; exact."""
+    total = 0
+    for name, (out, width) in shapes_of(plan).items():
+        if plan.precision in FLOAT_BYTES:
+            total += out * width * FLOAT_BYTES[plan.precision]
+        elif plan.static and name != "embedding":
+            total += out * (width + 4)
+        elif plan.static:
+            total += 4 * out * width
+        else:
+            total += block_bytes(plan, out, width, plan.other_bits.get(name, plan.bits))
+    return total
+
+
+def estimates(plan: Plan) -> Iterator[str]:
+    """About how large the package will be and how long the export takes; a sentence each."""
+    stored = _stored_bytes(plan.base)
+    if plan.precision == "stored":
+        yield f"The checkpoint will take about {_size(stored)}, as the base model's weights do."
+    else:
+        matrices, tower = matrix_bytes(plan), _tower_bytes(plan)
+        yield (
+            f"The package will take about {_size(matrices + tower)}: the decoder's matrices and the embedding "
+            f"{_size(matrices)}, the vision tower about {_size(tower)}."
+        )
+    rates = SECONDS_PER_GB.get(plan.target.backend)
+    if rates is None:
+        yield f"How long an export for {plan.target.name} takes by the size of its model was not measured."
+        return
+    least, most = (_time(START + rate * stored / 1e9) for rate in rates)
+    about = least if least == most else f"{least} to {most}"
+    yield f"It takes about {about} on two cores, and more for the questions of a task leg and for calibration."
+
+
+def _stored_bytes(base: BaseModel) -> int:
+    checkpoint = base.checkpoint
+    return sum(math.prod(checkpoint.shape(name)) * _width(base, name) for name in checkpoint.stored_names())
+
+
+def _tower_bytes(plan: Plan) -> int:
+    """What the checkpoint holds beside the decoder's matrices and the embedding; an output head may be tied to it."""
+    checkpoint = plan.base.checkpoint
+    values = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.stored_names())
+    tied = not any(name.endswith("lm_head.weight") for name in checkpoint.stored_names())
+    decoder = sum(
+        math.prod(shape) for name, shape in shapes_of(plan).items() if not (tied and name == "lm_head")
+    )
+    return max(0, round((1 - decoder / values) * _stored_bytes(plan.base)))
+
+
+def _width(base: BaseModel, name: str) -> int:
+    """Bytes of a value."""
+    return {"F64": 8, "F32": 4}.get(base.checkpoint.stored_as(name).dtype, 2)
+
+
+def _size(count: int) -> str:
+    """``1.2 MB``, ``3.5 GB``."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{round(seconds, -1):.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
