@@ -25,11 +25,12 @@ def show_parity(report: ParityReport) -> None:
     table = Table(title="parity against PyTorch ScAle")
     for heading in ("leg", "measured", "value", "limit", "on", "verdict"):
         table.add_column(heading)
-    for name, leg in report.legs.items():
+    for name, leg in report.checks.items():
         if leg is None:
             table.add_row(name, "", "", "", "", verdict(None))
             continue
-        shown = Text("no limit", "dim") if leg.passed is None else verdict(leg.passed)
+        words = report.verdict(name)
+        shown = Text(words, "dim") if leg.passed is None else verdict(leg.passed)
         for number, row in enumerate(leg.rows()):
             value = Text(row.value, "bold red") if row.beyond else row.value
             ends = ("", "", "") if number else (name, leg.counted, shown)

@@ -1,9 +1,17 @@
-"""The same questions to the base model, PyTorch ScAle and the export, and how often the last two say the same."""
+"""The same questions to the base model, PyTorch ScAle and the export, and how often the last two say the same.
+
+On the parity prompts that is a gate. An answer of n tokens is the same only where n best tokens are, so the least share
+is what the target's limits on positions leave of n of them, and never more than its ``min_answer_agreement``. Float
+weights have no limits on positions: theirs is ``min_answer_agreement``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from math import prod
+from statistics import fmean
+from typing import ClassVar
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.defaults import SCORING
@@ -13,8 +21,12 @@ from scale_export.core.words import Scoring
 from scale_export.device.selftest import MAX_NEW_TOKENS
 from scale_export.model.asking import Answer, answer_questions
 from scale_export.model.hooks import attach
+from scale_export.plan.targets import ParityLimits
 from scale_export.questions.question import Question
 from scale_export.questions.scoring import is_right, normalise
+
+from .numbers import number
+from .rows import Row, at_least
 
 MAX_LISTED = 100
 """How many differing answers a report lists; their count is always the whole one."""
@@ -25,13 +37,14 @@ Advance = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """One question with the three answers; ``near_tie`` as the reference saw it."""
+    """One question with the three answers; ``near_tie``, and how many ``tokens``, by PyTorch ScAle's."""
 
     question: Question
     base: str
     scale: str
     export: str
     near_tie: bool
+    tokens: int
 
     @property
     def agrees(self) -> bool:
@@ -60,6 +73,7 @@ def ask_all(
                 scale=scale[index].text,
                 export=ask_export(question),
                 near_tie=is_near_tie(scale[index]),
+                tokens=len(scale[index].token_ids),
             )
         )
         advance("export", index + 1, len(questions))
@@ -133,6 +147,79 @@ class Agreement:
             "near_ties": self.near_ties,
             "differences": {"count": self.differing, "listed": [asdict(found) for found in self.listed]},
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityAnswers(Agreement):
+    """The agreement on the parity prompts, held to a limit.
+
+    Attributes:
+        limit: the least share of equal answers, near-ties aside; None where the target states none.
+        various: whether PyTorch ScAle's answers, near-ties aside, differ from one another.
+    """
+
+    name: ClassVar = "answer agreement"
+    meaning: ClassVar = "PyTorch ScAle's answers → the export's, on the parity prompts"
+
+    limit: float | None
+    various: bool
+
+    @property
+    def undecided(self) -> str | None:
+        """Why equal answers would prove nothing; None where they would prove something."""
+        if self.outside_near_ties is None:
+            return "near-ties leave no answer to compare"
+        if not self.various:
+            return "PyTorch ScAle says the same to every prompt, and an export may say that for any reason"
+        return None
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether enough answers are the same; None where there is no limit, or where nothing follows from it."""
+        if (
+            self.limit is not None
+            and self.outside_near_ties is not None
+            and self.outside_near_ties < self.limit
+        ):
+            return False
+        return None if self.limit is None or self.undecided else True
+
+    @property
+    def counted(self) -> str:
+        return f"{number(self.cases)} prompts, {number(self.near_ties)} of them near-ties"
+
+    def rows(self) -> Sequence[Row]:
+        label, lost = "same answers, near-ties aside", "answers changed"
+        return (at_least(self.name, label, self.outside_near_ties, self.limit, lost=lost),)
+
+    def figures(self, name: str = "parity.agreement") -> Mapping[str, float | None]:
+        """None where equal answers prove nothing."""
+        return {name: None if self.undecided else self.outside_near_ties}
+
+    def to_json(self) -> dict[str, object]:
+        held = {"limit": self.limit, "various": self.various, "passed": self.passed}
+        return {**Agreement.to_json(self), **held}
+
+
+def parity_answers(answered: Sequence[Answered], limits: ParityLimits) -> ParityAnswers:
+    """The agreement of answers to the parity prompts, and its limit."""
+    clear = [a for a in answered if not a.near_tie]
+    found = agreement(answered)
+    return ParityAnswers(
+        **{part.name: getattr(found, part.name) for part in fields(found)},
+        limit=answer_limit(limits, [a.tokens for a in clear]),
+        various=len({normalise(a.scale) for a in clear}) > 1,
+    )
+
+
+def answer_limit(limits: ParityLimits, lengths: Sequence[int]) -> float | None:
+    """The least share of equal answers among some of so many tokens each; None where no limit tells."""
+    by_position = [p for p in (limits.min_top1_agreement, limits.runtime_min_top1_agreement) if p is not None]
+    if not by_position or not lengths:
+        return limits.min_answer_agreement
+    implied = fmean(prod(by_position) ** length for length in lengths)
+    stated = limits.min_answer_agreement
+    return implied if stated is None else min(stated, implied)
 
 
 def agreement(answered: Sequence[Answered], scoring: Scoring = SCORING) -> Agreement:

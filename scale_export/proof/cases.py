@@ -69,11 +69,18 @@ class Case:
 
         All of them where none does.
         """
+        return len(self.answer)
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """The reference's tokens up to its end token, or as far as the case goes."""
         prompt = self.inputs["input_ids"][0].tolist() if self.rules.acting else ()
+        chosen: list[int] = []
         for position, row in enumerate(self.logits):
-            if self.rules.choose(row, prompt, self.tokens[:position]) in self.rules.end_tokens:
-                return position + 1
-        return len(self.logits)
+            chosen.append(self.rules.choose(row, prompt, self.tokens[:position]))
+            if chosen[-1] in self.rules.end_tokens:
+                break
+        return tuple(chosen)
 
 
 def parity_questions(coefficients: Coefficients) -> str:
@@ -112,14 +119,17 @@ def parity_cases(
     rules: GenerationRules,
     text_alone: bool = True,
 ) -> list[Case]:
-    """The cases of a loaded model: the parity prompts, and more questions of their set where answers are short."""
+    """The cases of a loaded model: the parity prompts, and more questions of their set.
+
+    More are asked where answers are short, and where all are the same: equal answers of an export prove nothing then.
+    """
     questions = parity_questions(coefficients)
     prompts = parity_prompts(text_alone=text_alone, questions=questions)
     cases = reference_cases(model, processor, coefficients, prompts, rules=rules)
     more = load_questions(questions, "calibration", limit=MOST_PROMPTS)[PROMPTS:]
     missing = ANSWER_POSITIONS - sum(case.answer_positions for case in cases)
     for question in more:
-        if missing <= 0:
+        if missing <= 0 and len({case.answer for case in cases}) > 1:
             break
         cases += reference_cases(model, processor, coefficients, [_prompt(question)], rules=rules)
         missing -= cases[-1].answer_positions

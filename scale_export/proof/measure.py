@@ -31,7 +31,7 @@ from scale_export.plan.weights import PlannedWeights, unfolded
 from scale_export.questions import load_questions, public_name
 from scale_export.questions.question import Question, digest
 
-from .answers import Answered, agreement, ask_all
+from .answers import Answered, ask_all, parity_answers
 from .attribution import attribution
 from .cases import FORCED_STEPS, Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
 from .distributions import quantization_leg, runtime_leg
@@ -312,7 +312,10 @@ class Measurement:
             for c in cases
         ]
         answered = self._ask(candidate, questions, "answer agreement", self.plan.base.processor)
-        report.answer_agreement = agreement(answered)
+        limits = self.plan.target.parity.of(self.plan.precision)
+        found = report.answer_agreement = parity_answers(answered, limits)
+        if found.undecided:
+            report.skip(found.name, found.undecided)
         return tuple(a.scale for a in answered)
 
     def _task(

@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from scale_export.core.records import NotChecked
 
-from .answers import Agreement
+from .answers import ParityAnswers
 from .attribution import Attribution
 from .distributions import QuantizationLeg, RuntimeLeg
 from .legs import FoldLeg, Leg, LoweringLeg, StorageLeg
@@ -31,6 +32,7 @@ LEGS = tuple(kind.name for kind in KINDS)
 MEANINGS: Mapping[str, str] = {kind.name: kind.meaning for kind in (*KINDS, *CHECKPOINT_KINDS)}
 """Leg → what it compares with what."""
 SCHEMA = 1
+Verdict = Literal["passed", "failed", "no limit", "not checked"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,7 +51,7 @@ class ParityReport:
     task: TaskLeg | None = None
     tensors: TensorsLeg | None = None
     storage: StorageLeg | None = None
-    answer_agreement: Agreement | None = None
+    answer_agreement: ParityAnswers | None = None
     attribution: Attribution | None = None
     not_checked: list[NotChecked] = field(default_factory=list)
 
@@ -64,9 +66,15 @@ class ParityReport:
         return {kind.name: getattr(self, kind.name) for kind in kinds}
 
     @property
+    def checks(self) -> Mapping[str, Leg | None]:
+        """The legs, and the answers to the parity prompts where there are any."""
+        answers = self.answer_agreement
+        return {**self.legs, answers.name: answers} if answers else self.legs
+
+    @property
     def failed(self) -> list[str]:
-        """The legs beyond their limits."""
-        return [name for name, leg in self.legs.items() if leg and leg.passed is False]
+        """The checks beyond their limits."""
+        return [name for name, check in self.checks.items() if check and check.passed is False]
 
     @property
     def passed(self) -> bool:
@@ -74,15 +82,23 @@ class ParityReport:
         adds_up = self.attribution is None or self.attribution.passed is not False
         return not self.failed and adds_up and any(self.legs.values())
 
+    def verdict(self, name: str) -> Verdict:
+        """What came of a check, in words; answers of which nothing follows are as good as not checked."""
+        check = self.checks[name]
+        if check is None or (isinstance(check, ParityAnswers) and check.passed is None and check.undecided):
+            return "not checked"
+        if check.passed is None:
+            return "no limit"
+        return "passed" if check.passed else "failed"
+
     def reason(self, leg: str) -> str:
         """Why a leg did not run, or part of it; empty where nothing was said."""
         return next((found.reason for found in self.not_checked if found.subject == leg), "")
 
     def figures(self) -> Mapping[str, float | None]:
         """What a requirement may name, of all that was measured."""
-        agreed, lost = self.answer_agreement, self.attribution
-        found = [leg.figures() for leg in self.legs.values() if leg]
-        found += [agreed.figures("parity.agreement")] if agreed else []
+        lost = self.attribution
+        found = [check.figures() for check in self.checks.values() if check]
         found += [lost.figures()] if lost else []
         return {name: value for figures in found for name, value in figures.items()}
 
@@ -101,6 +117,8 @@ class ParityReport:
 
 
 def stored_failures(file: Path) -> tuple[str, ...]:
-    """The legs that failed by a package's ``parity.json``, whose hash was checked."""
-    legs: Mapping[str, Mapping[str, object] | None] = json.loads(file.read_text(encoding="utf-8"))["legs"]
-    return tuple(name for name, leg in legs.items() if leg is not None and leg["passed"] is False)
+    """The checks that failed by a package's ``parity.json``, whose hash was checked."""
+    table = json.loads(file.read_text(encoding="utf-8"))
+    legs: Mapping[str, Mapping[str, object] | None] = table["legs"]
+    checks = {**legs, ParityAnswers.name: table.get("answer_agreement")}
+    return tuple(name for name, check in checks.items() if check and check.get("passed") is False)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scale_export.charts.errors import LegError
 from scale_export.proof.legs import Leg
-from scale_export.proof.report import MEANINGS, ParityReport
-from scale_export.proof.rows import NO_LIMIT, NOT_CHECKED, Row
-
-VERDICTS: Mapping[bool | None, str] = {True: "passed", False: "failed", None: NO_LIMIT}
+from scale_export.proof.report import MEANINGS, ParityReport, Verdict
+from scale_export.proof.rows import NOT_CHECKED, Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +17,7 @@ class LegView:
 
     name: str
     meaning: str
-    verdict: str
+    verdict: Verdict
     reason: str
     counted: str
     rows: tuple[Row, ...]
@@ -31,16 +29,16 @@ class LegView:
 
 
 def leg_views(report: ParityReport) -> list[LegView]:
-    """The legs in the order of the pipeline, then those of a checkpoint."""
-    return [_leg_view(name, leg, report.reason(name)) for name, leg in report.legs.items()]
+    """The legs in the order of the pipeline, then those of a checkpoint, then the answers to the parity prompts."""
+    return [_leg_view(report, name, leg) for name, leg in report.checks.items()]
 
 
-def _leg_view(name: str, leg: Leg | None, reason: str) -> LegView:
+def _leg_view(report: ParityReport, name: str, leg: Leg | None) -> LegView:
     return LegView(
         name=name,
-        meaning=MEANINGS[name],
-        verdict=NOT_CHECKED if leg is None else VERDICTS[leg.passed],
-        reason=reason,
+        meaning=leg.meaning if leg else MEANINGS[name],
+        verdict=report.verdict(name),
+        reason=report.reason(name),
         counted="" if leg is None else leg.counted,
         rows=() if leg is None else tuple(leg.rows()),
     )

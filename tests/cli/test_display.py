@@ -11,7 +11,7 @@ from scale_export.report.legs import leg_views
 from tests.helpers import parity as made
 from tests.helpers.parity import parity
 
-LOST = {"attribution": made.attribution(), "answer_agreement": made.agreement(share=0.75)}
+LOST = {"attribution": made.attribution(), "answer_agreement": made.answers(share=0.75)}
 
 
 def shown(report: ParityReport, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -35,7 +35,7 @@ def test_the_terminal_has_the_rows_of_the_page(monkeypatch: pytest.MonkeyPatch, 
     found = lines_of(text)
     assert [cells[1:4] for cells in found if cells[1]] == expected
     assert [(cells[0], cells[5]) for cells in found if cells[0]] == [
-        (name, "passed" if leg else "not checked") for name, leg in report.legs.items()
+        (name, "passed" if leg else "not checked") for name, leg in report.checks.items()
     ]
     assert "on 24 parity prompts: 75.0%" in text and "Executed by a test" in text
     assert ("Spatial questions right: base 42.1%" in text) == (absent != "task")

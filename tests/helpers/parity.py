@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from scale_export.core.compare import LargestError
 from scale_export.core.intervals import Estimate, proportion
 from scale_export.plan.targets import ParityLimits
-from scale_export.proof.answers import Agreement, Difference
+from scale_export.proof.answers import Agreement, Difference, ParityAnswers
 from scale_export.proof.attribution import Attribution, Loss
 from scale_export.proof.distributions import Divergence, QuantizationLeg, RuntimeLeg
 from scale_export.proof.legs import FoldLeg, LoweringLeg
@@ -88,6 +89,14 @@ def agreement(cases: int = CASES, **changes: Any) -> Agreement:
         "listed": (),
     }
     return Agreement(cases=cases, **{**known, **changes})
+
+
+def answers(cases: int = CASES, **changes: Any) -> ParityAnswers:
+    """The agreement on the parity prompts, held to 0.95."""
+    own = {name: changes.pop(name) for name in ("limit", "various") if name in changes}
+    whole = agreement(cases, **changes)
+    parts = {part.name: getattr(whole, part.name) for part in fields(whole)}
+    return ParityAnswers(**parts, **{"limit": 0.95, "various": True, **own})
 
 
 def task(agreed: Agreement | None = None, **changes: Any) -> TaskLeg:

@@ -17,7 +17,7 @@ from tests.helpers.parity import parity
 
 def measured(**changes: Any) -> dict[str, float | None]:
     """What ``verify`` hands over of a package of 1,000 bytes; other legs, or none, in place of some."""
-    lost = {"attribution": made.attribution(), "answer_agreement": made.agreement()}
+    lost = {"attribution": made.attribution(), "answer_agreement": made.answers()}
     return {"selftest": 2e-6, "size": 1000, **parity(**{**lost, **changes}).figures()}
 
 
@@ -70,7 +70,7 @@ def test_a_broken_leg_breaks_its_requirement():
         "preprocessing<=1": {"preprocessing": made.preprocessing(3.0)},
         "retention>=0.95": {"task": made.task(retention=made.estimate(0.1, None, None))},
         "agreement>=0.95": {"task": made.task(made.agreement(100, outside_near_ties=0.3))},
-        "parity.agreement>=1": {"answer_agreement": made.agreement(outside_near_ties=0.9)},
+        "parity.agreement>=1": {"answer_agreement": made.answers(outside_near_ties=0.9)},
     }
     assert all(verdicts(*healthy))
     for requirement, worse in healthy.items():

@@ -151,6 +151,7 @@ def answers(*pairs: tuple[str, str], kind: Any = "spatial", rule: str = "exact")
             scale=scale,
             export=export,
             near_tie=False,
+            tokens=2,
         )
         for i, (scale, export) in enumerate(pairs)
     ]
@@ -277,7 +278,7 @@ def test_an_export_that_answers_otherwise_is_listed_and_fails(
     evaluated: Any, monkeypatch: pytest.MonkeyPatch
 ):
     outcome, asked = evaluated
-    monkeypatch.setattr(measuring.Responder, "answer", lambda self, *a, **k: "something else")
+    monkeypatch.setattr(measuring.Responder, "reply", lambda self, *a, **k: "something else")
     found = verify(outcome.path, **{**asked, "scoring": "strict"})
     assert found.parity is not None
     leg = found.parity["legs"]["task"]

@@ -217,7 +217,7 @@ def test_nothing_ran():
 
 
 def test_answer_agreement_stands_in_for_accuracy():
-    found = parity(task=None, answer_agreement=made.agreement(outside_near_ties=None, near_ties=24))
+    found = parity(task=None, answer_agreement=made.answers(outside_near_ties=None, near_ties=24))
     text = Page(render_report(data(parity=found))).text
     assert "On 24 parity prompts the export answered as PyTorch ScAle did in 100 %" in text
     assert "near-ties aside (24 of them), in not measured." in text
@@ -229,8 +229,8 @@ OTHER_PROMPTS = "differ on 2 questions of the 24 parity prompts; no others were 
 UNASKED = "Not checked: no questions were asked."
 
 
-def differing(cases: int) -> Any:
-    return made.agreement(cases, share=0.9, differing=2, listed=tuple(made.difference(i) for i in range(2)))
+DIFFERING: Any = {"share": 0.9, "differing": 2, "listed": tuple(made.difference(i) for i in range(2))}
+"""Two answers that differ, both of them near-ties."""
 
 
 @pytest.mark.parametrize(
@@ -251,10 +251,12 @@ def test_what_is_said_of_answers_was_measured_by_the_leg_that_says_it(task: str,
         task={
             "passed": made.task(),
             "failed": made.task(bad),
-            "differ": made.task(differing(1536)),
+            "differ": made.task(made.agreement(1536, **DIFFERING)),
             "absent": None,
         }[task],
-        answer_agreement={"same": made.agreement(), "differ": differing(24), "absent": None}[prompts],
+        answer_agreement={"same": made.answers(), "differ": made.answers(24, **DIFFERING), "absent": None}[
+            prompts
+        ],
         runtime={"passed": made.runtime(), "failed": made.runtime(0.5), "absent": None}[other],
     )
     page = Page(render_report(data(parity=found, differing=(question(),) if task == "differ" else ())))
@@ -416,7 +418,7 @@ def test_hostile_text_stays_text():
         task=None,
         not_checked=[NotChecked("task", HOSTILE)],
         fold=FoldLeg(error=made.error(1e-6, 1e-5, HOSTILE), cases=1),
-        answer_agreement=made.agreement(differing=1, listed=(made.difference(0, id=HOSTILE, truth=HOSTILE),)),
+        answer_agreement=made.answers(differing=1, listed=(made.difference(0, id=HOSTILE, truth=HOSTILE),)),
     )
     hostile = data(
         name=HOSTILE, facts={HOSTILE: HOSTILE}, decisions=(HOSTILE,), parity=found, scope=HOSTILE,
