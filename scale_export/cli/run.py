@@ -35,6 +35,12 @@ def run(
         int, typer.Option(min=1, help="The longest answer, in tokens.")
     ] = ANSWER_TOKENS,
     threads: Threads = None,
+    public_key: Annotated[
+        Path | None, typer.Option(help="Answer only where the package carries this key's signature.")
+    ] = None,
+    signature: Annotated[
+        Path | None, typer.Option(help="The signature's file, by default PACKAGE.sig.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Ask a package a question about a picture; the answer streams.
@@ -48,7 +54,7 @@ def run(
     if prompt is None and not chat:
         raise UserError("there is no question: give --prompt, or --chat to ask several")
     pictures = [load_picture(path) for path in image or []]
-    opened = open_package(package, threads=threads)
+    opened = open_package(package, threads=threads, public_key=public_key, signature=signature)
     if coeffs is not None:
         opened.coefficients = load_coefficients(coeffs)
     if scale != 1:

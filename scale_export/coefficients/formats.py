@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from scale_export.core.errors import UserError
+from scale_export.core.inside import check_regular
 from scale_export.core.records import Array, Json
 
 from .rules import SAVE_AGAIN, Fields
@@ -49,6 +51,7 @@ def read_capped(path: Path, max_bytes: int) -> bytes:
     Raises:
         UserError: it can't be read, or holds more than ``max_bytes``.
     """
+    check_regular(path)
     try:
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)
@@ -150,7 +153,10 @@ def _safetensors_bytes(fields: Fields) -> bytes:
 
 
 def tensors_of_pickle(path: Path, content: bytes) -> object:
-    """What ``torch.save`` wrote, read with ``weights_only=True`` after its archive was checked.
+    """What ``torch.save`` wrote, read with ``weights_only=True`` after its archive and its pickle were checked.
+
+    Torch is given an archive made anew of what was checked: a file can hold two directories, and its own reader may
+    follow the other one.
 
     Raises:
         UserError: torch is missing or older than 2.10, or the file is not safe or not whole.
@@ -163,14 +169,44 @@ def tensors_of_pickle(path: Path, content: bytes) -> object:
                 raise ValueError("its archive is compressed, which torch.save never does")
             if sum(entry.file_size for entry in entries) > len(content):
                 raise ValueError("its archive claims to be larger than the file")
+            if len({entry.filename for entry in entries}) < len(entries):
+                raise ValueError("its archive holds a name twice")
             if broken := archive.testzip():
                 raise ValueError(f"the checksum of {broken} differs")
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            checked = io.BytesIO()
+            with zipfile.ZipFile(checked, "w") as again:
+                for entry in entries:
+                    member = archive.read(entry)
+                    if entry.filename.endswith(".pkl"):
+                        _check_pickle(member)
+                    again.writestr(entry.filename, member)
+        checked.seek(0)
+        return torch.load(checked, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler may raise anything on bytes that somebody made up
         raise UserError(
             f"{path} is damaged or holds more than tensors and plain values, so it was not opened "
             f"({_reason(error)}); get it as .safetensors from its maker"
         ) from error
+
+
+def _check_pickle(program: bytes) -> None:
+    """Refuse a pickle that names more than tensors are made of: torch's own list of what is safe is longer.
+
+    A ``bytearray`` of 4 GiB, for one, takes 20 bytes to ask for.
+    """
+    for code, argument, _ in pickletools.genops(program):
+        if code.name == "STACK_GLOBAL":
+            raise ValueError("its pickle names things in a way that torch.save does not")
+        if code.name in ("GLOBAL", "INST") and not _OF_TENSORS.fullmatch(str(argument)):
+            raise ValueError(f"it would run {str(argument).replace(' ', '.')}")
+
+
+_OF_TENSORS = re.compile(
+    r"torch \w+Storage|torch\.storage UntypedStorage|torch\._utils _rebuild_\w+|"
+    r"torch\.serialization _get_layout|torch (float|bfloat|int|uint)\d+|torch bool|torch Size|_codecs encode|"
+    r"collections OrderedDict"
+)
+"""Names in the pickles of state dicts: module and name, with a space between."""
 
 
 def _reason(error: Exception) -> str:

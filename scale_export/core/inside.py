@@ -1,4 +1,4 @@
-"""Names of files that come out of a file: followed inside their folder, and nowhere else."""
+"""Names of files: those that come out of a file lead inside its folder and nowhere else, and all to regular files."""
 
 from __future__ import annotations
 
@@ -63,6 +63,20 @@ def file_inside(folder: Path, name: object, named_in: str) -> Path:
 
 
 _AGAIN: Final = "copy or export it again"
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a pipe, a socket or a device, by itself or behind a link: reading one may never end.
+
+    Raises:
+        UserError: it is one. Whoever opens a path that is missing or a directory says so in its own words.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path} is a pipe, a socket or a device: give a regular file")
 
 
 def is_reachable(real: Path, folder: Path) -> bool:

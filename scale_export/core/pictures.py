@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import UserError
+from .inside import check_regular
 
 Picture: TypeAlias = Image.Image | str | Path
 """An image that is open already, or a file's path."""
@@ -81,6 +82,8 @@ def _opened(source: str | Path | bytes, name: str) -> Image.Image:
         raise UserError(
             f"{name} is an address, and pictures are read from files: download it and give the file"
         )
+    if not isinstance(source, bytes):
+        check_regular(Path(source))
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     with Image.open(file, formats=FORMATS) as image:
         _check_size(image, name)

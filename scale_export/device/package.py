@@ -22,6 +22,7 @@ from scale_export.families import load_family
 from scale_export.families._family import Family
 from scale_export.package.hub import package_directory
 from scale_export.package.manifest import PackageFiles, open_package_files
+from scale_export.package.signing import Signature, check_signature
 
 from . import generation
 from .engine import Engine, Scalars
@@ -118,11 +119,15 @@ class Package:
     Attributes:
         files: the verified files and their manifest.
         threads: of the runtime's kernels; None leaves the choice to it.
+        signature: the one that was checked as it was opened; None without.
     """
 
-    def __init__(self, files: PackageFiles, *, threads: int | None = None) -> None:
+    def __init__(
+        self, files: PackageFiles, *, threads: int | None = None, signature: Signature | None = None
+    ) -> None:
         self.files = files
         self.threads = threads
+        self.signature = signature
         self._strength = 1.0
         self._coefficients = load_coefficients(files.path(files.manifest.coefficients))
         self._own = self._coefficients
@@ -143,7 +148,9 @@ class Package:
     def processor(self) -> Processor:
         """Hugging Face's processor, from the package's own files."""
         with self.refusing("its processor cannot be loaded"):
-            return self._family.load_processor(self.files.directory)
+            processor = self._family.load_processor(self.files.directory)
+        self.files.check_unchanged()
+        return processor
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -151,13 +158,15 @@ class Package:
         manifest = self.files.manifest
         graphs = {str(role): self.files.path(name) for role, name in manifest.graphs.items()}
         with self.refusing("its graphs cannot be opened"):
-            return open_engine(
+            engine = open_engine(
                 manifest.backend,
                 graphs,
                 context_length=manifest.context_length,
                 providers=manifest.execution_providers,
                 threads=self.threads,
             )
+        self.files.check_unchanged()
+        return engine
 
     @functools.cached_property
     def generator(self) -> generation.Generator:
@@ -236,6 +245,7 @@ class Package:
 
     def prepare_chat(self, messages: Sequence[Message]) -> Inputs:
         """The model's inputs for a conversation whose last turn is the user's."""
+        self.files.check_unchanged()
         with self.refusing("its processor fails on this conversation"):
             return encode_messages(self.processor, messages)
 
@@ -282,18 +292,34 @@ class Package:
             return self.generator.forced_logits(inputs, tokens)
 
 
-def open_package(path: str | Path, *, threads: int | None = None) -> Package:
+def open_package(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    public_key: str | Path | None = None,
+    signature: str | Path | None = None,
+) -> Package:
     """Open a package, verifying every file's hash first.
 
     Args:
         path: its folder, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` on the Hugging Face hub. What is here wins, and
             a ``Path`` is never asked of the hub; see ``hub_name``.
         threads: of the runtime's kernels; None leaves the choice to it.
+        public_key: a PEM file; the package must carry a signature by that key, checked on the same files.
+        signature: the signature's file; by default ``<package>.sig`` beside the package.
 
     Raises:
-        UserError: not a package, one that was changed since it was written, or one that the hub doesn't give.
+        UserError: not a package, one that was changed since it was written or is not signed by that key, or one that
+            the hub doesn't give.
     """
-    return Package(open_package_files(package_directory(path)), threads=threads)
+    directory = package_directory(path)
+    if signature is not None and public_key is None:
+        raise UserError("a signature can only be checked with its signer's public key: give --public-key too")
+    files, signed = open_package_files(directory), None
+    if public_key is not None:
+        signed = check_signature(directory, Path(public_key), None if signature is None else Path(signature))
+        files.check_unchanged()
+    return Package(files, threads=threads, signature=signed)
 
 
 def _strengthen(scale: Float32, strength: float) -> Float32:

@@ -125,5 +125,5 @@ def without_weights(config: Config) -> Model:
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
-        model: Model = AutoModelForImageTextToText.from_config(config)
+        model: Model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     return model

@@ -14,6 +14,7 @@ import numpy as np
 import typer
 
 from scale_export.core.errors import EXIT_USER_ERROR, UserError
+from scale_export.core.inside import check_regular
 from scale_export.core.records import Array
 from scale_export.core.terminal import printable
 
@@ -118,6 +119,7 @@ def constant_bytes(model: Model) -> dict[str, int]:
 
 
 def _read(path: Path) -> dict[str, Array]:
+    check_regular(path)
     try:
         with np.load(path) as archive:
             return dict(archive)

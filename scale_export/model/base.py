@@ -11,6 +11,7 @@ from pathlib import Path
 from scale_export.core.errors import UserError
 from scale_export.core.hub import fetch, hub_name
 from scale_export.core.huggingface import Config, Model, Processor
+from scale_export.core.inside import check_regular
 from scale_export.core.records import DecoderSpec
 from scale_export.device.rules import GenerationRules, read_rules
 from scale_export.families import resolve_family
@@ -116,6 +117,8 @@ def open_base(name: str, *, relative_to: Path | None = None) -> BaseModel:
 
     local = _local_directory(name, relative_to)
     directory, name = (local, local.name) if local else _download(name)
+    for file in directory.iterdir():
+        check_regular(file)
     check_no_adapter(directory)
     checkpoint = Checkpoint(directory)
     check_plain(checkpoint)

@@ -3,7 +3,8 @@
 1. The manifest lists every other file with its size and SHA-256 and carries its own SHA-256: a changed byte
    anywhere is found. That finds damage, not forgery, since who can write the package can write its hashes.
 2. The same contents give the same bytes: sorted keys, no times.
-3. Nothing is handed out before all of the package was verified, and nothing in it is a link or leads outside. In the
+3. Nothing is handed out before all of the package was verified, and nothing that was touched since; nothing in it is
+   a link or leads outside. In the
    hub's cache files are links to the cache's blobs: those are followed. What the hub and systems put beside a model's
    files is passed over; anything else that the manifest does not list is refused.
 """
@@ -17,7 +18,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, BinaryIO, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError, field_validator
 
@@ -169,19 +170,56 @@ class Manifest(_Record):
         return name in self.files or any(file.startswith(f"{name}/") for file in self.files)
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells that a file is the one that was hashed: a swapped or changed one has another inode or change time."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Identity:
+        """From what the system says of an open file, or of a path."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageFiles:
-    """A package whose every byte was verified when it was opened."""
+    """A package whose every byte was verified when it was opened.
+
+    Runtimes open files by their path, later; ``check_unchanged`` around that holds them to what was verified.
+    """
 
     directory: Path
     manifest: Manifest
+    identities: Mapping[str, Identity]
 
     def path(self, name: str) -> Path:
-        """Where the file or folder of that name lies; raises UserError where the package has none."""
+        """Where the file or folder of that name lies.
+
+        Raises:
+            UserError: the package has none, or something changed since it was verified.
+        """
         if not self.manifest.holds(name):
             near = did_you_mean(name, self.manifest.files)
             raise UserError(f"package {self.directory} has no file {name!r}{near}: {_AGAIN}")
+        self.check_unchanged()
         return self.directory / name
+
+    def check_unchanged(self) -> None:
+        """Raise UserError where a file is no more the one that was verified."""
+        for name, verified in self.identities.items():
+            try:
+                found = Identity.of((self.directory / name).stat())
+            except OSError:
+                found = None
+            if found != verified:
+                raise UserError(
+                    f"{self.directory / name} was changed or replaced since the package was opened: open it again"
+                )
 
 
 def open_package_files(path: str | Path, *, failed: bool = False, exact: bool = False) -> PackageFiles:
@@ -203,10 +241,10 @@ def open_package_files(path: str | Path, *, failed: bool = False, exact: bool = 
         if failed and not os.path.lexists(directory / name):
             name = FAILED_MANIFEST_NAME
         manifest = read_manifest(directory / name, exact=exact)
-        _verify_files(directory, manifest, name, exact=exact)
+        identities = _verify_files(directory, manifest, name, exact=exact)
     except OSError as error:
         raise UserError(f"package {directory} cannot be read ({error}): check permissions and disk") from None
-    return PackageFiles(directory=directory, manifest=manifest)
+    return PackageFiles(directory=directory, manifest=manifest, identities=identities)
 
 
 def read_manifest(path: Path, *, exact: bool = False) -> Manifest:
@@ -258,7 +296,11 @@ def canonical_json(table: Mapping[str, JsonValue]) -> bytes:
     return (json.dumps(table, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _verify_files(directory: Path, manifest: Manifest, manifest_name: str, *, exact: bool) -> None:
+def _verify_files(
+    directory: Path, manifest: Manifest, manifest_name: str, *, exact: bool
+) -> dict[str, Identity]:
+    """Hash every file, and say which file it was that had the hash."""
+
     def passed_over(name: str) -> bool:
         return not exact and not manifest.holds(name) and _is_known_stranger(name)
 
@@ -271,11 +313,15 @@ def _verify_files(directory: Path, manifest: Manifest, manifest_name: str, *, ex
     for name, entry in manifest.files.items():
         if present[name] != entry.size:
             raise UserError(f"{directory / name} has {present[name]} bytes, not {entry.size}: {_AGAIN}")
+    identities = {}
     for name, entry in manifest.files.items():
-        if hash_file(directory / name) != entry:
-            raise UserError(
-                f"{directory / name} is damaged: its SHA-256 differs from the manifest's; {_AGAIN}"
-            )
+        with (directory / name).open("rb") as file:
+            identities[name] = Identity.of(os.fstat(file.fileno()))
+            if _hash(file) != entry:
+                raise UserError(
+                    f"{directory / name} is damaged: its SHA-256 differs from the manifest's; {_AGAIN}"
+                )
+    return identities
 
 
 def _is_known_stranger(name: str) -> bool:
@@ -321,5 +367,9 @@ def _regular_size(directory: Path, name: str, *, exact: bool) -> int:
 def hash_file(path: Path) -> FileEntry:
     """Size and SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileEntry(sha256=digest, size=os.fstat(file.fileno()).st_size)
+        return _hash(file)
+
+
+def _hash(file: BinaryIO) -> FileEntry:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    return FileEntry(sha256=digest, size=os.fstat(file.fileno()).st_size)

@@ -1,9 +1,9 @@
 """Putting a package into its place as a whole, or not at all (``docs/package.md``).
 
 1. Everything is written to a hidden sibling of the destination. A process that is killed leaves at worst that
-   sibling, which the next run removes.
-2. ``manifest.json`` is written last, after every other file was hashed and synced; then one rename, or one
-   exchange with the old package, puts the whole into place.
+   sibling, which the next run removes (``leftovers.py``).
+2. ``manifest.json`` is written last, after every other file was hashed and synced. The whole is read again as whoever
+   opens it will; then one rename, or one exchange with the old package, puts it into place.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
-import secrets
 import shutil
 from pathlib import Path
 from typing import Self
@@ -21,6 +19,7 @@ from typing import Self
 from scale_export.core.errors import UserError
 
 from .exchange import Exchange, exchange, swap
+from .leftovers import InTheMaking, remove, remove_abandoned
 from .manifest import (
     FAILED_MANIFEST_NAME,
     MANIFEST_NAME,
@@ -132,7 +131,8 @@ class StagedPackage:
         self._needed = needed_bytes
         self._new_parents: list[Path] = []
         self._placed = False
-        self.directory = self._out.with_name(f"{_partial(self._out)}{os.getpid()}-{secrets.token_hex(4)}")
+        self._making = InTheMaking(self._out)
+        self.directory = self._making.directory
 
     def __enter__(self) -> Self:
         try:
@@ -141,9 +141,8 @@ class StagedPackage:
             for parent in reversed([p for p in self._out.parents if not os.path.lexists(p)]):
                 parent.mkdir()
                 self._new_parents.append(parent)
-            _remove_abandoned(self._out)
-            self.directory.mkdir()
-            _in_use.add(self.directory.name)
+            self._making.__enter__()
+            remove_abandoned(self._out, now=self.directory.stat().st_mtime)
         except BaseException as error:
             self._leave(error)
             raise
@@ -157,8 +156,10 @@ class StagedPackage:
 
         Raises:
             ValueError: the manifest names a file that was not staged, or a name that no package may hold was.
+            UserError: what was staged is gone, or is no more what was hashed.
         """
         self._seal(manifest, MANIFEST_NAME)
+        open_package_files(self.directory, exact=True)
         check_destination(self._out, force=self._force)  # it may have appeared in the meantime
         return self._place(self._out, replace=self._force)
 
@@ -176,6 +177,11 @@ class StagedPackage:
 
     def _seal(self, manifest: Manifest, manifest_name: str) -> None:
         """Hash and sync every staged file, and write the manifest with them; open all to whom the umask says."""
+        if not self.directory.is_dir():
+            raise UserError(
+                f"{self.directory} was removed while {self._out} was being written: is another export, or a cleaner, "
+                "at work in that directory? Try again"
+            )
         open_as_umask_says(self.directory)
         files = {}
         for name in sorted(name for name, _ in scan_files(self.directory)):
@@ -197,7 +203,7 @@ class StagedPackage:
             self.directory.rename(destination)
         self._placed = True
         _sync(destination.parent)
-        _remove(self.directory)
+        remove(self.directory)
         return destination
 
     def _leave(self, error: BaseException | None) -> None:
@@ -209,9 +215,9 @@ class StagedPackage:
             raise UserError(reason) from error
 
     def _clean_up(self) -> None:
-        _in_use.discard(self.directory.name)
+        self._making.__exit__()
         if not self._placed:
-            _remove(self.directory)
+            remove(self.directory)
             for parent in reversed(self._new_parents):
                 with contextlib.suppress(OSError):
                     parent.rmdir()
@@ -234,33 +240,6 @@ class StagedPackage:
     def _concerns(self, path: Path) -> bool:
         inside = path.is_relative_to(self.directory) or path.is_relative_to(self._out)
         return inside or self._out.is_relative_to(path)
-
-
-_in_use: set[str] = set()
-
-
-def _partial(out: Path) -> str:
-    return f".{out.name}.partial-"
-
-
-def _remove_abandoned(out: Path) -> None:
-    pattern = re.compile(rf"{re.escape(_partial(out))}(\d{{1,9}})-[0-9a-f]{{8}}(-old)?")
-    for sibling in out.parent.iterdir():
-        match = pattern.fullmatch(sibling.name)
-        if match and sibling.name.removesuffix("-old") not in _in_use and not _is_alive(int(match[1])):
-            _remove(sibling)
-
-
-def _is_alive(pid: int) -> bool:
-    if pid == os.getpid():  # and yet not in use: a former container's process of the same number
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _nearest_existing(path: Path) -> Path:
@@ -286,10 +265,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

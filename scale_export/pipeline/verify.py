@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scale_export.coefficients.file import load_coefficients
-from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.device.package import Package, open_package
 from scale_export.device.selftest import SelftestResult, run_selftest
 from scale_export.package.hub import package_directory
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
-from scale_export.package.signing import Signature, check_signature
+from scale_export.package.signing import Signature
 from scale_export.proof.contents import (
     Contents,
     Statement,
@@ -69,8 +68,7 @@ def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
             meant for another precision, or a signature that doesn't hold.
     """
     path = package_directory(request.package)
-    signed = _signed_by(path, request)
-    package = open_package(path)
+    package = open_package(path, public_key=request.public_key, signature=request.signature)
     requirements = read_requirements(request.require, package.files.manifest.precision)
     size = sum(entry.size for entry in package.files.manifest.files.values())
     golden = None
@@ -93,7 +91,7 @@ def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
         contents=contents,
         report=report,
         requirements=checked,
-        signature=signed,
+        signature=package.signature,
     )
 
 
@@ -129,13 +127,3 @@ def _measured(
     )
     evaluation = evaluation_set(request.evaluation, package.coefficients)
     return measurement.run(evaluation, request.eval_limit).report, statements
-
-
-def _signed_by(package: Path, request: VerifyRequest) -> Signature | None:
-    """The package's signature, checked; None where no key was given."""
-    if request.signature is not None and request.public_key is None:
-        raise UserError("a signature can only be checked with its signer's public key: give --public-key too")
-    if request.public_key is None:
-        return None
-    place = None if request.signature is None else Path(request.signature)
-    return check_signature(package, Path(request.public_key), place)

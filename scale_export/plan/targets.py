@@ -19,6 +19,7 @@ from typing import Annotated, Final, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.inside import check_regular
 from scale_export.core.resources import resource_dir
 from scale_export.core.words import BLOCKWISE, INTEGER, ComputeUnits, FloatType, FoldMode, Precision
 
@@ -299,6 +300,7 @@ def _read_target(path: Path) -> Target:
 
 
 def _read_toml(path: Path) -> dict[str, object]:
+    check_regular(path)
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_FILE_BYTES + 1)

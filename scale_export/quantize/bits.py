@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scale_export.core.errors import UserError, did_you_mean
+from scale_export.core.inside import check_regular
 from scale_export.core.records import DecoderSpec
 from scale_export.model.blocks import Bits
 
@@ -19,6 +20,7 @@ def read_bits_plan(path: Path) -> dict[str, int]:
     Raises:
         UserError: no such file, or not one.
     """
+    check_regular(path)
     try:
         with path.open("rb") as file:
             table = tomllib.loads(file.read(_MAX_BYTES).decode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import pickle
 import subprocess
@@ -157,6 +158,58 @@ def test_malicious_pickle_is_refused_and_not_executed(wrap: Callable[[Any], Any]
     assert not victim.exists()
     pickle.loads(path.read_bytes())
     assert victim.exists(), "the attack itself must work, or this test proves nothing"
+
+
+class Greedy:
+    """Pickles as a request for 4 GiB of zeros, which torch's list of safe names allows."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (bytearray, (4 << 30,))
+
+
+def test_a_pickle_that_asks_for_memory_is_refused_before_it_runs(tmp_path: Path) -> None:
+    torch.save({"format": Greedy()}, tmp_path / "spatial.pt")
+    assert (tmp_path / "spatial.pt").stat().st_size < 2000
+    with pytest.raises(UserError, match=r"it would run .*bytearray"):
+        load_coefficients(tmp_path / "spatial.pt")
+
+
+def test_names_by_the_stack_are_refused(good: Coefficients, tmp_path: Path) -> None:
+    torch.save({"x": Greedy()}, tmp_path / "spatial.pt", pickle_protocol=4)
+    with pytest.raises(UserError, match="names things in a way"):
+        load_coefficients(tmp_path / "spatial.pt")
+
+
+def test_torch_is_given_what_was_checked_and_nothing_else(
+    good: Coefficients, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two archives in one file: readers differ in which they see."""
+    good.save(tmp_path / "good.pt")
+    torch.save({"x": torch.zeros(1000)}, tmp_path / "other.pt")
+    path, given = tmp_path / "spatial.pt", []
+    path.write_bytes((tmp_path / "other.pt").read_bytes() + (tmp_path / "good.pt").read_bytes())
+    real = torch.load
+
+    def load(file: Any, **how: Any) -> Any:
+        given.append(file.getvalue())
+        return real(file, **how)
+
+    monkeypatch.setattr(torch, "load", load)
+    assert same(load_coefficients(path), good)
+    assert len(given[0]) < len((tmp_path / "good.pt").read_bytes()) < path.stat().st_size - 4000
+    with zipfile.ZipFile(tmp_path / "good.pt") as whole, zipfile.ZipFile(io.BytesIO(given[0])) as checked:
+        assert [whole.read(name) for name in whole.namelist()] == [
+            checked.read(name) for name in checked.namelist()
+        ]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_a_name_twice_is_refused(good: Coefficients, tmp_path: Path) -> None:
+    good.save(tmp_path / "spatial.pt")
+    with zipfile.ZipFile(tmp_path / "spatial.pt", "a") as archive:
+        archive.writestr(archive.namelist()[0], b"x")
+    with pytest.raises(UserError, match="a name twice"):
+        load_coefficients(tmp_path / "spatial.pt")
 
 
 def test_compressed_archive_is_refused(good: Coefficients, tmp_path: Path) -> None:

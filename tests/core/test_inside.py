@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from scale_export.coefficients.file import load_coefficients
 from scale_export.core.errors import UserError
 from scale_export.core.inside import colliding, file_inside, is_inside_name
+from scale_export.core.pictures import load_picture
+from scale_export.model.base import open_base
+from scale_export.plan.targets import load_target
+from scale_export.quantize.bits import read_bits_plan
 from tests.helpers.trees import place
 
 OUTSIDE = [
@@ -54,6 +61,28 @@ def test_what_is_no_regular_file_inside_is_refused(kind: str, tmp_path: Path) ->
     place(folder / "x", kind, tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"leads out|not a regular file|is missing"):
         file_inside(folder, "x", "the list")
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "spatial.pt": load_coefficients,
+    "spatial.safetensors": load_coefficients,
+    "picture.png": load_picture,
+    "target.toml": load_target,
+    "bits.toml": read_bits_plan,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_may_never_end_is_not_read(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="give a regular file"):
+        READERS[name](tmp_path / name)
+
+
+def test_a_base_model_with_a_pipe_in_it_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(UserError, match="is a pipe, a socket or a device"):
+        open_base(str(tmp_path))
 
 
 def test_a_folder_that_is_a_link_out_is_refused(tmp_path: Path) -> None:

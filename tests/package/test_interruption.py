@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from scale_export.package import leftovers
 from scale_export.package.exchange import Exchange, exchange
 from scale_export.package.staging import StagedPackage
 from tests.helpers.packages import CONTENTS, fill, manifest, names, no_exchange, refusal, tag_of, write
+
+HERE, ELSEWHERE = leftovers._system(), "0badcafe"
 
 
 def test_only_dead_processes_leftovers_are_removed(tmp_path: Path) -> None:
@@ -21,10 +27,10 @@ def test_only_dead_processes_leftovers_are_removed(tmp_path: Path) -> None:
     if dead == 0:
         os._exit(0)
     os.waitpid(dead, 0)
-    gone = [f".pkg.partial-{who}-0123abcd" for who in (dead, os.getpid())]
-    gone.append(f".pkg.partial-{dead}-0123abcd-old")
-    alive, other = f".pkg.partial-{os.getppid()}-0123abcd", f".other.partial-{dead}-0123abcd"
-    kept = [alive, other, ".pkg.partial-mine", "pkg2"]
+    gone = [f".pkg.partial-{HERE}-{who}-0123abcd" for who in (dead, os.getpid())]
+    gone += [f".pkg.partial-{HERE}-{dead}-0123abcd-old", f".pkg.partial-{HERE}-{dead}-0123abce-gone"]
+    alive = f".pkg.partial-{HERE}-{os.getppid()}-0123abcd"
+    kept = [alive, f".other.partial-{HERE}-{dead}-0123abcd", ".pkg.partial-mine", "pkg2"]
     for name in gone + kept:
         fill(tmp_path / name)
     with StagedPackage(tmp_path / "pkg", force=False) as first:
@@ -33,6 +39,67 @@ def test_only_dead_processes_leftovers_are_removed(tmp_path: Path) -> None:
             assert names(tmp_path) == sorted([*kept, *(s.directory.name for s in (first, second))])
         first.commit(manifest())
     assert names(tmp_path) == sorted([*kept, "pkg"])
+
+
+@pytest.mark.parametrize("suffix", ["", "-old", "-gone"])
+def test_another_systems_leftovers_are_removed_by_their_age(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever process has that number here: a container's 1 is not the host's 1."""
+    other = tmp_path / f".pkg.partial-{ELSEWHERE}-1-0123abcd{suffix}"
+    fill(other)
+    write(tmp_path / "pkg")
+    assert names(tmp_path) == sorted([other.name, "pkg"])
+    monkeypatch.setattr(leftovers, "ABANDONED_SECONDS", -1.0)
+    write(tmp_path / "pkg", force=True)
+    assert names(tmp_path) == ["pkg"]
+
+
+def test_a_maker_renews_its_folders_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "HEARTBEAT_SECONDS", 0.01)
+    with StagedPackage(tmp_path / "pkg", force=False) as staged:
+        os.utime(staged.directory, (0, 0))
+        deadline = time.monotonic() + 10
+        while staged.directory.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert staged.directory.stat().st_mtime > 0
+
+
+def test_a_maker_whose_folder_was_taken_publishes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another system that takes it for abandoned leaves the whole of it or nothing, never a part."""
+    monkeypatch.setattr(leftovers, "ABANDONED_SECONDS", -1.0)
+
+    def taken() -> None:
+        with StagedPackage(tmp_path / "pkg", force=False) as staged:
+            fill(staged.directory)
+            monkeypatch.setattr(leftovers, "_system", lambda: ELSEWHERE)
+            leftovers.remove_abandoned(tmp_path / "pkg", now=staged.directory.stat().st_mtime)
+            staged.commit(manifest())
+
+    assert "was removed while" in refusal(taken)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("change", ["lose", "alter", "add"])
+def test_what_changed_after_it_was_hashed_is_not_published(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal = StagedPackage._seal
+
+    def then_change(staged: StagedPackage, *arguments: Any) -> None:
+        seal(staged, *arguments)
+        file = staged.directory / "vision.onnx"
+        {
+            "lose": file.unlink,
+            "alter": lambda: file.write_bytes(b"other graph."),
+            "add": (staged.directory / "more").touch,
+        }[change]()
+
+    monkeypatch.setattr(StagedPackage, "_seal", then_change)
+    assert re.search("lacks|damaged|does not list", refusal(lambda: write(tmp_path / "pkg")))
+    assert names(tmp_path) == []
 
 
 def run_until_killed(out: Path, step: int, exchange: Exchange) -> bool:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from model_signing import hashing
 from model_signing import signing as library
 
-from scale_export import UserError, verify
+from scale_export import UserError, open_package, verify
 from scale_export.package.manifest import open_package_files
 from scale_export.package.signing import PASSWORD_VARIABLE, check_signature, default_signature, sign_package
 from tests.helpers.cli import last_json, run
@@ -58,6 +58,26 @@ def test_the_package_stays_what_its_manifest_says_and_the_signature_holds(signed
     assert listed["decoder.onnx"] == files.manifest.files["decoder.onnx"].sha256
 
 
+def test_a_package_is_opened_and_asked_only_with_its_signers_key(
+    signed: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    package, _, public = signed
+    _, stranger = key_pair(tmp_path, "stranger")
+    opened = open_package(package, public_key=public, signature=default_signature(package))
+    assert opened.signature is not None
+    assert opened.signature.path == default_signature(package)
+    assert open_package(package).signature is None
+    with pytest.raises(UserError, match="not that key's signature"):
+        open_package(package, public_key=stranger)
+    with pytest.raises(UserError, match="give --public-key too"):
+        open_package(package, signature=default_signature(package))
+    asked = ["run", str(package), "--prompt", "where ?", "--max-new-tokens", "1", "--public-key"]
+    assert run(*asked, str(public)) == 0
+    capsys.readouterr()
+    assert run(*asked, str(stranger)) == 2
+    assert "not that key's signature" in capsys.readouterr().err
+
+
 def test_the_librarys_own_command_reads_it(signed: tuple[Path, Path, Path]):
     package, _, public = signed
     command = [sys.executable, "-m", "model_signing", "verify", "key", str(package)]
@@ -95,7 +115,7 @@ def test_a_forged_package_passes_its_own_hashes_but_not_the_signature(signed: tu
 
 
 def test_another_key_a_changed_signature_and_a_missing_one_are_refused(
-    signed: tuple[Path, Path, Path], tmp_path: Path
+    signed: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     package, _, public = signed
     _, stranger = key_pair(tmp_path, "stranger")

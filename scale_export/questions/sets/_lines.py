@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final, NoReturn, get_args
 
 from scale_export.core.errors import UserError, did_you_mean
-from scale_export.core.inside import is_inside_name, is_reachable
+from scale_export.core.inside import check_regular, is_inside_name, is_reachable
 from scale_export.core.words import Split
 from scale_export.questions.question import Kind, Turn
 from scale_export.questions.scoring import numbers, same_words
@@ -119,6 +119,7 @@ def lines_of(file: Path) -> Iterator[Line]:
 
 def _texts(file: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not empty, with their numbers; read one by one."""
+    check_regular(file)
     try:
         if file.stat().st_size > MOST_BYTES:
             raise UserError(
