@@ -58,7 +58,7 @@ class Bench:
     def __init__(self, split: str, limit: int | None, cache: Path | None, outliers: float = 1) -> None:
         self.coefficients = load_coefficients(EXAMPLE / "spatial.pt")
         self.base = open_base(self.coefficients.base.base_model, relative_to=EXAMPLE)
-        base, options = self.base, CalibrationOptions(questions="gridworld")
+        base, options = self.base, CalibrationOptions(source="gridworld")
         self.statistics = calibrate(base, self.coefficients, options, WorkLog(quiet=True), cache)
         questions = load_questions("gridworld", split, limit=limit)  # type: ignore[arg-type]
         ends = rules_of_model(base.model, base.processor).end_tokens

@@ -134,15 +134,21 @@ class Bench:
 
     def statistics(self, calibration: str) -> tuple[Statistics, Cost]:
         """Collected once, and what that took."""
-        chosen = CALIBRATIONS[calibration]
-        if chosen is None:
+        chosen = CALIBRATIONS.get(calibration)
+        if chosen is None and calibration not in self._statistics:
             return NoStatistics(), Cost()
-        if calibration not in self._statistics:
-            options = CalibrationOptions(questions=self.questions, weighting=chosen[0], pictures=chosen[1])
-            self._statistics[calibration] = costed(
-                lambda: calibrate(self.base, self.coefficients, options, self.log, self.cache)
+        if chosen is not None and calibration not in self._statistics:
+            self.collect(
+                calibration,
+                CalibrationOptions(source=self.questions, weighting=chosen[0], pictures=chosen[1]),
             )
         return self._statistics[calibration]
+
+    def collect(self, calibration: str, options: CalibrationOptions) -> None:
+        """Statistics by these options, from now on those of ``calibration``."""
+        self._statistics[calibration] = costed(
+            lambda: calibrate(self.base, self.coefficients, options, self.log, self.cache)
+        )
 
     def row(self, method: str, bits: int, block_size: int, calibration: str) -> Row:
         """Quantize, put the weights in place, measure, and put the old ones back."""

@@ -8,6 +8,12 @@ from .words import ParityMode, Scoring, Weighting
 
 CALIBRATION_QUESTIONS: Final = 128
 """How many questions a model is calibrated on at the most."""
+CALIBRATION: Final = "self"
+"""What a model is calibrated on where no question set is known: what it writes itself."""
+WRITTEN_SEQUENCES: Final = 32
+"""How many chats a model writes to be calibrated on."""
+TEXT_TOKENS: Final = 64
+"""The window of a text that a model is calibrated on, in tokens."""
 WEIGHTING: Final[Weighting] = "uniform"
 """What a calibration token counts for."""
 SCORING: Final[Scoring] = "strict"

@@ -163,6 +163,9 @@ class Tokenizer(Protocol):
     pad_token_id: int | None
     eos_token_id: int | None
 
+    @property
+    def all_special_ids(self) -> Sequence[int]: ...
+
     def __call__(self, text: str, *, add_special_tokens: bool) -> EncodedText: ...
 
     def save_pretrained(self, directory: Path) -> object: ...

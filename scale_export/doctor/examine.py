@@ -51,6 +51,7 @@ from scale_export.proof.products import (
 )
 from scale_export.proof.report import stored_failures
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, StaticWeights
+from scale_export.quantize.sources import QuestionSource, parse_source
 
 from .codes import CodeEvidence, Moved
 
@@ -220,7 +221,7 @@ class Examination:
         calibration = self.plan.calibration
         assert calibration is not None, "the plan is calibrated"
         others: dict[str, CalibrationOptions | None] = {"those of no calibration at all": None}
-        if calibration.pictures:
+        if calibration.pictures and isinstance(parse_source(calibration.source), QuestionSource):
             others["those of the same questions without their pictures"] = replace(
                 calibration, pictures=False
             )

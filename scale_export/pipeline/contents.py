@@ -17,7 +17,7 @@ from scale_export.plan.record import Plan
 from scale_export.proof.golden import write_selftest
 from scale_export.proof.measure import Measured
 from scale_export.quantize.calibration import StoredStatistics
-from scale_export.questions import public_name
+from scale_export.quantize.sources import parse_source
 from scale_export.report.data import library_versions, report_data
 from scale_export.report.page import render_report
 from scale_export.search.budget import BitsChoice
@@ -64,7 +64,7 @@ def _calibration_facts(plan: Plan, statistics: StoredStatistics | None) -> Calib
     if statistics is None or chosen is None:
         return None
     return CalibrationFacts(
-        questions=public_name(chosen.questions),
+        questions=parse_source(chosen.source).public,
         limit=chosen.limit,
         weighting=chosen.weighting,
         pictures=chosen.pictures,

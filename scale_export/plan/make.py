@@ -21,7 +21,7 @@ from .bits import bits_plan, bits_reason, other_bits
 from .fold_choice import choose_fold, unfoldable
 from .options import ExportOptions
 from .picture_choice import check_one_size, choose_prefill_tokens, fit_pictures, tower_inputs_of
-from .quantizer_choice import calibration_options, choose_quantizer
+from .quantizer_choice import calibration_questions, choose_quantizer
 from .record import Plan
 from .targets import Target
 
@@ -84,7 +84,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         quantizer=quantizer,
         calibration=calibration,
         calibration_cache=None if options.cache is None else Path(options.cache),
-        questions=calibration_options(coefficients, options) if quantized else None,
+        questions=calibration_questions(coefficients, options) if quantized else None,
         other_bits=bits,
     )
 

@@ -41,11 +41,14 @@ class ExportOptions:
     ] = "auto"
     calib: Annotated[
         str,
-        Option(help="Question set of the calibration: auto (the one trained on), none, NAME or NAME:DIR."),
+        Option(
+            help="What to calibrate on: auto (the set trained on, else self), none, NAME or NAME:DIR of a question "
+            "set, text:PATH (plain text) or self (what the model writes itself)."
+        ),
     ] = "auto"
-    calib_limit: Annotated[int, Option(help="Calibrate on this many questions at most.", least=1)] = (
-        CALIBRATION_QUESTIONS
-    )
+    calib_limit: Annotated[
+        int, Option(help="Calibrate on this many questions, windows or chats at most.", least=1)
+    ] = CALIBRATION_QUESTIONS
     calib_weighting: Annotated[
         Weighting,
         Option(
@@ -53,7 +56,7 @@ class ExportOptions:
             "weigh half) or image (image tokens weigh half)."
         ),
     ] = WEIGHTING
-    calib_text_only: Annotated[bool, Option(help="Calibrate on questions without their pictures.")] = False
+    calib_text_only: Annotated[bool, Option(help="Calibrate without pictures.")] = False
     bits: Annotated[
         Mapping[str, int] | StrPath | None,
         Option(

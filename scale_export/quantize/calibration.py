@@ -1,8 +1,9 @@
 """Calibration: second moments and ranges of every matrix's inputs, layer by layer from the portable decoder.
 
 1. The decoder runs as it is deployed: the base weights with ScAle as a gate, a prefill of the prompt and one forward
-   for each token of the right answer, whatever the fold mode (folding into weights is the same function).
-2. One layer's weights and moments are in memory at a time, beside the hidden states of all questions. Each layer's
+   for each token of the right answer, whatever the fold mode (folding into weights is the same function). Long answers
+   run in one forward, each position with its scalars, which is the same function again (``Example.at_once``).
+2. One layer's weights and moments are in memory at a time, beside the hidden states of all examples. Each layer's
    moments go to a file of the cache when they are whole: a run that was stopped goes on behind the last of them.
 3. A cache entry is named by a hash of all that decides it: the model's weights and configuration, the scalars, the
    prepared inputs (token ids, pixels, answers) and the weighting.
@@ -16,36 +17,36 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from torch import Tensor
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog, peak_memory
-from scale_export.core.records import Array, Float32
+from scale_export.core.records import Array, DecoderSpec, Float32
 from scale_export.core.words import Weighting
 from scale_export.device.engine import Engine, Step
-from scale_export.device.generation import Generator, Inputs
-from scale_export.device.prompts import conversation, encode_messages
+from scale_export.device.generation import Generator
 from scale_export.model.arithmetic import TorchKernels, empty_cache
-from scale_export.model.asking import target_ids
 from scale_export.model.base import BaseModel
 from scale_export.model.decoder import Cache, Gate, PortableDecoder
 from scale_export.model.engine import ReferenceInputs
 from scale_export.model.weights import DecoderWeights
-from scale_export.questions import load_questions
-from scale_export.questions.question import Question
 
-from . import CalibrationOptions, Moments
+from .example import Example, question_examples
+from .method import CalibrationOptions, Moments
+from .plain_text import text_examples
+from .self_written import self_examples
+from .sources import QuestionSource, SelfSource, TextSource, parse_source
+from .stored import add_inputs, default_cache, make_entry, model_facts, recorded_sha256, write_whole
 
 SCHEMA = 2
 """Part of every cache entry's name; to be raised where the same inputs would give other statistics."""
@@ -100,12 +101,6 @@ def _file_of(name: str) -> str:
     return f"{'.'.join(name.split('.')[:2])}.safetensors" if name.startswith("layers.") else OUTPUT
 
 
-def default_cache() -> Path:
-    """``SCALE_EXPORT_CACHE``, else ``scale-export`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
-    own, home = os.environ.get("SCALE_EXPORT_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else (Path(home) if home else Path.home() / ".cache") / "scale-export"
-
-
 def calibrate(
     base: BaseModel,
     coefficients: Coefficients,
@@ -113,13 +108,14 @@ def calibrate(
     log: WorkLog,
     cache: Path | None = None,
 ) -> StoredStatistics:
-    """The statistics of one model, one set of scalars and one set of questions: from the cache, or collected into it.
+    """The statistics of one model, one set of scalars and one source: from the cache, or collected into it.
 
     Raises:
-        UserError: the question set can't be loaded, or holds an answer without tokens; or the cache can't be written.
+        UserError: the source can't be loaded, or holds an answer without tokens; or the cache can't be written.
     """
-    examples = calibration_examples(base, options)
-    entry = (cache or default_cache()) / "calibration" / _key(base, coefficients, options, examples)
+    place = cache or default_cache()
+    examples = calibration_examples(base, coefficients, options, log, place)
+    entry = place / "calibration" / _key(base, coefficients, options, examples)
     names = [*(f"layers.{layer}.safetensors" for layer in range(base.spec.num_layers)), OUTPUT]
     found = {name: recorded_sha256(entry / name) for name in names}
     if None in found.values():
@@ -138,54 +134,39 @@ def calibrate(
     return StoredStatistics(entry, tuple(sorted(whole.items())))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """A question as the model takes it, and the tokens that should follow."""
-
-    inputs: Inputs
-    target: tuple[int, ...]
-
-
-def calibration_examples(base: BaseModel, options: CalibrationOptions) -> list[Example]:
-    """The questions to calibrate on, in order; raises UserError as ``calibrate``."""
-    questions = load_questions(options.questions, "calibration", limit=options.limit)
-    return [encode_question(base, question, options.pictures) for question in questions]
-
-
-def encode_question(base: BaseModel, question: Question, pictures: bool) -> Example:
-    """A question as calibration sees it: its prompt as the processor encodes it, and the answer that is to follow."""
-    inputs = encode_messages(base.processor, conversation(question, pictures=pictures))
-    return Example(inputs=inputs, target=target_ids(base.processor, question, base.rules.end_tokens))
+def calibration_examples(
+    base: BaseModel, coefficients: Coefficients, options: CalibrationOptions, log: WorkLog, cache: Path
+) -> list[Example]:
+    """What to calibrate on, in order; raises UserError as ``calibrate``."""
+    match parse_source(options.source):
+        case QuestionSource(spec):
+            return question_examples(base, spec, limit=options.limit, pictures=options.pictures)
+        case TextSource() as text:
+            return text_examples(base, text, options.limit)
+        case SelfSource() as own:
+            pictures, limit = options.pictures, options.limit
+            return self_examples(
+                base, coefficients, own, limit=limit, pictures=pictures, log=log, cache=cache
+            )
 
 
 def _key(
     base: BaseModel, coefficients: Coefficients, options: CalibrationOptions, examples: Sequence[Example]
 ) -> str:
     """The name of a cache entry (rule 3)."""
-    attn, mlp = coefficients.dense(base.spec.num_layers, base.spec.num_heads)
-    stored = base.checkpoint
-    facts = [
-        SCHEMA,
-        stored.config_sha256(),
-        [[name, stored.sha256(name)] for name in stored.stored_names()],
-        [coefficients.scope, coefficients.mlp_site, options.weighting],
-    ]
-    digest = hashlib.sha256(json.dumps(facts).encode() + attn.tobytes() + mlp.tobytes())
+    digest = model_facts(base, coefficients, SCHEMA, options.weighting)
     for example in examples:
-        for name, value in sorted(example.inputs.items()):
-            digest.update(
-                f"{name} {value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes()
-            )
+        add_inputs(digest, example.inputs)
         digest.update(json.dumps(example.target).encode())
     return digest.hexdigest()[:32]
 
 
 @dataclass(slots=True, kw_only=True)
 class _Path:
-    """One question on its way through the layers: the forwards of its prompt and of each answer token.
+    """One example on its way through the layers: the forwards of its prompt, and of its answer's tokens.
 
     Attributes:
-        steps: positions and extras of each forward.
+        steps: positions and extras of each forward; the first is the prompt's.
         hidden: float32 ``[1, T, D]`` before the next layer, one per forward.
         token_weights: float32 ``[T]``, one per forward.
     """
@@ -214,11 +195,10 @@ def collect(
         files = [entry / name for name in names]
         whole = not set(names) & set(lacking)
         kernels = _Recorder(base.weights, layer=layer)
-        decoder = PortableDecoder(spec, kernels, layers=range(layer, layer + 1), last_logits_only=True)
         rows = slice(layer, layer + 1)
         gate = Gate(scope=coefficients.scope, attn_scale=attn[rows], mlp_scale=mlp[rows])
         for done, path in enumerate(paths, 1):
-            _advance(decoder, kernels, gate, path, layer, recorded=not whole)
+            _advance(kernels, spec, gate, path, layer, recorded=not whole)
             log.advance(f"calibration, layer {layer + 1} of {spec.num_layers}", done, len(paths))
         if not whole:
             found = kernels.sums.statistics()
@@ -244,20 +224,34 @@ def _paths(
     for done, example in enumerate(examples, 1):
         prompt = generator.embed_prompt(example.inputs)
         steps = [prompt.step(slice(0, prompt.tokens), gated=True)]
-        for offset, token in enumerate(example.target[:-1]):
-            steps.append(generator.decode_step(token, prompt.next_position + offset))
+        answer = [
+            generator.decode_step(token, prompt.next_position + offset)
+            for offset, token in enumerate(example.target[:-1])
+        ]
+        steps += [_together(answer)] if example.at_once and answer else answer
         at_image = example.inputs["input_ids"][0] == image_token
         yield _Path(
             steps=steps,
             hidden=[torch.from_numpy(np.ascontiguousarray(step.inputs_embeds, np.float32)) for step in steps],
-            token_weights=_token_weights(weighting, at_image, len(steps) - 1),
+            token_weights=_token_weights(
+                weighting, at_image, [step.inputs_embeds.shape[1] for step in steps]
+            ),
         )
         log.advance("calibration, pictures", done, len(examples))
 
 
-def _token_weights(weighting: Weighting, at_image: Array, answered: int) -> list[Tensor]:
-    """What each token of the prompt ``[T]``, then each of the answer's ``[1]``, counts for."""
-    tokens = len(at_image) + answered
+def _together(steps: Sequence[Step]) -> Step:
+    """Forwards of one token each as one forward."""
+    return Step(
+        inputs_embeds=np.concatenate([step.inputs_embeds for step in steps], axis=1),
+        lengths=np.full(1, len(steps), np.int64),
+        position_ids=np.concatenate([step.position_ids for step in steps], axis=-1),
+    )
+
+
+def _token_weights(weighting: Weighting, at_image: Array, forwards: Sequence[int]) -> list[Tensor]:
+    """What each token counts for, by forward: ``at_image [T]`` says it of the prompt, which is the first of them."""
+    tokens = sum(forwards)
     chosen = np.zeros(tokens, np.bool_)
     if weighting == "last":
         chosen[len(at_image) - 1 :] = True
@@ -267,26 +261,32 @@ def _token_weights(weighting: Weighting, at_image: Array, answered: int) -> list
     weights = np.ones(tokens, np.float32)
     if 0 < picked < tokens:
         weights[chosen] = (tokens - picked) / picked
-    prompt, *answers = np.split(weights, range(len(at_image), tokens))
-    return [torch.from_numpy(part) for part in (prompt, *answers)]
+    return [torch.from_numpy(part) for part in np.split(weights, np.cumsum(forwards)[:-1])]
 
 
 def _advance(
-    decoder: PortableDecoder, kernels: _Recorder, gate: Gate, path: _Path, layer: int, *, recorded: bool
+    kernels: _Recorder, spec: DecoderSpec, gate: Gate, path: _Path, layer: int, *, recorded: bool
 ) -> None:
-    """One question through one layer, forward by forward over a growing cache."""
-    cache: list[Cache] = empty_cache(decoder.spec, 1)[:1]
+    """One example through one layer, forward by forward over a growing cache.
+
+    Every position of an answer carries the scalars, and predicts (rule 5).
+    """
+    layers = range(layer, layer + 1)
+    prompt = PortableDecoder(spec, kernels, layers=layers, last_logits_only=True), gate
+    answer = PortableDecoder(spec, kernels, layers=layers), replace(gate, scope="all")
+    cache: list[Cache] = empty_cache(spec, 1)[:1]
     seen = 0
     for index, (step, hidden) in enumerate(zip(path.steps, path.hidden, strict=True)):
         seen += hidden.shape[1]
         group, deepstack = step.attention_group, step.deepstack
         kernels.token_weights = path.token_weights[index] if recorded else None
+        decoder, acting = answer if index else prompt
         path.hidden[index], cache = decoder(
             hidden,
             torch.ones(1, seen, dtype=torch.int64),
             torch.from_numpy(step.position_ids),
             cache,
-            gate,
+            acting,
             torch.tensor([-1]),
             None if group is None else torch.from_numpy(group),
             () if deepstack is None else list(torch.from_numpy(deepstack[layer : layer + 1])),
@@ -332,53 +332,3 @@ class _Recorder(TorchKernels):
             weights = self.token_weights if x.shape[1] == len(self.token_weights) else torch.ones(x.shape[1])
             self.sums.add(name, x[0], weights)
         return super().linear(name, x)
-
-
-def make_entry(entry: Path) -> None:
-    """Make the folder of a cache entry; raises UserError where it can't be made."""
-    try:
-        entry.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(entry, error) from None
-
-
-def write_whole(tensors: dict[str, Array], file: Path) -> None:
-    """A file that is whole or not there, with the mode that the umask says, and the record of its hash (rule 4).
-
-    Raises:
-        UserError: it can't be written.
-    """
-    part = file.with_suffix(f".{os.getpid()}.part")
-    try:
-        part.touch()
-        mode = part.stat().st_mode
-        save_file(tensors, part)
-        part.chmod(mode)  # safetensors writes through a temporary file, which is its owner's alone
-        record = json.dumps({"schema": SCHEMA, "sha256": _sha256(part)})
-        part.replace(file)
-        part.write_text(record + "\n", encoding="utf-8")
-        part.replace(file.with_suffix(".json"))
-    except OSError as error:
-        raise _unwritable(file, error) from None
-
-
-def _unwritable(place: Path, error: OSError) -> UserError:
-    return UserError(f"{place} cannot be written ({error.strerror}): give another folder with --cache")
-
-
-def recorded_sha256(file: Path) -> str | None:
-    """The SHA-256 of a cache's file in hex; None where it is not there, or not what its record says (rule 4)."""
-    beside = file.with_suffix(".json")
-    if not file.is_file() or not beside.is_file():
-        return None
-    try:
-        record = json.loads(beside.read_text(encoding="utf-8"))
-        found = _sha256(file)
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if record == {"schema": SCHEMA, "sha256": found} else None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -13,7 +13,8 @@ from scale_export.core.records import Float32
 from scale_export.core.words import BLOCKWISE, Precision, Weighting
 from scale_export.model.blocks import Bits, BlockMatrix
 from scale_export.model.weights import DecoderWeights
-from scale_export.questions import public_name
+
+from .sources import parse_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +64,21 @@ class CalibrationOptions:
     """What statistics are collected on.
 
     Attributes:
-        questions: a question set; its calibration split is taken.
-        limit: how many of its questions at the most.
+        source: what ``sources.parse_source`` takes: a question set, text or what the model writes itself.
+        limit: how many of its examples at the most.
         weighting: what a token counts for. ``uniform``: all the same; ``last``: the positions that predict the
             answer together as much as all others of their question; ``image``: the image tokens likewise.
         pictures: whether the questions keep their pictures.
     """
 
-    questions: str
+    source: str
     limit: int = CALIBRATION_QUESTIONS
     weighting: Weighting = WEIGHTING
     pictures: bool = True
 
     def __str__(self) -> str:
-        pictures = "" if self.pictures else " without their pictures"
-        return f"up to {self.limit} questions of {public_name(self.questions)}{pictures}, {self.weighting} weighting"
+        words = parse_source(self.source).words(self.limit, pictures=self.pictures)
+        return f"{words}, {self.weighting} weighting"
 
 
 Calibration = Literal["unused", "optional", "required"]

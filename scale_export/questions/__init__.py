@@ -48,6 +48,8 @@ def public_name(spec: str) -> str:
 
 def _module(spec: str) -> tuple[ModuleType, str]:
     name, _, argument = spec.partition(":")
+    if name in ("text", "self"):
+        raise UserError(f"{name} holds no questions: give it to --calib, and name a question set here")
     if name not in dataset_names():
         known = dataset_names()
         raise UserError(

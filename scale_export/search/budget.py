@@ -36,7 +36,8 @@ from scale_export.plan.portable import generator_of
 from scale_export.plan.quantizer_choice import trained_on_set
 from scale_export.plan.record import Plan
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, load_quantizer
-from scale_export.quantize.calibration import StoredStatistics, calibration_examples
+from scale_export.quantize.calibration import StoredStatistics
+from scale_export.quantize.example import question_examples
 
 from .speed import SpeedChoice, choose_speed
 
@@ -232,7 +233,7 @@ def _chosen(budget: Budget, frontier: Sequence[Point], fitting: int | None, refe
 def _questions(plan: Plan) -> CalibrationOptions | None:
     """What to measure on where calibration itself is not wanted."""
     trained_on = trained_on_set(plan.coefficients)
-    return None if trained_on is None else CalibrationOptions(questions=trained_on)
+    return None if trained_on is None else CalibrationOptions(source=trained_on)
 
 
 class _Bench:
@@ -243,7 +244,8 @@ class _Bench:
         options = plan.questions or _questions(plan)
         assert options is not None, "the check said that there are questions"
         few = replace(options, limit=min(options.limit, QUESTIONS))
-        self.plan, self.examples = plan, calibration_examples(plan.base, few)
+        self.plan = plan
+        self.examples = question_examples(plan.base, few.source, limit=few.limit, pictures=few.pictures)
         exact = self._engine(plan.base.weights)
         self.reference = self._logits(exact)
         self.reference_accuracy = float(self._right(self.reference).mean())

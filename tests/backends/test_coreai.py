@@ -79,7 +79,7 @@ def plan_of(
     scope: Scope = "last",
     activations: Any = "float32",
 ) -> Plan:
-    options = ExportOptions(precision=precision, fold=mode)
+    options = ExportOptions(precision=precision, fold=mode, calib="none")
     return make_plan(random_coefficients(base, scope), base, target_of(activations), options)
 
 

@@ -43,7 +43,8 @@ def test_a_state_dict_becomes_a_file_that_fold_takes(
     assert made.training == {"imported_from": "trained.safetensors"}
     assert run("fold", "--coeffs", str(out), "--target", "cpu", "--precision", "int4", "--dry-run") == 0
     words = " ".join(capsys.readouterr().out.split())
-    assert "gptq, the better default, was not taken" in words and "--calib gridworld" in words
+    assert "The quantizer is gptq" in words and "the model writes what it is calibrated on" in words
+    assert "jsonl:FILE or text:PATH" in words
 
 
 def test_the_set_that_they_were_trained_on_is_kept(
@@ -84,17 +85,23 @@ def test_what_is_refused_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("trained_on", "calib", "reason"),
+    ("trained_on", "calib", "quantizer", "reason"),
     [
-        (None, "auto", "names no question set"),
-        ("spatialeval:/nowhere/of/mine", "auto", r"\(spatialeval\) is not here"),
-        ("my own pictures", "auto", r"\(my own pictures\) is not here"),
-        ("gridworld", "none", "--calib none was asked"),
+        (None, "auto", "gptq", r"\(none is named\), so the model writes"),
+        (
+            "spatialeval:/nowhere/of/mine",
+            "auto",
+            "gptq",
+            r"\(spatialeval\) is not here\), so the model writes",
+        ),
+        ("my own pictures", "auto", "gptq", r"\(my own pictures\) is not here\), so the model writes"),
+        ("gridworld", "none", "rtn", "was not taken, since --calib none was asked"),
     ],
 )
-def test_int4_says_why_it_gets_the_lesser_quantizer(
+def test_int4_says_what_it_is_calibrated_on_where_no_set_is_known(
     trained_on: str | None,
     calib: str,
+    quantizer: str,
     reason: str,
     base_of: Callable[[str, str], BaseModel],
     coefficient_file: Path,
@@ -104,7 +111,7 @@ def test_int4_says_why_it_gets_the_lesser_quantizer(
     for precision in ("int4", "int8"):
         options = ExportOptions(precision=precision, calib=calib)
         plan = make_plan(coefficients, base_of("llava", "llama"), load_target("cpu"), options)
-        assert plan.quantizer == "rtn"
-        said = [words for words in plan.decisions if "was not taken" in words]
-        assert len(said) == (precision == "int4") and all(re.search(reason, s) for s in said)
+        assert plan.quantizer == (quantizer if precision == "int4" else "rtn")
+        said = [words for words in plan.decisions if re.search(reason, words)]
+        assert len(said) == (precision == "int4")
         assert not any("/nowhere" in words for words in plan.decisions)

@@ -23,7 +23,7 @@ from scale_export.package.staging import StagedPackage
 from scale_export.pipeline import fold as pipeline
 from scale_export.plan.again import plan_again
 from scale_export.plan.options import Origins
-from scale_export.quantize import QuantizedWeights, calibration
+from scale_export.quantize import QuantizedWeights, example
 from tests.helpers.emission import stored, weights_of
 from tests.helpers.folds import fold_on, opened_once
 
@@ -33,12 +33,12 @@ OPTIONS = {"quantizer": "gptq", "calib": "gridworld", "calib_limit": 4, "evaluat
 
 def mirrored_pictures(patched: pytest.MonkeyPatch) -> None:
     """Calibration sees every picture's mirror image, and nothing else changes."""
-    true = calibration.encode_question
+    true = example.encode_question
 
     def encode(base: Any, question: Any, pictures: bool) -> Any:
         return true(base, replace(question, pictures=(ImageOps.mirror(question.image),)), pictures)
 
-    patched.setattr(calibration, "encode_question", encode)
+    patched.setattr(example, "encode_question", encode)
 
 
 @pytest.fixture(scope="module")

@@ -253,7 +253,8 @@ def _engines(
     cpu = load_target("cpu")
     precisions: tuple[Precision, ...] = ("float32", "int4")
     for precision in precisions:
-        plan = make_plan(measured.plan.coefficients, measured.base, cpu, ExportOptions(precision=precision))
+        options = ExportOptions(precision=precision, calib="none")
+        plan = make_plan(measured.plan.coefficients, measured.base, cpu, options)
         folded = stored(plan)
         out = directory / f"onnx-{precision}"
         out.mkdir()

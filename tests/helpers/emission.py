@@ -49,9 +49,8 @@ def emitting(
         base = base_of(family, variant)
         chosen = load_target(target)
         asked = precision if precision in chosen.precisions else chosen.precisions[0]
-        plan = make_plan(
-            random_coefficients(base, scope), base, chosen, ExportOptions(precision=asked, fold=mode)
-        )
+        options = ExportOptions(precision=asked, fold=mode, calib="none")
+        plan = make_plan(random_coefficients(base, scope), base, chosen, options)
         folded = stored(plan) if asked == precision else fold(base.weights, plan.coefficients, mode)
         directory = tmp_path_factory.mktemp("graphs")
         vision_precision = "float32" if precision == "float32" else chosen.vision_precision

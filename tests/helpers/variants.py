@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.helpers.models import FAMILIES
+
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "own": ("own", {}),
     "llama": ("llama", {}),
@@ -33,3 +35,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 ``own`` is for families that are tied to one text model.
 """
+
+
+def variant_of(family: str) -> str:
+    """A variant that the family takes."""
+    return "own" if FAMILIES[family].own_text else "llama"

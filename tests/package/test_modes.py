@@ -17,7 +17,7 @@ from scale_export.cli.fold import write_log
 from scale_export.coefficients.file import load_coefficients
 from scale_export.core.progress import WorkLog
 from scale_export.package.staging import StagedPackage
-from scale_export.quantize.calibration import write_whole
+from scale_export.quantize.stored import write_whole
 from tests.helpers.packages import fill, manifest
 
 MASKS = (0o022, 0o077, 0o002, 0o027)

@@ -10,7 +10,7 @@ import pytest
 
 from scale_export import fold
 from scale_export.model import checkpoint
-from scale_export.quantize import calibration
+from scale_export.quantize import example
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"
 QUESTIONS = 4
@@ -25,7 +25,7 @@ def test_a_fold_reads_hashes_and_encodes_once(tmp_path: Path, monkeypatch: pytes
     tensor, sha256, encode = (
         checkpoint.Checkpoint.tensor,
         checkpoint.stored_sha256,
-        calibration.encode_messages,
+        example.encode_messages,
     )
 
     def counted_tensor(self: checkpoint.Checkpoint, name: str) -> Any:
@@ -42,7 +42,7 @@ def test_a_fold_reads_hashes_and_encodes_once(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(checkpoint.Checkpoint, "tensor", counted_tensor)
     monkeypatch.setattr(checkpoint, "stored_sha256", counted_sha256)
-    monkeypatch.setattr(calibration, "encode_messages", counted_encode)
+    monkeypatch.setattr(example, "encode_messages", counted_encode)
     outcome = fold(
         EXAMPLE / "spatial.pt",
         "cpu",

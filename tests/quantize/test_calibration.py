@@ -28,6 +28,7 @@ from scale_export.proof.measure import Measurement
 from scale_export.proof.report import ParityReport
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, calibration, load_quantizer
 from scale_export.quantize.calibration import _token_weights, calibrate
+from scale_export.quantize.stored import RECORD_SCHEMA, write_whole
 from scale_export.questions import load_questions
 from scale_export.training.examples import encode_examples, whole_sequences
 from tests.helpers.coefficients import random_coefficients, saved
@@ -35,7 +36,7 @@ from tests.helpers.emission import stored, weights_of
 from tests.helpers.folds import fold_on
 from tests.helpers.trees import tree
 
-OPTIONS = CalibrationOptions(questions="gridworld", limit=4)
+OPTIONS = CalibrationOptions(source="gridworld", limit=4)
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_vlm"
 QUIET = WorkLog(quiet=True)
 
@@ -134,7 +135,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(
         with pytest.raises(KeyboardInterrupt):
             calibrate(base, coefficients, OPTIONS, QUIET, tmp_path)
     written: list[str] = []
-    honest = calibration.write_whole
+    honest = write_whole
     monkeypatch.setattr(
         calibration, "write_whole", lambda t, file: (written.append(file.name), honest(t, file))
     )
@@ -165,7 +166,7 @@ def invent_before(file: Path) -> None:
 def age(file: Path) -> None:
     """Another schema's statistics, and a record that fits them."""
     beside = file.with_suffix(".json")
-    beside.write_text(beside.read_text().replace(f'"schema": {calibration.SCHEMA}', '"schema": 1'))
+    beside.write_text(beside.read_text().replace(f'"schema": {RECORD_SCHEMA}', '"schema": 1'))
 
 
 def garble_record(file: Path) -> None:
@@ -202,7 +203,7 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(base_of: Any, tmp_path: 
         calibrate(base, random_coefficients(base), OPTIONS, QUIET, tmp_path)
     (tmp_path / "layers.0.safetensors").mkdir()
     with pytest.raises(UserError, match="--cache"):
-        calibration.write_whole({"x": np.ones(3, np.float32)}, tmp_path / "layers.0.safetensors")
+        write_whole({"x": np.ones(3, np.float32)}, tmp_path / "layers.0.safetensors")
 
 
 def test_all_that_decides_the_moments_names_their_entry(base_of: Any, tmp_path: Path):
@@ -216,7 +217,7 @@ def test_all_that_decides_the_moments_names_their_entry(base_of: Any, tmp_path: 
         (coefficients, replace(OPTIONS, pictures=False)),
         (coefficients, replace(OPTIONS, weighting="last")),
         (coefficients, replace(OPTIONS, weighting="image")),
-        (coefficients, replace(OPTIONS, questions="gridworld:seed=1")),
+        (coefficients, replace(OPTIONS, source="gridworld:seed=1")),
     ]
     found = [calibrate(base, scalars, options, QUIET, tmp_path) for scalars, options in variants]
     assert len({f.directory for f in found}) == len({f.sha256 for f in found}) == len(variants)
@@ -224,12 +225,15 @@ def test_all_that_decides_the_moments_names_their_entry(base_of: Any, tmp_path: 
 
 def test_chosen_tokens_weigh_as_much_as_the_others():
     at_image = np.array([False, True, True, False, False, False])
-    prompt, *answers = _token_weights("last", at_image, 1)
+    prompt, *answers = _token_weights("last", at_image, [6, 1])
     np.testing.assert_allclose(prompt, [1, 1, 1, 1, 1, 2.5])
     np.testing.assert_allclose(answers[0], [2.5])
-    np.testing.assert_allclose(_token_weights("image", at_image, 1)[0], [1, 2.5, 2.5, 1, 1, 1])
-    np.testing.assert_allclose(_token_weights("uniform", at_image, 0)[0], np.ones(6))
-    np.testing.assert_allclose(_token_weights("image", np.zeros(3, np.bool_), 0)[0], np.ones(3))
+    prompt, together = _token_weights("last", at_image, [6, 3])
+    np.testing.assert_allclose(together, [1.25] * 3)
+    np.testing.assert_allclose(prompt, [1, 1, 1, 1, 1, 1.25])
+    np.testing.assert_allclose(_token_weights("image", at_image, [6, 1])[0], [1, 2.5, 2.5, 1, 1, 1])
+    np.testing.assert_allclose(_token_weights("uniform", at_image, [6])[0], np.ones(6))
+    np.testing.assert_allclose(_token_weights("image", np.zeros(3, np.bool_), [3])[0], np.ones(3))
 
 
 def test_calibration_without_pictures_is_worse_on_questions_with_them(tmp_path: Path):
@@ -237,7 +241,7 @@ def test_calibration_without_pictures_is_worse_on_questions_with_them(tmp_path: 
     base = open_base(str(EXAMPLE / "model"))
     coefficients = load_coefficients(EXAMPLE / "spatial.pt")
     options = replace(OPTIONS, limit=32)
-    held_out = calibrate(base, coefficients, replace(options, questions="gridworld:seed=1"), QUIET, tmp_path)
+    held_out = calibrate(base, coefficients, replace(options, source="gridworld:seed=1"), QUIET, tmp_path)
 
     def error(statistics: Any) -> float:
         total = 0.0
@@ -267,12 +271,15 @@ def plan_of(base: Any, training: dict[str, Any] | None = None, **options: Any) -
     [
         ({"data": "gridworld"}, {"precision": "int4"}, "gptq", True),
         ({"data": "gridworld"}, {"precision": "int4", "calib": "none"}, "rtn", False),
-        ({"data": "mine"}, {"precision": "int4"}, "rtn", False),
+        ({"data": "mine"}, {"precision": "int4"}, "gptq", True),
+        ({}, {"precision": "int4"}, "gptq", True),
+        ({}, {"precision": "int4", "calib": "self:8,seed=3"}, "gptq", True),
         ({"data": "mine"}, {"precision": "int4", "calib": "gridworld"}, "gptq", True),
         ({"data": "gridworld"}, {"precision": "int8"}, "rtn", False),
         ({"data": "gridworld"}, {"precision": "int8", "quantizer": "mse"}, "mse", True),
         ({"data": "gridworld"}, {"precision": "float32"}, None, False),
         ({"data": "gridworld"}, {"precision": "w8a8"}, "smoothquant", True),
+        ({}, {"precision": "w8a8"}, "smoothquant", True),
         ({"data": "gridworld"}, {"precision": "w8a8", "quantizer": "rtn"}, "rtn", True),
     ],
 )
@@ -287,15 +294,17 @@ def test_the_plan_chooses_a_quantizer_and_says_why(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"precision": "int4", "quantizer": "gptq"}, ("needs calibration", "--calib")),
+        ({"precision": "int4", "quantizer": "gptq", "calib": "none"}, ("needs calibration", "--calib none")),
         (
             {"precision": "int4", "quantizer": "awq", "calib": "none"},
             ("needs calibration", "--quantizer rtn"),
         ),
         ({"precision": "int4", "quantizer": "gtpq"}, ("did you mean 'gptq'",)),
         ({"precision": "float32", "quantizer": "gptq"}, ("int8 and int4", "--precision")),
-        ({"precision": "w8a8"}, ("question set", "--calib", "--precision int8")),
-        ({"precision": "w8a8", "calib": "none", "quantizer": "rtn"}, ("question set", "--calib")),
+        (
+            {"precision": "w8a8", "calib": "none", "quantizer": "rtn"},
+            ("question set", "--calib", "--precision int8"),
+        ),
         (
             {"precision": "w8a8", "calib": "gridworld", "quantizer": "gptq"},
             ("searches blocks", "rtn or smoothquant"),

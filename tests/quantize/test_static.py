@@ -39,7 +39,13 @@ from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
 from scale_export.proof.choose import measurement_of
 from scale_export.proof.measure import Measurement
-from scale_export.quantize import StaticKernels, StaticWeights, calibration, load_quantizer
+from scale_export.quantize import (
+    CalibrationOptions,
+    StaticKernels,
+    StaticWeights,
+    calibration,
+    load_quantizer,
+)
 from scale_export.quantize.equalize import EqualizedWeights
 from scale_export.quantize.grid import symmetric
 from scale_export.quantize.methods.smoothquant import SmoothQuant
@@ -466,7 +472,7 @@ def test_ranges_of_other_questions_are_said(measurement: Emit):
 
 def test_statistics_of_an_earlier_schema_are_collected_anew(base_of: Any, tmp_path: Path, monkeypatch: Any):
     base = base_of("llava", "llama")
-    options = calibration.CalibrationOptions(questions="gridworld", limit=2)
+    options = CalibrationOptions(source="gridworld", limit=2)
     log = WorkLog(quiet=True)
     monkeypatch.setattr(calibration, "SCHEMA", 1)
     earlier = calibration.calibrate(base, random_coefficients(base), options, log, tmp_path)
