@@ -74,6 +74,37 @@ class Step:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """Made-up keys and values, so that a step may stand anywhere in the context without the steps before it.
+
+    Attributes:
+        tokens: how many of one row's slots count as filled.
+        slots: how many have numbers. Those from ``tokens`` on are like what an earlier use of a cache leaves behind: no
+            step may see them before it writes over them.
+    """
+
+    tokens: int
+    slots: int
+
+    def layer(self, index: int, heads: int, width: int) -> tuple[Float32, Float32]:
+        """Keys and values ``[heads, slots, width]`` of a layer, the same for every engine: float16 holds each exactly.
+
+        Small keys share attention among all slots, and large values let each of them be felt.
+        """
+        rng = np.random.default_rng((self.slots, index))
+        sizes = (HELD_KEYS, HELD_VALUES * self.slots**0.5)
+        keys, values = (
+            (size * rng.standard_normal((heads, self.slots, width), np.float32)).astype(np.float16)
+            for size in sizes
+        )
+        return keys.astype(np.float32), values.astype(np.float32)
+
+
+HELD_KEYS, HELD_VALUES = 0.25, 0.25
+"""Standard deviation of ``Held``'s keys, and of the mean of all its values."""
+
+
 class Engine(Protocol):
     """A runtime holding one exported model: what generation needs of a backend."""
 
@@ -106,6 +137,21 @@ class Engine(Protocol):
 
     def new_cache(self, rows: int) -> object:
         """An empty KV cache for that many rows."""
+        ...
+
+    def held_cache(self, held: Held) -> object:
+        """The KV cache of one row that holds ``held``, whose slots are the whole context's.
+
+        Raises:
+            ContextFull: the cache has fewer.
+        """
+        ...
+
+    def keys(self, layer: int, step: Step, phase: Phase) -> Float32 | None:
+        """The keys ``[B, K, T, hd]`` that a layer makes of a step over an empty cache; layers behind it do not run.
+
+        None where graphs look nothing up by position, so that one position is as good as another.
+        """
         ...
 
     def forward(self, cache: Any, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:

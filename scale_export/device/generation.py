@@ -118,9 +118,9 @@ class Generator:
         """
         return self.prefill_embedded(self.embed_prompt(inputs))
 
-    def prefill_embedded(self, prompt: EmbeddedPrompt) -> Prefilled:
-        """``prefill`` of a prompt that is embedded already."""
-        cache = self.engine.new_cache(1)
+    def prefill_embedded(self, prompt: EmbeddedPrompt, cache: object | None = None) -> Prefilled:
+        """``prefill`` of a prompt that is embedded already, over a ``cache`` of one row or an empty one."""
+        cache = self.engine.new_cache(1) if cache is None else cache
         split = prompt.tokens - 1 if self.fold == "two-phase" else 0
         if split > 0:
             self.forward(cache, prompt.step(slice(0, split), gated=False))

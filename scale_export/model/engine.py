@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scale_export.core.records import Array, Float32
 from scale_export.core.words import Scope
-from scale_export.device.engine import Phase, Scalars, Step, Tap, tower_feeds
+from scale_export.device.engine import Held, Phase, Scalars, Step, Tap, tower_feeds
 
 from .arithmetic import TorchKernels, empty_cache
 from .decoder import Cache, Gate, PortableDecoder
@@ -119,14 +119,42 @@ class ReferenceEngine(ReferenceInputs):
     def new_cache(self, rows: int) -> TorchCache:
         return TorchCache(layers=empty_cache(self.spec, rows), mask=np.zeros((rows, 0), np.int64))
 
+    def held_cache(self, held: Held) -> TorchCache:
+        spec, layers = self.spec, []
+        for layer in range(spec.num_layers):
+            made = held.layer(layer, spec.num_kv_heads, spec.head_dim)
+            keys, values = (torch.from_numpy(part[None, :, : held.tokens]) for part in made)
+            layers.append((keys, values))
+        return TorchCache(layers=layers, mask=np.ones((1, held.tokens), np.int64))
+
+    @torch.no_grad()
+    def keys(self, layer: int, step: Step, phase: Phase) -> Float32 | None:
+        decoder = PortableDecoder(
+            self.spec, self._decoders[phase].kernels, layers=range(layer + 1), last_logits_only=True
+        )
+        cache = self.new_cache(len(step.lengths))
+        cache.layers = cache.layers[: layer + 1]
+        self._run(decoder, cache, step, None)
+        keys: Float32 = cache.layers[layer][0].numpy()
+        return keys
+
     @torch.no_grad()
     def forward(self, cache: TorchCache, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
+        logits = self._run(self._decoders[phase], cache, step, scalars)
+        result: Float32 = logits[:, -1].numpy()
+        return result
+
+    def _run(
+        self, decoder: PortableDecoder, cache: TorchCache, step: Step, scalars: Scalars | None
+    ) -> Tensor:
+        """A step through a decoder's layers, over a cache of as many."""
         tokens = step.inputs_embeds.shape[1]
         new = (np.arange(tokens) < step.lengths[:, None]).astype(np.int64)
         cache.mask = np.concatenate((cache.mask, new), axis=1)
         position = step.lengths - 1 if step.gated else np.full_like(step.lengths, tokens)
         group, deepstack = step.attention_group, step.deepstack
-        logits, cache.layers = self._decoders[phase](
+        output: Tensor
+        output, cache.layers = decoder(
             torch.from_numpy(np.ascontiguousarray(step.inputs_embeds)),
             torch.from_numpy(cache.mask),
             torch.from_numpy(step.position_ids),
@@ -136,8 +164,7 @@ class ReferenceEngine(ReferenceInputs):
             None if group is None else torch.from_numpy(group),
             () if deepstack is None else list(torch.from_numpy(deepstack)),
         )
-        result: Float32 = logits[:, -1].numpy()
-        return result
+        return output
 
     def _make_gate(self, scalars: Scalars | None) -> Gate | None:
         if self._gate is None:

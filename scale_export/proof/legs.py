@@ -155,6 +155,7 @@ class LoweringLeg:
         precision: of the graph's arithmetic; None where only single products were compared.
         weights: what both sides computed on, where it was not the float weights.
         front: of a quantized package's own tower and table, each held to its own limit; both decoders start there.
+        context: in the last slots of the context, and at every position; empty where that was not looked at.
         products: of graphs whose products round their inputs.
     """
 
@@ -166,11 +167,12 @@ class LoweringLeg:
     precision: Precision | None
     weights: Literal["dequantized"] | None = None
     front: tuple[LargestError, ...] = ()
+    context: tuple[LargestError, ...] = ()
     products: Products | None = None
 
     @property
     def passed(self) -> bool:
-        whole = all(error.passed for error in (self.error, *self.front))
+        whole = all(error.passed for error in (self.error, *self.front, *self.context))
         return whole and (self.products is None or self.products.passed)
 
     @property
@@ -178,8 +180,8 @@ class LoweringLeg:
         return f"{number(self.cases)} cases"
 
     def rows(self) -> Sequence[Row]:
-        whole = (self.error, *self.front) if self.precision is not None else self.front
-        rows = [within(self.name, error) for error in whole]
+        own = (self.error,) if self.precision is not None else ()
+        rows = [within(self.name, error) for error in (*own, *self.front, *self.context)]
         return rows if self.products is None else [*rows, self.products.row(self.name)]
 
     def figures(self) -> Mapping[str, float | None]:
@@ -193,6 +195,8 @@ class LoweringLeg:
             found["weights"] = self.weights
         if self.front:
             found["front"] = [error.to_json() for error in self.front]
+        if self.context:
+            found["context"] = [error.to_json() for error in self.context]
         if self.products is not None:
             found["products"] = self.products.to_json()
         return found
@@ -204,11 +208,17 @@ def lowering_leg(
     precision: Precision,
     weights: Literal["dequantized"] | None = None,
     front: Sequence[LargestError] = (),
+    context: Sequence[LargestError] = (),
 ) -> LoweringLeg:
     """The lowering leg of two decoders' logits on the same ``weights``, behind the same ``front``."""
     error = largest_error(portable, emitted, LOWERING_RELATIVE[precision])
     return LoweringLeg(
-        error=error, cases=len(portable), precision=precision, weights=weights, front=tuple(front)
+        error=error,
+        cases=len(portable),
+        precision=precision,
+        weights=weights,
+        front=tuple(front),
+        context=tuple(context),
     )
 
 

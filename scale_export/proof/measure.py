@@ -35,6 +35,7 @@ from .answers import Answered, ask_all, parity_answers
 from .attribution import attribution
 from .cases import FORCED_STEPS, Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
 from .distributions import quantization_leg, runtime_leg
+from .last_slots import end_of_context
 from .legs import fold_leg, lowering_leg, path_logits
 from .preprocessing import levels_per_unit, preprocessing_leg, same_inputs
 from .report import ParityReport
@@ -120,7 +121,7 @@ class Measurement:
             report.fold = fold_leg(cases, portable)
         with self.log.stage("shipped files"):
             shipped = candidate.logits(cases)
-        steps = self._own_legs(report, cases, portable, shipped)
+        steps = self._own_legs(report, cases, candidate, portable, shipped)
         prepared = self._preprocessing(report, [(c.prompt, c.inputs) for c in cases])
         chain = [
             ("fold", portable),
@@ -198,22 +199,31 @@ class Measurement:
     def _generator(self, engine: Engine) -> Generator:
         return generator_of(self.plan, engine)
 
-    def _portable(self, folded: FoldedDecoder, cases: Sequence[Case]) -> list[Float32]:
-        """The portable decoder's logits on ``folded``'s weights, float32."""
+    def _oracle(self, folded: FoldedDecoder) -> Generator:
+        """The portable decoder on ``folded``'s weights, float32."""
         kernels = StreamedKernels if self._streamed else TorchKernels
-        return path_logits(self._generator(reference_engine(self.plan, folded, kernels)), cases)
+        return self._generator(reference_engine(self.plan, folded, kernels))
+
+    def _portable(self, folded: FoldedDecoder, cases: Sequence[Case]) -> list[Float32]:
+        """Its logits along the cases."""
+        return path_logits(self._oracle(folded), cases)
 
     def _own_legs(
         self,
         report: ParityReport,
         cases: Sequence[Case],
+        candidate: Candidate,
         portable: Sequence[Float32],
         shipped: list[Float32],
     ) -> Steps:
         """The legs of graphs: lowering, quantization and runtime."""
         plan = self.plan
         if not plan.quantized:
-            report.lowering = lowering_leg(portable, shipped, plan.precision)
+            assert isinstance(candidate, GraphCandidate), "others have legs of their own"
+            context = end_of_context(
+                report, plan, self._oracle(self.weights.folded), candidate.responder.generator, plan.precision
+            )
+            report.lowering = lowering_leg(portable, shipped, plan.precision, context=context)
             report.skip("quantization", f"weights are {plan.precision}, nothing is quantized")
             report.skip(
                 "runtime", f"{plan.precision} graphs have no faster, looser kernels here to compare with"
@@ -264,16 +274,21 @@ class Measurement:
         """Graphs that keep ``keeps`` beside integer codes, against the portable decoder on the same values."""
         oracle = self._stored_oracle(keeps)
         engine = Grafted(front=package.engine, decoder=oracle.engine)
-        expected = path_logits(self._generator(engine), cases)
-        front = front_errors(cases, package, oracle, tower)
-        report.lowering = lowering_leg(expected, strict, "float32", weights="dequantized", front=front)
+        grafted = self._generator(engine)
+        expected = path_logits(grafted, cases)
+        report.lowering = lowering_leg(
+            expected,
+            strict,
+            "float32",
+            weights="dequantized",
+            front=front_errors(cases, package, oracle, tower),
+            context=end_of_context(report, self.plan, grafted, package, "float32"),
+        )
         return [("quantization", expected), ("lowering", strict)]
 
     def _stored_oracle(self, keeps: FloatType) -> Generator:
         """The portable decoder on the values that quantized graphs hold, ``keeps`` beside integer codes."""
-        plan, kernels = self.plan, StreamedKernels if self._streamed else TorchKernels
-        stored = as_stored(self.weights.stored, keeps)
-        return self._generator(reference_engine(plan, stored, kernels))
+        return self._oracle(as_stored(self.weights.stored, keeps))
 
     def codes_kept(self, report: ParityReport) -> dict[str, tuple[str, str]]:
         """Matrix → SHA-256 of the unfolded base's codes and of the package's, for every folded matrix."""

@@ -76,6 +76,7 @@ class CheckpointMeasurement(Measurement):
         self,
         report: ParityReport,
         cases: Sequence[Case],
+        candidate: Candidate,
         portable: Sequence[Float32],
         shipped: list[Float32],
     ) -> Steps:

@@ -13,7 +13,7 @@ import numpy as np
 
 from scale_export.core.compare import relative_error, within_limit, worst_of
 from scale_export.core.records import Array, DecoderSpec, Float32
-from scale_export.device.engine import Step
+from scale_export.device.engine import Held, Step
 from scale_export.device.generation import EmbeddedPrompt, Generator
 
 ONE_HEAD = 0.05
@@ -48,8 +48,18 @@ class Recorder:
         self.forwards[-1][name] = product
 
 
-def follow(asked: Generator, prompt: EmbeddedPrompt, after: Step, begin: Callable[[], None]) -> None:
-    """A prompt and one generated token, both embedded already, through one engine; ``begin`` before each forward."""
+def follow(
+    asked: Generator,
+    prompt: EmbeddedPrompt,
+    after: Step,
+    begin: Callable[[], None],
+    held: Held | None = None,
+) -> None:
+    """A prompt and one generated token, both embedded already, through one engine; ``begin`` before each forward.
+
+    Over a cache that begins with ``held``, or an empty one.
+    """
+    cache = None if held is None else asked.engine.held_cache(held)
     watched = _Watched(
         engine=asked.engine,
         family=asked.family,
@@ -59,7 +69,7 @@ def follow(asked: Generator, prompt: EmbeddedPrompt, after: Step, begin: Callabl
         scalars=asked.scalars,
         begin=begin,
     )
-    watched.forward(watched.prefill_embedded(prompt).cache, after)
+    watched.forward(watched.prefill_embedded(prompt, cache).cache, after)
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,7 @@ from scale_export.core.compare import LargestError, relative_error
 from scale_export.core.limits import LOWERING_RELATIVE
 from scale_export.core.records import Array, DecoderSpec, Float32
 from scale_export.core.words import FloatType, Precision
-from scale_export.device.engine import Engine, Phase, Scalars, Step
+from scale_export.device.engine import Engine, Held, Phase, Scalars, Step
 from scale_export.device.generation import Generator, Inputs
 from scale_export.model.folding import FoldedDecoder
 from scale_export.model.weights import DecoderWeights
@@ -101,6 +101,12 @@ class Grafted:
 
     def new_cache(self, rows: int) -> Any:
         return self.decoder.new_cache(rows)
+
+    def held_cache(self, held: Held) -> Any:
+        return self.decoder.held_cache(held)
+
+    def keys(self, layer: int, step: Step, phase: Phase) -> Float32 | None:
+        return self.decoder.keys(layer, step, phase)
 
     def forward(self, cache: Any, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
         return self.decoder.forward(cache, step, scalars, phase)

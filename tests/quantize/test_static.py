@@ -400,9 +400,16 @@ def scaled_by(name: str, factor: float) -> Callable[[Any], None]:
     return change
 
 
+def last_turned(values: Any) -> None:
+    table = values["cos_cache.0"].const_value.numpy().copy()
+    table[-1] *= -1
+    values["cos_cache.0"].const_value = ir.tensor(table, name="cos_cache.0")
+
+
 @pytest.mark.parametrize(
     ("change", "place"),
     [
+        (last_turned, "layers.0.o_proj"),
         (scaled_by("layers.1.down_proj.input_scale", 0.5), "layers.1.down_proj"),
         (scaled_by("layers.0.q_proj.input_scale", 1.01), "layers.0.q_proj"),
         (scaled_by("layers.1.up_proj.scales", 0.5), "layers.1.up_proj"),
@@ -413,6 +420,7 @@ def scaled_by(name: str, factor: float) -> Callable[[Any], None]:
         (lambda v: swap(v, "layers.0.q_proj.codes", "layers.1.q_proj.codes"), "layers.0.q_proj"),
     ],
     ids=[
+        "the last rotary row",
         "a range halved",
         "a range one percent off",
         "weight scales halved",

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Float32
-from scale_export.device.engine import Phase, Scalars, Step, check_room, tower_feeds
+from scale_export.device.engine import Held, Phase, Scalars, Step, check_room, tower_feeds
 
 from .apple import PARITY, load_apple
 
@@ -27,6 +27,10 @@ T = TypeVar("T")
 
 FIRST_SLOTS = 256
 """Slots of a cache that holds nothing yet; it doubles as it fills, up to the context."""
+
+
+V_CACHE = "v_cache"
+"""The state that holds values; ``k_cache`` holds keys."""
 
 
 class AppleArray(Protocol):
@@ -144,6 +148,17 @@ class CoreAIEngine:
         return [
             RowCache(states={name: self._state(name, slots) for name in self._states}) for _ in range(rows)
         ]
+
+    def held_cache(self, held: Held) -> list[RowCache]:
+        states = {}
+        for name in self._states:
+            layers, _, heads, _, width = self._decoder.desc.state_descriptor(name).shape
+            made = [held.layer(layer, heads, width)[name == V_CACHE] for layer in range(layers)]
+            states[name] = self._state(name, held.slots, np.stack(made)[:, None])
+        return [RowCache(states=states, length=held.tokens)]
+
+    def keys(self, layer: int, step: Step, phase: Phase) -> None:
+        """Nothing: assets work turns out, the same way at every position."""
 
     def forward(self, cache: list[RowCache], step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
         if scalars is not None or (self._gated and not step.gated):

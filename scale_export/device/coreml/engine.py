@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import Array, Float32
-from scale_export.device.engine import Phase, Scalars, Step, Tap, check_room, tower_feeds
+from scale_export.device.engine import Held, Phase, Scalars, Step, Tap, check_room, tower_feeds
 
 from .host import DecoderPart, HostConfig, RotaryTable, read_host_config, table_names
 from .predictor import Arithmetic, Interpreter, Predictor, Products, open_predictor
@@ -20,6 +20,10 @@ from .tables import HostTables
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Of a layer, in the order in which the portable decoder asks for them."""
+
+
+V_CACHE = "v_cache"
+"""The state that holds values; ``k_cache`` holds keys."""
 
 
 @dataclass(kw_only=True)
@@ -101,6 +105,22 @@ class CoreMLEngine:
         if rows != 1:
             raise UserError(f"a Core ML package answers one prompt at a time, not {rows}: ask one by one")
         return StateCache(states=[part.new_state() for part in self._parts])
+
+    def held_cache(self, held: Held) -> StateCache:
+        cache = self.new_cache(1)
+        for part, predictor, state in zip(self.config.decoder, self._parts, cache.states, strict=True):
+            for name, shape in predictor.states().items():
+                check_room(held.slots, shape[2])
+                values = np.zeros(shape, np.float32)
+                for row, layer in enumerate(range(part.first, part.stop)):
+                    made = held.layer(layer, shape[1], shape[3])
+                    values[row, :, : held.slots] = made[name == V_CACHE]
+                predictor.write_state(state, name, values)
+        cache.length = held.tokens
+        return cache
+
+    def keys(self, layer: int, step: Step, phase: Phase) -> None:
+        """Nothing: the host works turns out, the same way at every position."""
 
     def forward(self, cache: StateCache, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
         """See ``Engine.forward``; one row. Chunks are padded to the function's T and leave no trace of it."""

@@ -31,6 +31,14 @@ class Predictor(Protocol):
         """An empty state that every function of the package shares."""
         ...
 
+    def states(self) -> Mapping[str, tuple[int, ...]]:
+        """What a state holds: name → shape."""
+        ...
+
+    def write_state(self, state: Any, name: str, value: Array) -> None:
+        """Put a whole array into a state."""
+        ...
+
     def predict(self, function: str, feeds: Mapping[str, Array], state: Any) -> Mapping[str, Array]:
         """Run a function, updating ``state``, which is of this predictor's own kind, in place."""
         ...
@@ -53,6 +61,12 @@ class Interpreter:
 
     def new_state(self) -> mil.State:
         return self._model.new_state()
+
+    def states(self) -> Mapping[str, tuple[int, ...]]:
+        return _states(self._model)
+
+    def write_state(self, state: mil.State, name: str, value: Array) -> None:
+        state[name] = value.astype(state[name].dtype)
 
     def predict(
         self,
@@ -105,6 +119,12 @@ class Device:
     def new_state(self) -> object:
         return next(iter(self._models.values())).make_state()
 
+    def states(self) -> Mapping[str, tuple[int, ...]]:
+        return _states(self._described)
+
+    def write_state(self, state: Any, name: str, value: Array) -> None:
+        state.write_state(name, value.astype(np.float16))
+
     def predict(self, function: str, feeds: Mapping[str, Array], state: object) -> Mapping[str, Array]:
         typed = {
             name: value.astype(np.int32 if value.dtype.kind == "i" else np.float32)
@@ -119,6 +139,14 @@ def _shapes(function: mil.Function) -> Mapping[str, tuple[int, ...]]:
     return {
         name: tuple(length for length in kind.shape if length is not None)
         for name, kind in function.inputs.items()
+    }
+
+
+def _states(model: mil.Model) -> Mapping[str, tuple[int, ...]]:
+    return {
+        name: tuple(length for length in kind.shape if length is not None)
+        for function in model.functions.values()
+        for name, kind in function.states.items()
     }
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scale_export.core.errors import UserError
 from scale_export.core.inside import file_inside
 from scale_export.core.records import Array, Float32
-from scale_export.device.engine import Phase, Scalars, Step, Tap, check_room, tower_feeds
+from scale_export.device.engine import Held, Phase, Scalars, Step, Tap, check_room, tower_feeds
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -167,6 +167,7 @@ class DecoderSession:
         inputs = {i.name: i for i in session.get_inputs()}
         self.dtype = NUMPY_TYPES[inputs["inputs_embeds"].type]
         self.cache_shapes = {n: tuple(i.shape) for n, i in inputs.items() if n.startswith("past_key_values.")}
+        self.several_axes = len(inputs["position_ids"].shape) > 2
         self.takes_groups = "attention_group" in inputs
         self.deepstack = [name for name in inputs if name.startswith("deepstack.")]
         self.context_length = context_length
@@ -178,6 +179,29 @@ class DecoderSession:
             for name, shape in self.cache_shapes.items()
         }
         return SharedCache(buffers=buffers, lengths=np.zeros(rows, np.int64))
+
+    def held_cache(self, held: Held) -> SharedCache:
+        """See ``Engine.held_cache``."""
+        cache = self.new_cache(1)
+        for name, buffer in cache.buffers.items():
+            layer, part = name.split(".")[1:]
+            made = held.layer(int(layer), buffer.shape[1], buffer.shape[3])
+            buffer[0, :, : held.slots] = made[part == "value"]
+        cache.lengths[:] = held.tokens
+        return cache
+
+    def keys(self, layer: int, step: Step) -> Float32 | None:
+        """See ``Engine.keys``; graphs work the turns of several axes out, and look those of one up."""
+        if self.several_axes:
+            return None
+        rows, tokens = step.inputs_embeds.shape[:2]
+        feeds = self._feeds(step, np.arange(tokens) < step.lengths[:, None])
+        for name, shape in self.cache_shapes.items():
+            feeds[name] = np.zeros((rows, shape[1], 0, shape[3]), self.dtype)
+        options = ort.RunOptions()
+        options.only_execute_path_to_fetches = True
+        keys: Array = self.session.run([f"present.{layer}.key"], feeds, options)[0]
+        return keys.astype(np.float32)
 
     def forward(self, cache: SharedCache, step: Step, scalars: Scalars | None) -> Float32:
         """See ``Engine.forward``.
@@ -198,18 +222,7 @@ class DecoderSession:
         total = int(cache.lengths.max()) + tokens
         check_room(total, self.context_length)
         after = cache.lengths + step.lengths
-        feeds: dict[str, Array] = {
-            "inputs_embeds": step.inputs_embeds.astype(self.dtype, copy=False),
-            "attention_mask": (np.arange(total) < after[:, None]).astype(np.int64),
-            "position_ids": step.position_ids,
-            "gate_position": step.lengths - 1 if step.gated else np.full_like(step.lengths, tokens),
-        }
-        if self.takes_groups:
-            none = np.full(step.inputs_embeds.shape[:2], -1, np.int64)
-            feeds["attention_group"] = none if step.attention_group is None else step.attention_group
-        for row, name in enumerate(self.deepstack):
-            added = np.zeros_like(step.inputs_embeds) if step.deepstack is None else step.deepstack[row]
-            feeds[name] = added.astype(self.dtype, copy=False)
+        feeds = self._feeds(step, np.arange(total) < after[:, None])
         if scalars is not None:
             feeds |= {"attn_scale": scalars.attn, "mlp_scale": scalars.mlp}
         binding = self.session.io_binding()
@@ -230,6 +243,23 @@ class DecoderSession:
                 self.tap(matrix, given, found)
         logits: Float32 = outputs["logits"].numpy()
         return logits[:, -1]
+
+    def _feeds(self, step: Step, mask: NDArray[np.bool_]) -> dict[str, Array]:
+        """The inputs of a step but its cache and scalars; ``mask [B, P + T]`` says which slots hold a token."""
+        tokens = step.inputs_embeds.shape[1]
+        feeds: dict[str, Array] = {
+            "inputs_embeds": step.inputs_embeds.astype(self.dtype, copy=False),
+            "attention_mask": mask.astype(np.int64),
+            "position_ids": step.position_ids,
+            "gate_position": step.lengths - 1 if step.gated else np.full_like(step.lengths, tokens),
+        }
+        if self.takes_groups:
+            none = np.full(step.inputs_embeds.shape[:2], -1, np.int64)
+            feeds["attention_group"] = none if step.attention_group is None else step.attention_group
+        for row, name in enumerate(self.deepstack):
+            added = np.zeros_like(step.inputs_embeds) if step.deepstack is None else step.deepstack[row]
+            feeds[name] = added.astype(self.dtype, copy=False)
+        return feeds
 
 
 class OnnxEngine:
@@ -299,3 +329,9 @@ class OnnxEngine:
 
     def forward(self, cache: SharedCache, step: Step, scalars: Scalars | None, phase: Phase) -> Float32:
         return self._decoders[phase].forward(cache, step, scalars)
+
+    def held_cache(self, held: Held) -> SharedCache:
+        return self._decoders["base"].held_cache(held)
+
+    def keys(self, layer: int, step: Step, phase: Phase) -> Float32 | None:
+        return self._decoders[phase].keys(layer, step)
