@@ -212,7 +212,9 @@ def test_core_ai_turns_at_the_end(measure: Measure, monkeypatch: pytest.MonkeyPa
     caught(measure("coreai"), LAST)
 
 
-def test_verify_finds_a_rotary_row_that_was_tampered_with(package: Path, base_of: Any, tmp_path: Path):
+def test_verify_finds_a_rotary_row_that_was_tampered_with(
+    package: Path, base_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     forged = Path(shutil.copytree(package, tmp_path / "package"))
     graph = ir.load(forged / "decoder.onnx").graph
     table = graph.initializers["cos_cache.0"].const_value
@@ -222,10 +224,9 @@ def test_verify_finds_a_rotary_row_that_was_tampered_with(package: Path, base_of
     row = slice(table.offset + 300 * width, table.offset + 301 * width)
     data[row] = np.flip(np.frombuffer(data[row], np.float32)).tobytes()
     plant(forged, str(table.location), bytes(data))
-    model = base_of("llava", "llama").directory
-    outcome = run("verify", forged, "--model", model, "--eval", "none", "--json")
-    assert outcome.code == EXIT_PARITY_FAILED
-    lowering = last_json(outcome.out)["parity"]["legs"]["lowering"]
+    model = str(base_of("llava", "llama").directory)
+    assert run("verify", str(forged), "--model", model, "--eval", "none", "--json") == EXIT_PARITY_FAILED
+    lowering = last_json(capsys)["parity"]["legs"]["lowering"]
     last, positions = lowering["context"]
     assert lowering["passed"] is False and lowering["value"] <= lowering["limit"]
     assert last["metric"] == LAST and last["value"] <= last["limit"]
