@@ -19,6 +19,7 @@ from scale_export.core.terminal import printable
 from scale_export.core.version import __version__
 
 from .bench import bench
+from .cache import cache
 from .doctor import doctor
 from .faults import drop_output, machine_fault, own_fault
 from .fold import fold
@@ -43,7 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for one in (fold, verify, doctor, sign, push, run, inspect, train, import_, bench, targets, families):
+for one in (fold, verify, doctor, sign, push, run, inspect, train, import_, bench, targets, families, cache):
     app.command(one.__name__.strip("_"))(one)
 
 

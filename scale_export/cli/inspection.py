@@ -18,9 +18,10 @@ from .options import Json
 
 if TYPE_CHECKING:
     from scale_export.coefficients.file import Coefficients
-    from scale_export.package.manifest import Manifest
+    from scale_export.package.manifest import Manifest, PackageFiles
 
 COEFFICIENT_SUFFIXES = (".pt", ".safetensors")
+PARITY = "parity.json"
 DRAWINGS = (".png", ".svg")
 
 
@@ -48,8 +49,8 @@ def inspect(
         raise UserError(f"--png {png} is refused: heat maps are drawn into {' or '.join(DRAWINGS)} files")
     path = Path(place) if place.endswith(COEFFICIENT_SUFFIXES) else package_directory(place)
     if path.is_dir():
-        files = open_package_files(path)
-        facts = _package_facts(files.manifest)
+        files = open_package_files(path, failed=True)
+        facts = _package_facts(files.manifest) | _verdict(files)
         coefficients = load_coefficients(files.path(files.manifest.coefficients))
     elif path.suffix in COEFFICIENT_SUFFIXES or path.exists():
         coefficients = load_coefficients(path)
@@ -82,6 +83,21 @@ def _package_facts(manifest: Manifest) -> dict[str, object]:
         "context_length": manifest.context_length,
         "bytes": sum(entry.size for entry in manifest.files.values()),
         "graphs": dict(manifest.graphs),
+    }
+
+
+def _verdict(files: PackageFiles) -> dict[str, object]:
+    """What the package's own report says: passed or not, the legs, and what was not looked at."""
+    if not files.manifest.holds(PARITY):
+        return {"parity": "not measured"}
+    parity = json.loads(files.path(PARITY).read_text(encoding="utf-8"))
+    words = {True: "passed", False: "FAILED", None: "no limit"}
+    legs = {name: words[leg["passed"]] if leg else "not checked" for name, leg in parity["legs"].items()}
+    return {
+        "parity": words[bool(parity["passed"])],
+        "legs": legs,
+        "measured_on": parity["executed_by"],
+        "not_checked": parity["not_checked"],
     }
 
 

@@ -4,7 +4,7 @@ A record is a frozen dataclass whose fields are ``Annotated[type, Option(...)]``
 
 1. The command line makes an option of every field (``cli.options.command``).
 2. A Python function takes them as its own arguments (``takes``): type checkers check them, ``help`` shows them.
-3. ``check`` refuses a word that a field's ``Literal`` doesn't hold and a number below its least, whoever gave it.
+3. ``check`` refuses a word that a field's ``Literal`` doesn't hold and a number out of its range, whoever gave it.
 
 Records that share fields are put together by inheritance. Python allows one base with slots, so they have none.
 """
@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Final, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import UserError, did_you_mean
 
@@ -26,6 +27,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 StrPath = str | Path
+MOST: Final = 2**31 - 1
+"""Of every whole number: what libraries hold in 32 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -36,7 +39,7 @@ class Option:
         help: its meaning, in a line.
         flags: how it is typed; None for ``--`` and the field's name.
         argument: the word that the help shows for it, where it is typed without a flag.
-        least: the smallest number that it takes.
+        least, most: the smallest and the largest number that it takes; a whole number is never above ``MOST``.
         parse: makes its value of a typed word, or raises UserError; None where the field's type says it all.
         on_command_line: False for what Python alone takes.
     """
@@ -45,6 +48,7 @@ class Option:
     flags: tuple[str, ...] | None = None
     argument: str | None = None
     least: int | None = None
+    most: int | None = None
     parse: Callable[[str], object] | None = None
     on_command_line: bool = True
 
@@ -101,16 +105,28 @@ def check(record: object) -> None:
     """Rule 3, for a record's ``__post_init__``.
 
     Raises:
-        UserError: a word that isn't known, or a number that is too small.
+        UserError: a word that isn't known, or a number that is too small, too large or none.
     """
     kind: Callable[..., object] = type(record)
     for own in option_fields(kind):
-        value, words, least = getattr(record, own.name), own.words, own.option.least
+        value, words = getattr(record, own.name), own.words
         if words and value is not None and value not in words:
             hint = did_you_mean(str(value), words)
             raise UserError(f"{own.spelling} {value!r} is unknown{hint}: known are {', '.join(words)}")
-        if least is not None and value is not None and value < least:
-            raise UserError(f"{own.spelling} {value} is refused: give {least} or more")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            _check_number(own, value)
+
+
+def _check_number(own: OptionField, value: float) -> None:
+    least, most = own.option.least, own.option.most
+    if not math.isfinite(value):
+        raise UserError(f"{own.spelling} {value} is refused: give a number")
+    if least is not None and value < least:
+        raise UserError(f"{own.spelling} {value} is refused: give {least} or more")
+    if most is None and isinstance(value, int):
+        most = MOST
+    if most is not None and value > most:
+        raise UserError(f"{own.spelling} {value} is refused: give {most} or less")
 
 
 def takes(record: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]:

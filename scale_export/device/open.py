@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,18 @@ NOT_RUN = (
     "this package is a folded Hugging Face checkpoint, which this tool does not run: give its directory to llama.cpp's "
     "converter, MLX, vLLM or transformers"
 )
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that no machine of this size can use; ten thousand keep one busy for ever.
+
+    Raises:
+        UserError: none, or more than four for each core, and more than 16.
+    """
+    cores = os.cpu_count() or 1
+    most = max(16, 4 * cores)
+    if threads is not None and not 1 <= threads <= most:
+        raise UserError(f"--threads {threads} is refused on this machine of {cores} cores: give 1 to {most}")
 
 
 def open_engine(

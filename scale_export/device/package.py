@@ -28,7 +28,7 @@ from . import generation
 from .engine import Engine, Scalars
 from .generation import Inputs, Stopped
 from .onnxruntime import genai
-from .open import open_engine
+from .open import check_threads, open_engine
 from .prompts import Message, encode_messages, user_message
 from .rules import GenerationRules, read_rules
 
@@ -310,8 +310,9 @@ def open_package(
 
     Raises:
         UserError: not a package, one that was changed since it was written or is not signed by that key, or one that
-            the hub doesn't give.
+            the hub doesn't give; or too many threads.
     """
+    check_threads(threads)
     directory = package_directory(path)
     if signature is not None and public_key is None:
         raise UserError("a signature can only be checked with its signer's public key: give --public-key too")

@@ -102,7 +102,7 @@ def _block_size(target: Target, asked: int | None, precision: Precision) -> int:
         if asked is not None:
             raise UserError(f"target {target.name} quantizes nothing: leave --block-size out")
         return 0
-    block_size = asked or target.block_size
+    block_size = target.block_size if asked is None else asked
     if block_size < 16 or block_size & (block_size - 1):
         raise UserError(f"block size {block_size} is refused: give a power of two, 16 or more")
     return block_size

@@ -29,6 +29,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from scale_export.coefficients.file import Coefficients
+from scale_export.core.cache import CALIBRATION, default_cache
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog, peak_memory
 from scale_export.core.records import Array, DecoderSpec, Float32
@@ -115,7 +116,7 @@ def calibrate(
     """
     place = cache or default_cache()
     examples = calibration_examples(base, coefficients, options, log, place)
-    entry = place / "calibration" / _key(base, coefficients, options, examples)
+    entry = place / CALIBRATION / _key(base, coefficients, options, examples)
     names = [*(f"layers.{layer}.safetensors" for layer in range(base.spec.num_layers)), OUTPUT]
     found = {name: recorded_sha256(entry / name) for name in names}
     if None in found.values():

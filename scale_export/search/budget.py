@@ -66,12 +66,21 @@ def parse_budget(text: str) -> Budget:
     if found := re.fullmatch(r"size(?:=|<=)(\d+(?:\.\d+)?)(kb|mb|gb)", words):
         return Budget(kind="size", limit=float(found[1]) * _UNITS[found[2]])
     if found := re.fullmatch(r"decode(?:=|>=)(\d+(?:\.\d+)?)tok/s", words):
-        return Budget(kind="decode", limit=float(found[1]))
+        return Budget(kind="decode", limit=_above_zero(text, found[1]))
     if found := re.fullmatch(r"loss<=(\d+(?:\.\d+)?)pp", words):
+        if float(found[1]) > 100:
+            raise UserError(f"--budget {text!r} is refused: accuracy has 100 pp to lose; give fewer")
         return Budget(kind="loss", limit=float(found[1]) / 100)
     if found := re.fullmatch(r"kl<=(\d+(?:\.\d+)?)", words):
-        return Budget(kind="kl", limit=float(found[1]))
+        return Budget(kind="kl", limit=_above_zero(text, found[1]))
     raise UserError(f"--budget {text!r} is refused: write size=1.2MB, decode=30tok/s, loss<=1pp or kl<=0.01")
+
+
+def _above_zero(text: str, number: str) -> float:
+    value = float(number)
+    if not value > 0:
+        raise UserError(f"--budget {text!r} is refused: give a number above 0")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, Protocol
 
@@ -54,7 +53,7 @@ class TrainOptions:
     scope: Annotated[
         Scope, Option(help="Where scalars act. last: on the last token of each step; all: on every token.")
     ] = "last"
-    bound: Annotated[float, Option(help="How far scalars may move: r in s = 1 + r·tanh(a).")] = 1.0
+    bound: Annotated[float, Option(help="How far scalars may move: r in s = 1 + r·tanh(a).", most=100)] = 1.0
     layers: Annotated[
         tuple[int, ...] | None,
         Option(help="Layers to train, such as 0,2,3; by default all.", parse=layer_numbers),
@@ -64,8 +63,8 @@ class TrainOptions:
         int | None, Option(help="Train only the K layers that validation is most sensitive to.", least=1)
     ] = None
     steps: Annotated[int, Option(help="Optimizer steps at most.", least=1)] = 200
-    batch_size: Annotated[int, Option(help="Questions in a step.", least=1)] = 64
-    learning_rate: Annotated[float, Option(flags=("--lr",), help="Adam's learning rate.")] = 0.08
+    batch_size: Annotated[int, Option(help="Questions in a step.", least=1, most=4096)] = 64
+    learning_rate: Annotated[float, Option(flags=("--lr",), help="Adam's learning rate.", most=100)] = 0.08
     replay: Annotated[
         float | None,
         Option(
@@ -79,7 +78,7 @@ class TrainOptions:
             help="Question set that those come from, NAME or NAME:DIR; by default that of --data, if it has some."
         ),
     ] = None
-    seed: Annotated[int, Option(help="Seed of the batches.")] = 0
+    seed: Annotated[int, Option(help="Seed of the batches.", least=-(2**31))] = 0
     patience: Annotated[
         int,
         Option(
@@ -120,7 +119,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         check(self)
         for name, value in (("--bound", self.bound), ("--lr", self.learning_rate), ("delta", self.delta)):
-            if not (math.isfinite(value) and value > 0):
+            if not value > 0:
                 raise UserError(f"{name} {value} is refused: give a number above 0")
         if self.replay is not None and not 0 <= self.replay < 1:
             raise UserError(f"--replay {self.replay} is refused: give a share from 0 to below 1")

@@ -107,6 +107,7 @@ def test_the_commands_stand_in_their_order(capsys: pytest.CaptureFixture[str]):
         "bench",
         "targets",
         "families",
+        "cache",
     ]
 
 

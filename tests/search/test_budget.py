@@ -118,7 +118,7 @@ def test_a_divergence_budget_stops_where_it_is_passed(base_of: Any):
     assert choice is not None and choice.chosen.kl <= limit and choice.chosen.narrow > 0
     assert "--budget" in bounded.decisions[-1]
     with pytest.raises(UserError, match="no choice of bits meets"):
-        within_budget(plan, statistics, "kl<=0.0", QUIET)
+        within_budget(plan, statistics, "kl<=0.000000001", QUIET)
     with pytest.raises(UserError, match="least that 4 bits reach"):
         within_budget(plan, statistics, "size=1kB", QUIET)
 
