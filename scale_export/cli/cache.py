@@ -28,7 +28,8 @@ def cache(
 ) -> int:
     """Show what scale-export keeps on the disk, and remove it.
 
-    These are statistics of calibrations. Models from the hub lie in the hub's own cache: see `hf cache --help`.
+    These are statistics of calibrations, and what models wrote to be calibrated on. Models from the hub lie in the
+    hub's own cache: see `hf cache --help`.
 
     Example: scale-export cache --clean --older-than 30
     """
@@ -43,15 +44,14 @@ def cache(
     facts = {
         "cache": str(where),
         "entries": [
-            {"name": entry.directory.name, "bytes": entry.bytes, "written": _day(entry.used)}
-            for entry in found
+            {"name": entry.name, "bytes": entry.bytes, "written": _day(entry.used)} for entry in found
         ],
         "bytes": total,
         "removed": clean,
     }
     verb = "removed from" if clean else "in"
-    lines = [f"{entry.directory.name}  {entry.bytes / 1e6:,.1f} MB  {_day(entry.used)}" for entry in found]
-    lines.append(f"{len(found)} calibrations, {total / 1e6:,.1f} MB, {verb} {where}")
+    lines = [f"{entry.name}  {entry.bytes / 1e6:,.1f} MB  {_day(entry.used)}" for entry in found]
+    lines.append(f"{len(found)} entries, {total / 1e6:,.1f} MB, {verb} {where}")
     return show(facts, lines, as_json)
 
 

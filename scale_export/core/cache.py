@@ -1,7 +1,8 @@
 """What scale-export keeps on a disk beside packages: where, how much, and how it is removed.
 
-The cache holds calibration statistics alone: ``calibration/<entry>/``, an entry for each model, set of scalars and set
-of questions. Models that were fetched from the hub lie in the hub's own cache, which is not ours.
+The cache holds what calibrations collected: ``calibration/<entry>/`` the statistics of a model, its scalars and a set
+of questions, and ``written/<entry>.json`` what a model wrote to be calibrated on. Models that were fetched from the hub
+lie in the hub's own cache, which is not ours.
 """
 
 from __future__ import annotations
@@ -17,21 +18,26 @@ from .errors import UserError
 from .options import StrPath
 
 CALIBRATION: Final = "calibration"
+WRITTEN: Final = "written"
 _ENTRY: Final = re.compile(r"[0-9a-f]{32}")
 _FILE: Final = re.compile(r"(layers\.\d+|output|run)\.(safetensors|json|\d+\.part)")
-"""The files of an entry, and what a run that was killed left of one."""
+"""The files of a calibration's entry, and what a run that was killed left of one."""
+_TEXT: Final = re.compile(r"([0-9a-f]{32})\.(json|\d+\.part)")
+"""Likewise of what a model wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheEntry:
-    """The statistics of one calibration.
+    """What one calibration collected.
 
     Attributes:
+        name: its place in the cache, such as ``calibration/0123…``.
         bytes: of its files together.
         used: when a file of it was last written, in seconds since 1970.
         files: those of ours; strangers beside them are not counted and never removed.
     """
 
+    name: str
     directory: Path
     bytes: int
     used: float
@@ -45,19 +51,19 @@ def default_cache() -> Path:
 
 
 def cache_entries(place: StrPath | None = None) -> list[CacheEntry]:
-    """The entries in a cache, by the default its place; the newest first.
+    """The entries in a cache, by default our own; the newest first.
 
     Raises:
-        UserError: the folder can't be read.
+        UserError: a folder can't be read.
     """
-    folder = (default_cache() if place is None else Path(place)) / CALIBRATION
+    cache = default_cache() if place is None else Path(place)
     try:
-        found = [_entry(path) for path in _folders(folder)]
+        found = [*_calibrations(cache / CALIBRATION), *_texts(cache / WRITTEN)]
     except OSError as error:
         raise UserError(
-            f"the cache {folder} cannot be read ({error.strerror}): check its permissions"
+            f"the cache {cache} cannot be read ({error.strerror}): check its permissions"
         ) from None
-    return sorted(found, key=lambda entry: (-entry.used, entry.directory.name))
+    return sorted(found, key=lambda entry: (-entry.used, entry.name))
 
 
 def remove_entry(entry: CacheEntry) -> None:
@@ -69,7 +75,7 @@ def remove_entry(entry: CacheEntry) -> None:
     try:
         for file in entry.files:
             file.unlink(missing_ok=True)
-        if not any(entry.directory.iterdir()):
+        if entry.directory.is_dir() and not any(entry.directory.iterdir()):
             entry.directory.rmdir()
     except OSError as error:
         raise UserError(
@@ -77,23 +83,29 @@ def remove_entry(entry: CacheEntry) -> None:
         ) from None
 
 
-def _folders(folder: Path) -> Iterator[Path]:
-    """What is named like an entry and is a folder, not a link to one."""
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if _ENTRY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            yield path
+def _own(folder: Path) -> Iterator[Path]:
+    """What lies in a folder and is no link; nothing where there is no folder."""
+    if folder.is_dir() and not folder.is_symlink():
+        yield from (path for path in sorted(folder.iterdir()) if not path.is_symlink())
 
 
-def _entry(directory: Path) -> CacheEntry:
-    files = sorted(
-        path
-        for path in directory.iterdir()
-        if _FILE.fullmatch(path.name) and path.is_file() and not path.is_symlink()
-    )
+def _calibrations(folder: Path) -> Iterator[CacheEntry]:
+    for path in _own(folder):
+        if _ENTRY.fullmatch(path.name) and path.is_dir():
+            files = [file for file in _own(path) if _FILE.fullmatch(file.name) and file.is_file()]
+            yield _entry(f"{CALIBRATION}/{path.name}", path, files)
+
+
+def _texts(folder: Path) -> Iterator[CacheEntry]:
+    for path in _own(folder):
+        if (found := _TEXT.fullmatch(path.name)) and path.is_file():
+            yield _entry(f"{WRITTEN}/{found[1]}", folder, [path])
+
+
+def _entry(name: str, directory: Path, files: list[Path]) -> CacheEntry:
     states = [path.stat() for path in files]
     return CacheEntry(
+        name=name,
         directory=directory,
         bytes=sum(state.st_size for state in states),
         used=max((state.st_mtime for state in states), default=directory.stat().st_mtime),

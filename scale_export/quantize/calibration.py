@@ -47,7 +47,7 @@ from .method import CalibrationOptions, Moments
 from .plain_text import text_examples
 from .self_written import self_examples
 from .sources import QuestionSource, SelfSource, TextSource, parse_source
-from .stored import add_inputs, default_cache, make_entry, model_facts, recorded_sha256, write_whole
+from .stored import add_inputs, make_entry, model_facts, recorded_sha256, write_whole
 
 SCHEMA = 2
 """Part of every cache entry's name; to be raised where the same inputs would give other statistics."""

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from scale_export.coefficients.file import Coefficients
+from scale_export.core.cache import WRITTEN
 from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
@@ -122,7 +123,7 @@ def self_examples(
     """
     count = min(limit, source.sequences)
     frames = _frames(base, source, count, pictures=pictures)
-    entry = cache / "written" / f"{_key(base, coefficients, source, frames)}.json"
+    entry = cache / WRITTEN / f"{_key(base, coefficients, source, frames)}.json"
     chats = _stored(entry)
     if chats is None:
         with log.stage("writing what to calibrate on"), torch.no_grad():

@@ -24,12 +24,6 @@ RECORD_SCHEMA: Final = 2
 """Of the record beside each file; a file with a record of another is collected again."""
 
 
-def default_cache() -> Path:
-    """``SCALE_EXPORT_CACHE``, else ``scale-export`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
-    own, home = os.environ.get("SCALE_EXPORT_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else (Path(home) if home else Path.home() / ".cache") / "scale-export"
-
-
 def model_facts(base: BaseModel, coefficients: Coefficients, schema: int, *more: str | int) -> _Hash:
     """A hash, begun with a model's weights and configuration, the scalars, and whatever else is to be told apart."""
     attn, mlp = coefficients.dense(base.spec.num_layers, base.spec.num_heads)

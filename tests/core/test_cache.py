@@ -38,6 +38,9 @@ def place(tmp_path: Path) -> Path:
             if name == OLD:
                 os.utime(folder / file, (time.time() - 40 * 86_400,) * 2)
     cache = tmp_path / "cache"
+    (cache / "written").mkdir()
+    (cache / f"written/{NEW}.json").write_bytes(b"chat")
+    (cache / "written/chats.json").write_bytes(b"mine")
     (cache / "calibration" / NEW / "notes.txt").write_bytes(b"mine")
     (cache / "calibration/photos").mkdir()
     (cache / "calibration/photos/run.json").write_bytes(b"mine")
@@ -52,22 +55,26 @@ def test_it_shows_entries_and_their_size(place: Path, capsys: pytest.CaptureFixt
     before = tree(place)
     assert run("cache", "--cache", str(place), "--json") == 0
     shown = last_json(capsys)
-    assert [entry["name"] for entry in shown["entries"]] == [NEW, OLD]
-    assert shown["bytes"] == 50 and shown["removed"] is False
+    names = [entry["name"] for entry in shown["entries"]]
+    assert sorted(names[:2]) == [f"calibration/{NEW}", f"written/{NEW}"] and names[2:] == [
+        f"calibration/{OLD}"
+    ]
+    assert shown["bytes"] == 54 and shown["removed"] is False
     assert tree(place) == before
 
 
 def test_cleaning_removes_ours_alone(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("cache", "--clean", "--older-than", "30", "--cache", str(place), "--json") == 0
-    assert [entry["name"] for entry in last_json(capsys)["entries"]] == [OLD]
+    assert [entry["name"] for entry in last_json(capsys)["entries"]] == [f"calibration/{OLD}"]
     assert not (place / "calibration" / OLD).exists() and (place / "calibration" / NEW / "run.json").exists()
     assert run("cache", "--clean", "--cache", str(place)) == 0
-    assert "1 calibrations" in capsys.readouterr().out
+    assert "2 entries" in capsys.readouterr().out
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {
         f"cache/calibration/{NEW}/notes.txt",
         "cache/calibration/photos/run.json",
         "cache/model.safetensors",
+        "cache/written/chats.json",
         "elsewhere/run.json",
     }
 
@@ -76,10 +83,13 @@ def test_an_entry_that_a_calibration_wrote_is_found_whole(
     base_of: Callable[[str, str], BaseModel], tmp_path: Path
 ) -> None:
     base = base_of("llava", "llama")
-    options = CalibrationOptions(questions="gridworld", limit=2)
+    options = CalibrationOptions(source="self:2", limit=2)
     calibrate(base, random_coefficients(base), options, WorkLog(quiet=True), tmp_path)
-    (entry,) = cache_entries(tmp_path)
-    assert set(entry.files) == set(entry.directory.iterdir()) and entry.bytes > 1000
+    entries = cache_entries(tmp_path)
+    assert {file for entry in entries for file in entry.files} == {
+        p for p in tmp_path.rglob("*") if p.is_file()
+    }
+    assert {entry.name.partition("/")[0] for entry in entries} == {"calibration", "written"}
 
 
 def test_a_cache_that_is_not_there_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
