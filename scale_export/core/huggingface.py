@@ -168,6 +168,8 @@ class Tokenizer(Protocol):
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> EncodedText: ...
 
+    def get_vocab(self) -> Mapping[str, int]: ...
+
     def save_pretrained(self, directory: Path) -> object: ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
@@ -194,8 +196,8 @@ class ImageProcessor(Protocol):
     do_rescale: bool
     rescale_factor: float
     do_normalize: bool
-    image_mean: Sequence[float]
-    image_std: Sequence[float]
+    image_mean: Sequence[float] | float
+    image_std: Sequence[float] | float
 
 
 class Processor(Protocol):

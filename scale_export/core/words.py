@@ -17,6 +17,8 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4", "w8a8
 BLOCKWISE: tuple[Precision, ...] = ("int8", "int4")
 """Those whose weights alone are integers, with a scale for each block of columns."""
 INTEGER: tuple[Precision, ...] = (*BLOCKWISE, "w8a8")
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""How many columns a block may have: what ONNX Runtime's kernels and its rounding of weights take."""
 FloatType = Literal["float32", "float16"]
 ComputeUnits = Literal["all", "cpu_and_gpu", "cpu_and_ne", "cpu_only"]
 Activation = Literal["silu", "gelu_tanh"]

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from scale_export.compat.transformers import errors_only
+from scale_export.core.borders import refusing
+from scale_export.core.errors import UserError
 from scale_export.core.huggingface import Config, Model, Processor, ProcessorClass
 from scale_export.core.records import Array, DecoderSpec
 
@@ -19,6 +21,15 @@ from ._runtime import Runtime
 
 if TYPE_CHECKING:
     from scale_export.families._towers.tower import VisionTower
+
+
+PROCESSOR_PARTS = (
+    (("processor_config.json", "preprocessor_config.json"), "nothing says how pictures are prepared"),
+    (("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"), "nothing says how words become ids"),
+)
+"""Files of which a processor needs one each, and what is not said without."""
+
+AGAIN = "take the tokenizer's and the processor's files from the model's own repository again"
 
 
 class Family(ABC):
@@ -39,8 +50,20 @@ class Family(ABC):
     """Whether every token of a prompt sees the others, its last one included; answers are causal all the same."""
 
     def load_processor(self, directory: Path) -> Processor:
-        """Hugging Face's processor of a directory, for pictures and words; without remote code and without torch."""
-        with errors_only():
+        """Hugging Face's processor of a directory, for pictures and words; without remote code and without torch.
+
+        Raises:
+            UserError: files of it are missing, or transformers refuses them.
+        """
+        for files, what in PROCESSOR_PARTS:
+            if not any((directory / name).exists() for name in files):
+                raise UserError(
+                    f"{directory} holds no {' and no '.join(files)}, so that {what}: download the model's files again"
+                )
+        with (
+            errors_only(),
+            refusing(f"the processor's files in {directory} are refused by transformers", AGAIN),
+        ):
             return self.processor_class().from_pretrained(directory, trust_remote_code=False)
 
     def processor_class(self) -> ProcessorClass:

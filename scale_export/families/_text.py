@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from scale_export.core.borders import refusing
 from scale_export.core.errors import UserError
 from scale_export.core.huggingface import TextConfig
 from scale_export.core.records import DecoderSpec, Rotary
@@ -175,12 +177,20 @@ def _rotaries(config: TextConfig, text: TextModel, kinds: Sequence[str]) -> dict
     rope = config.rope_parameters
     by_kind = "rope_type" not in rope
     for parameters in rope.values() if by_kind else [rope]:
+        if not isinstance(parameters, Mapping) or not isinstance(parameters.get("rope_type"), str):
+            raise UserError(
+                f"rope_parameters of config.json are {parameters!r}, and must be an object with a rope_type: correct "
+                f"them there"
+            )
         if parameters["rope_type"] in LENGTH_DEPENDENT_ROPE:
             raise UserError(
                 f"rotary type {parameters['rope_type']!r} changes with the prompt's length and is not "
                 "supported: choose another model"
             )
-    embedding = getattr(module, text.rotary_class)(config)
+    with refusing(
+        "transformers refuses the rotary parameters of config.json", "correct rope_parameters there"
+    ):
+        embedding = getattr(module, text.rotary_class)(config)
     prefixes = {kind: f"{kind}_" for kind in dict.fromkeys(kinds)} if by_kind else {"": ""}
     return {kind: _rotary(embedding, prefix) for kind, prefix in prefixes.items()}
 
@@ -196,6 +206,10 @@ class RotaryEmbedding(Protocol):
 def _rotary(embedding: RotaryEmbedding, prefix: str) -> Rotary:
     """One of a Hugging Face module's rotary embeddings, by the prefix of its names."""
     inv_freq = tuple(float(f) for f in getattr(embedding, f"{prefix}inv_freq"))
+    if not all(0 < f < math.inf for f in inv_freq):
+        raise UserError(
+            "rope_parameters of config.json give frequencies that turn nothing: correct rope_theta there"
+        )
     scale = float(getattr(embedding, f"{prefix}attention_scaling"))
     return Rotary(inv_freq=inv_freq, axes=_axes(embedding, len(inv_freq)), scale=scale)
 

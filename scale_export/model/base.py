@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from scale_export.core.borders import refusing
 from scale_export.core.errors import UserError
 from scale_export.core.hub import fetch, hub_name
 from scale_export.core.huggingface import Config, Model, Processor
@@ -16,10 +17,13 @@ from scale_export.core.records import DecoderSpec
 from scale_export.device.rules import GenerationRules, read_rules
 from scale_export.families import resolve_family
 from scale_export.families._family import Family
+from scale_export.families._generic import without_weights
+from scale_export.families._layout import module_shapes
 from scale_export.families._towers.tower import VisionTower
 
 from .checkpoint import Checkpoint
 from .plain import check_no_adapter, check_plain
+from .settings import AGAIN, check_shapes, read_config
 from .streaming import streamed_model
 from .weights import CheckpointWeights
 
@@ -48,6 +52,19 @@ class BaseModel:
     def spec(self) -> DecoderSpec:
         """The language decoder's shape."""
         return self.family.decoder_spec(self.config)
+
+    @functools.cached_property
+    def skeleton(self) -> Model:
+        """The Hugging Face model, its tensors shapes only, which are those of the checkpoint.
+
+        Raises:
+            UserError: Hugging Face can't build it from the config, or weights are missing or of other shapes.
+        """
+        with refusing(f"transformers cannot build the model of {self.directory / 'config.json'}", AGAIN):
+            model = without_weights(self.config)
+        check_shapes(_shapes(model), self.checkpoint)
+        check_shapes(module_shapes(self.spec, self.family.text_prefix).items(), self.checkpoint)
+        return model
 
     @property
     def image_token_id(self) -> int:
@@ -106,6 +123,11 @@ class BaseModel:
         return self.family.vision_module(self.streamed_model)
 
 
+def _shapes(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        yield name, tuple(weight.shape)
+
+
 def open_base(name: str, *, relative_to: Path | None = None) -> BaseModel:
     """Open a base model by directory (tried relative to ``relative_to`` first) or by hub id, ``@REVISION`` behind it.
 
@@ -113,8 +135,6 @@ def open_base(name: str, *, relative_to: Path | None = None) -> BaseModel:
         UserError: nothing of that name here or on the hub, a model type that is not supported, weights that are
             quantized, or an adapter beside them.
     """
-    from transformers import AutoConfig
-
     local = _local_directory(name, relative_to)
     directory, name = (local, local.name) if local else _download(name)
     for file in directory.iterdir():
@@ -127,7 +147,7 @@ def open_base(name: str, *, relative_to: Path | None = None) -> BaseModel:
     family = resolve_family(
         str(checkpoint.config.get("model_type")), tower if isinstance(tower, str) else None
     )
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    config = read_config(checkpoint)
     return BaseModel(name=name, checkpoint=checkpoint, config=config, family=family)
 
 

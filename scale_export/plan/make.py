@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-
-from PIL import Image
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
 from scale_export.core.records import DecoderSpec
-from scale_export.core.words import BLOCKWISE, INTEGER, Precision
-from scale_export.device.prompts import encode_messages, user_message
+from scale_export.core.words import BLOCK_SIZES, BLOCKWISE, INTEGER, Precision
 from scale_export.device.rules import check_vocabulary
 from scale_export.model.base import BaseModel
 from scale_export.model.identity import check_base
@@ -21,6 +19,7 @@ from .bits import bits_plan, bits_reason, other_bits
 from .fold_choice import choose_fold, unfoldable
 from .options import ExportOptions
 from .picture_choice import check_one_size, choose_prefill_tokens, fit_pictures, tower_inputs_of
+from .prompt_check import check_rows, check_words, trial_prompt
 from .quantizer_choice import calibration_questions, choose_quantizer
 from .record import Plan
 from .targets import Target
@@ -50,10 +49,12 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
     fold, why = choose_fold(coefficients, base, target, options.fold, scales)
     context_length = min(target.context_length or base.spec.max_positions, base.spec.max_positions)
     base, resized = fit_pictures(base, target, context_length)
-    trial = encode_messages(base.processor, [user_message([Image.new("RGB", (256, 256))], "?")])
+    trial = trial_prompt(base)
     tower_inputs = tower_inputs_of(base, target, context_length, trial)
     if base.family.generic:
         check_one_size(base, tower_inputs)
+    check_words(base)
+    check_rows(base, trial)
     prefill_tokens, why_so_many = choose_prefill_tokens(base, target, trial)
     quantizer, calibration, how = choose_quantizer(coefficients, base, precision, options)
     asked_bits = bits_plan(options.bits)
@@ -103,8 +104,11 @@ def _block_size(target: Target, asked: int | None, precision: Precision) -> int:
             raise UserError(f"target {target.name} quantizes nothing: leave --block-size out")
         return 0
     block_size = target.block_size if asked is None else asked
-    if block_size < 16 or block_size & (block_size - 1):
-        raise UserError(f"block size {block_size} is refused: give a power of two, 16 or more")
+    if block_size not in BLOCK_SIZES:
+        sizes = ", ".join(map(str, BLOCK_SIZES))
+        raise UserError(
+            f"block size {block_size} is refused, since no runtime here has kernels for it: give one of {sizes}"
+        )
     return block_size
 
 
@@ -167,7 +171,7 @@ def _check_widths(spec: DecoderSpec, target: Target, block_size: int) -> None:
     for name, width in widths.items():
         if width % block_size:
             raise UserError(
-                f"{name} {width} is not a multiple of block size {block_size}: give a smaller --block-size"
+                f"{name} {width} is not a multiple of block size {block_size}: {_fitting(widths.values(), target)}"
             )
 
 
@@ -175,6 +179,18 @@ def _rules(base: BaseModel) -> tuple[str, ...]:
     """What acts on answers beside the model's own logits; a sentence."""
     acting = base.rules.acting
     return (f"Answers follow the model's generation config: {', '.join(acting)}.",) if acting else ()
+
+
+def _fitting(widths: Iterable[int], target: Target) -> str:
+    """What to do where some of a matrix's ``widths`` is no multiple of the block size."""
+    common = math.gcd(*widths)
+    if fitting := [size for size in BLOCK_SIZES if common % size == 0]:
+        return f"give --block-size {max(fitting)}"
+    others = [precision for precision in target.precisions if precision not in BLOCKWISE]
+    ways = [f"use --precision {' or '.join(others)}"] if others else []
+    if target.backend != "onnxruntime":
+        ways.append("choose target cpu, whose kernels pad such a matrix, unless it is the hidden size")
+    return f"no block size fits; {', or '.join(ways)}"
 
 
 def _route(base: BaseModel) -> tuple[str, ...]:

@@ -21,7 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, mode
 from scale_export.core.errors import UserError, did_you_mean
 from scale_export.core.inside import check_regular
 from scale_export.core.resources import resource_dir
-from scale_export.core.words import BLOCKWISE, INTEGER, ComputeUnits, FloatType, FoldMode, Precision
+from scale_export.core.words import (
+    BLOCK_SIZES,
+    BLOCKWISE,
+    INTEGER,
+    ComputeUnits,
+    FloatType,
+    FoldMode,
+    Precision,
+)
 
 Backend = Literal["onnxruntime", "coreml", "coreai", "checkpoint"]
 ExecutionProvider = Literal[
@@ -222,8 +230,9 @@ def _contradictions(target: Target) -> Iterable[str]:
             yield f"{key} lists {word!r} twice: keep one"
     if target.default_precision not in target.precisions:
         yield f"default_precision {target.default_precision!r} is not among precisions: add it or change it"
-    if target.block_size is not None and target.block_size & (target.block_size - 1):
-        yield f"block_size {target.block_size} is no power of two, which kernels need: use 16, 32, 64, …"
+    if target.block_size is not None and target.block_size not in BLOCK_SIZES:
+        sizes = ", ".join(map(str, BLOCK_SIZES))
+        yield f"block_size {target.block_size} is none that kernels take: use one of {sizes}"
     providers = target.execution_providers or ()
     if "CPUExecutionProvider" in providers[:-1]:
         yield "CPUExecutionProvider takes every node, so what follows it would never run: put it last"

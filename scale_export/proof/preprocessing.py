@@ -105,5 +105,5 @@ def _same(left: Array, right: Array) -> bool:
 def levels_per_unit(processor: Processor) -> float:
     """How many 8-bit levels one unit of ``pixel_values`` is, at the most over channels."""
     images = processor.image_processor
-    std = max(images.image_std) if images.do_normalize else 1.0
+    std = np.max(images.image_std) if images.do_normalize else 1.0  # one number, or one for each channel
     return float(std / images.rescale_factor if images.do_rescale else std)

@@ -60,9 +60,15 @@ def test_layers_whose_scalars_are_all_one_do_not_count(base_of: Any):
         ("all", {"fold": "two-phase"}, ("leave the prompt unscaled", "--fold weights")),
         ("last", {"fold": "wieghts"}, ("did you mean 'weights'",)),
         ("last", {"precision": "int3"}, ("--precision 'int3' is unknown (did you mean 'int8'?)", "int4")),
-        ("last", {"precision": "int4", "block_size": 48}, ("power of two",)),
-        ("last", {"precision": "int4", "block_size": 8}, ("power of two, 16 or more",)),
-        ("last", {"precision": "int4", "block_size": 128}, ("hidden size 64", "--block-size")),
+        (
+            "last",
+            {"precision": "int4", "block_size": 48},
+            ("no runtime here has kernels", "16, 32, 64, 128, 256"),
+        ),
+        ("last", {"precision": "int4", "block_size": 8}, ("block size 8 is refused",)),
+        ("last", {"precision": "int8", "block_size": 512}, ("block size 512 is refused",)),
+        ("last", {"precision": "int4", "block_size": 1024}, ("block size 1024 is refused",)),
+        ("last", {"precision": "int4", "block_size": 128}, ("hidden size 64", "give --block-size 64")),
         ("all", {"precision": "int4", "block_size": 64, "fold": "weights"}, ("straddle", "divides head_dim")),
     ],
 )

@@ -6,7 +6,7 @@ Layout and keys follow ``python/src/coreai_models/vlm/export.py`` and ``Language
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scale_export.backends.interface import Emission
@@ -89,6 +89,11 @@ def write_bundle(emission: Emission, directory: Path, image_tokens: int) -> None
     base.processor.tokenizer.save_pretrained(directory / TOKENIZER)
 
 
+def _by_channel(values: Sequence[float] | float) -> list[Json]:
+    """Three numbers, where one may stand for all."""
+    return [values] * 3 if isinstance(values, int | float) else list(values)
+
+
 def _vision_block(emission: Emission, image_tokens: int) -> dict[str, Json]:
     """How the engine prepares a picture, from the model's own image processor."""
     base, images = emission.base, emission.base.processor.image_processor
@@ -98,8 +103,8 @@ def _vision_block(emission: Emission, image_tokens: int) -> dict[str, Json]:
         "patch_size": base.config.vision_config.patch_size,
         "image_token_count": image_tokens,
         "image_token_id": base.image_token_id,
-        "image_mean": list(images.image_mean) if normalized else [0.0] * 3,
-        "image_std": list(images.image_std) if normalized else [1.0] * 3,
+        "image_mean": _by_channel(images.image_mean if normalized else 0.0),
+        "image_std": _by_channel(images.image_std if normalized else 1.0),
         # The engine multiplies 8-bit levels by rescale_factor / 255.
         "rescale_factor": images.rescale_factor * 255 if images.do_rescale else 255.0,
         "image_strategy": "center_crop" if getattr(images, "do_center_crop", False) else "stretch",

@@ -11,16 +11,18 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from scale_export.backends.interface import Emission, GraphBackend
+from scale_export.core.errors import UserError
 from scale_export.core.records import NotChecked, SideFacts
 from scale_export.device.engine import Engine, Tap
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.device.onnxruntime.genai import CONFIG, MODEL_TYPES
+from scale_export.plan.record import Plan
 from scale_export.plan.targets import Target
 
 from .genai import FOLLOWED, genai_config
 from .genai_graphs import fit_graphs
 from .graphs import GraphPlan, decoder_codes, emit_graphs, read_adapter, write_adapter
-from .kernels import GraphOptions
+from .kernels import HEAD_DIM, GraphOptions
 
 ADAPTER = "scale.onnx_adapter"
 
@@ -29,6 +31,18 @@ class OnnxRuntime(GraphBackend):
     """ONNX graphs, run by ONNX Runtime with the target's execution providers."""
 
     libraries = ("onnx", "onnx-ir", "onnxruntime", "onnxscript")
+
+    def check(self, plan: Plan) -> None:
+        """Every refusal, before a weight is loaded.
+
+        Raises:
+            UserError: heads of a width that ONNX Runtime's attention has no kernel for.
+        """
+        if plan.base.spec.head_dim % HEAD_DIM:
+            raise UserError(
+                f"head_dim {plan.base.spec.head_dim} is not a multiple of {HEAD_DIM}, and ONNX Runtime's attention "
+                f"takes no other: choose target coreml or checkpoint"
+            )
 
     def emit(self, emission: Emission, directory: Path) -> dict[str, str]:
         options = GraphOptions(

@@ -19,7 +19,7 @@ from scale_export.model.decoder import Cache, Gate, PortableDecoder
 from scale_export.model.weights import DecoderWeights
 from scale_export.quantize import QuantizedWeights, StaticWeights
 
-from .kernels import ZERO, GraphOptions, OnnxKernels, step_name, table_names
+from .kernels import ZERO, GraphOptions, OnnxKernels, step_name, table_names, turns_apart
 from .save import save_model
 from .trace import attach_weights, forget_inner_shapes, set_default, trace, traced_once
 
@@ -162,8 +162,8 @@ def block_codes(signed: NDArray[np.int8]) -> NDArray[np.uint8]:
 
 
 def _tables(spec: DecoderSpec) -> dict[str, tuple[Rotary, Callable[[Float32], Float32]]]:
-    """The rotary tables that a graph looks up by position; none where positions have several axes."""
-    if spec.position_axes > 1:
+    """The rotary tables that a graph looks up by position; none where queries and keys are turned apart."""
+    if turns_apart(spec):
         return {}
     return {
         name: (rotary, function)

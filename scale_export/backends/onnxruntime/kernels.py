@@ -66,7 +66,7 @@ class AttentionInputs:
     position_ids: Tensor
     turned: tuple[
         tuple[Tensor, Tensor], ...
-    ]  # positions of several axes: cos and sin [B·T, hd / 2] per rotary
+    ]  # where queries and keys are turned apart: cos and sin [B·T, hd / 2] per rotary
     biases: Mapping[int | None, Tensor]  # window → [B, 1, T, P + T], where tokens see their group
 
 
@@ -152,7 +152,6 @@ class OnnxKernels(nn.Module):
         assert attention_mask is not None and position_ids is not None  # graphs have both as inputs
         lengths = attention_mask.sum(dim=1) - 1
         total = torch.ones((), dtype=torch.int32) * attention_mask.shape[1]
-        several = self.spec.position_axes > 1
         biases = (
             {} if attention_group is None else self._biases(inputs_embeds, attention_mask, attention_group)
         )
@@ -160,7 +159,7 @@ class OnnxKernels(nn.Module):
             past_lengths=lengths.to(torch.int32),
             total_length=total.to(torch.int32),
             position_ids=position_ids,
-            turned=self._turned(position_ids, inputs_embeds.dtype) if several else (),
+            turned=self._turned(position_ids, inputs_embeds.dtype) if turns_apart(self.spec) else (),
             biases=biases,
         )
 
@@ -246,6 +245,18 @@ ZERO = "zero_point"
 def step_name(matrix: str) -> str:
     """The weight that holds the scale of a matrix's rounded inputs; matrices that share inputs share it."""
     return f"{group_of(matrix)[0]}.input_scale"
+
+
+HEAD_DIM = 8
+"""What GroupQueryAttention wants head_dim to be a multiple of."""
+
+TURNED_HEAD_DIM = 16
+"""The same where it turns queries and keys itself."""
+
+
+def turns_apart(spec: DecoderSpec) -> bool:
+    """Whether RotaryEmbedding turns queries and keys: at positions of several axes, and where attention can't."""
+    return spec.position_axes > 1 or spec.head_dim % TURNED_HEAD_DIM != 0
 
 
 def table_names(rotary: int) -> tuple[str, str]:

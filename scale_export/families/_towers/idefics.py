@@ -72,6 +72,8 @@ def _positions(embeddings: _Embeddings) -> Tensor:
     """The position embeddings ``[1, side², C]`` that Hugging Face's module adds to the patches of a full tile."""
     side, size = embeddings.num_patches_per_side, embeddings.image_size
     weight: Tensor = embeddings.patch_embedding.weight
+    if weight.is_meta:  # shapes only, by which nothing can be looked up
+        return weight.new_empty(1, side**2, weight.shape[0])
     found: list[Tensor] = []
     handle = embeddings.position_embedding.register_forward_hook(
         lambda module, args, output: found.append(output)
