@@ -4,8 +4,11 @@ Rules:
 1. Stages are examined in the order of the chain, and each is given the reference's own input, so that it answers for
    itself alone.
 2. In the decoder every matrix product is watched, see ``products``.
-3. The strictest kernels are held to the lowering limit. Rounding by faster kernels and by quantization is told
+3. One prompt is followed so: of all parity prompts the one whose logits depart most.
+4. The strictest kernels are held to the lowering limit. Rounding by faster kernels and by quantization is told
    matrix by matrix, and is a fault only where the package's own report says that its leg failed.
+5. Where no stage finds a fault, all that ``verify`` looks at is looked at: a diagnosis never says that there is none
+   where ``verify`` fails.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from scale_export.plan.options import Origins
 from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.record import Plan
 from scale_export.plan.weights import PlannedWeights, plan_statistics
-from scale_export.proof.cases import parity_prompts, parity_questions, reference_cases
+from scale_export.proof.cases import Case, parity_prompts, parity_questions, reference_cases
 from scale_export.proof.lockstep import Lockstep
 from scale_export.proof.preprocessing import levels_per_unit, preprocessing_leg
 from scale_export.proof.products import (
@@ -50,10 +53,16 @@ from scale_export.proof.products import (
     largest_error,
 )
 from scale_export.proof.report import stored_failures
+from scale_export.proof.shipped_values import Grafted
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, StaticWeights
 from scale_export.quantize.sources import QuestionSource, parse_source
 
+from .beyond import end_of_context, verified, worst_case
 from .codes import CodeEvidence, Moved
+from .stages import Diagnosis, Stage
+
+ROWS = 1024
+"""Of an embedding table that are compared at once."""
 
 WORST = 5
 """How many matrices a table of roundings names."""
@@ -61,40 +70,6 @@ WORST = 5
 FLOAT16_MAX = 65504.0
 EIGHT_BIT_STEP = 1 / 127
 """The most that 8 bits move a value, as a share of its block's largest: Core ML's table beside integer weights."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """One link of the chain.
-
-    Attributes:
-        passed: None where the stage is told and not held to a limit.
-        place: the part of the model where it departs, or None.
-        words: what was found, in a sentence.
-        table: further numbers by matrix, the largest first.
-    """
-
-    name: str
-    passed: bool | None
-    words: str
-    value: float | None = None
-    limit: float | None = None
-    place: str | None = None
-    table: Mapping[str, float] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Diagnosis:
-    """The stages in order, and the known faults that fit what was seen."""
-
-    stages: tuple[Stage, ...]
-    known_faults: tuple[str, ...]
-    failed_legs: tuple[str, ...]
-
-    @property
-    def fault(self) -> Stage | None:
-        """The first stage that failed."""
-        return next((stage for stage in self.stages if stage.passed is False), None)
 
 
 def examine(path: Path, origins: Origins, log: WorkLog) -> Diagnosis:
@@ -112,7 +87,7 @@ def examine(path: Path, origins: Origins, log: WorkLog) -> Diagnosis:
 
 @dataclass(kw_only=True)
 class Examination:
-    """One run over one prompt with a picture: prefill and one decode step."""
+    """One run over the parity prompts, and matrix by matrix over one: its prefill and its decode steps."""
 
     files: PackageFiles
     plan: Plan
@@ -125,12 +100,14 @@ class Examination:
         self.weights = PlannedWeights.of(plan, plan_statistics(plan, self.log))
         self.folded = self.weights.stored
         with self.log.stage("reference"):
-            questions = parity_questions(plan.coefficients)
-            prompts = [prompt for prompt in parity_prompts(1, questions=questions) if prompt.images]
-            self.case = reference_cases(base.model, base.processor, plan.coefficients, prompts)[0]
+            questions, text_alone = parity_questions(plan.coefficients), base.family.takes_text_alone
+            prompts = parity_prompts(text_alone=text_alone, questions=questions)
+            self.cases = reference_cases(base.model, base.processor, plan.coefficients, prompts)
         vision, embedding = self._towers()
         codes = self._codes(embedding_right=bool(embedding.passed))
         stages = [self._preprocessing(), vision, embedding, *codes, *self._decoder()]
+        if all(stage.passed is not False for stage in stages):
+            stages.append(verified(self.files, plan, self.weights, self.failed_legs, self.log))
         faults = [fault.words for fault in KNOWN_FAULTS if fault.fits(self)]
         return Diagnosis(stages=tuple(stages), known_faults=tuple(faults), failed_legs=self.failed_legs)
 
@@ -140,10 +117,14 @@ class Examination:
         return {str(role): self.files.path(name) for role, name in self.files.manifest.graphs.items()}
 
     def _preprocessing(self) -> Stage:
-        base, case = self.plan.base, self.case
+        base = self.plan.base
         processor = base.family.load_processor(self.files.directory)
-        inputs = encode_messages(processor, [user_message(case.prompt.images, case.prompt.text)])
-        leg = preprocessing_leg([case.inputs], [inputs], levels_per_unit(base.processor))
+        inputs = [
+            encode_messages(processor, [user_message(case.prompt.images, case.prompt.text)])
+            for case in self.cases
+        ]
+        expected = [case.inputs for case in self.cases]
+        leg = preprocessing_leg(expected, inputs, levels_per_unit(base.processor))
         words = "the package's processor prepares what the base model's does"
         if not leg.passed:
             what = "pixels" if leg.ids_identical else "token ids"
@@ -159,24 +140,25 @@ class Examination:
         )
 
     def _towers(self) -> tuple[Stage, Stage]:
-        """Vision tower and embedding table, each on the reference's inputs."""
-        plan, inputs = self.plan, self.case.inputs
+        """Vision tower and embedding table: the tower on every picture, the table in every row."""
+        plan = self.plan
         engine = open_planned(plan, self.graphs, strict=True)
         oracle = reference_engine(plan, self.folded)
-        family = plan.base.family
-        tiles = family.tower_inputs(inputs, family.runtime_config(plan.base.config))
-        expected, found = oracle.vision(tiles), engine.vision(tiles)
-        errors = {name: relative_error(value, found[name]) for name, value in expected.items()}
+        family, runtime = plan.base.family, plan.base.family.runtime_config(plan.base.config)
+        worst: dict[str, float] = {}
+        for case in (case for case in self.cases if case.prompt.images):
+            tiles = family.tower_inputs(case.inputs, runtime)
+            expected, found = oracle.vision(tiles), engine.vision(tiles)
+            for name, value in expected.items():
+                worst[name] = worst_of([worst.get(name, 0.0), relative_error(value, found[name])])
         limit = limits.LOWERING_RELATIVE[plan.vision_precision]
         vision = _held(
-            "vision tower", errors, limit, "the emitted tower gives what Hugging Face's module gives"
+            "vision tower", worst, limit, "the emitted tower gives what Hugging Face's module gives"
         )
-        ids = np.unique(inputs["input_ids"].astype(np.int64))[None]
-        rows = engine.embed(ids, np.zeros((0, engine.hidden_size), np.float32))
         weights = self.folded.weights
         if isinstance(weights, QuantizedWeights) and plan.target.backend == "coreml":
             weights, limit = weights.base, EIGHT_BIT_STEP
-        errors = {"embedding": relative_error(weights.embedding()[torch.from_numpy(ids)].numpy(), rows)}
+        errors = {"embedding": _table_error(weights.embedding().numpy(), engine)}
         words = "the table's rows are the base model's, to the rounding of its precision"
         return vision, _held("embedding", errors, limit, words)
 
@@ -235,25 +217,42 @@ class Examination:
 
     def _decoder(self) -> list[Stage]:
         plan = self.plan
+        static = isinstance(self.folded.weights, StaticWeights)
         recorders = [Recorder() for _ in range(3)]
+        with self.log.stage("decoder, prompt by prompt"):
+            case, end = (self.cases[0], []) if static else self._whole_forwards()
         with self.log.stage("decoder, matrix by matrix"):
             oracle = generator_of(
                 plan, reference_engine(plan, self.folded, functools.partial(TappedKernels, tap=recorders[0]))
             )
-            prompt = oracle.embed_prompt(self.case.inputs)
-            after = oracle.decode_step(self.case.tokens[0], prompt.next_position)
+            prompt = oracle.embed_prompt(case.inputs)
+            after = [
+                oracle.decode_step(token, prompt.next_position + offset)
+                for offset, token in enumerate(case.tokens)
+            ]
             engines: list[Engine] = [oracle.engine]
             for strict, recorder in zip((True, False), recorders[1:], strict=True):
                 engines.append(open_planned(plan, self.graphs, strict=strict, tap=recorder))
             for engine, recorder in zip(engines, recorders, strict=True):
                 follow(generator_of(plan, engine), prompt, after, recorder.begin)
             self.reference, self.strict, self.shipped = (recorder.forwards for recorder in recorders)
-            if isinstance(self.folded.weights, StaticWeights):
+            if static:
                 lockstep = Lockstep(self.strict)
                 stepped = generator_of(plan, reference_engine(plan, self.folded, lockstep.kernels))
                 follow(stepped, prompt, after, lockstep.begin)
                 self.reference = lockstep.forwards
-        return [self._lowering(), *self._roundings()]
+        return [self._lowering(), *end, *self._roundings()]
+
+    def _whole_forwards(self) -> tuple[Case, list[Stage]]:
+        """The parity prompt whose logits depart most, and the end of the context; on strict kernels."""
+        plan, limit = self.plan, limits.LOWERING_RELATIVE[self.plan.float_types[0]]
+        oracle = generator_of(plan, reference_engine(plan, self.folded))
+        package = open_planned(plan, self.graphs, strict=True)
+        if plan.quantized:
+            package = Grafted(front=oracle.engine, decoder=package)
+        strict = generator_of(plan, package)
+        stage = end_of_context(plan, oracle, strict, limit)
+        return worst_case(self.cases, oracle, strict), [] if stage is None else [stage]
 
     def _lowering(self) -> Stage:
         limit = limits.LOWERING_RELATIVE[self.plan.float_types[0]]  # norms and block scales are stored so
@@ -279,7 +278,7 @@ class Examination:
         return folded_head(found, folded.matrix(found.matrix).numpy(), self.plan.base.spec.num_heads)
 
     def _roundings(self) -> list[Stage]:
-        """What quantization and this machine's kernels round, each matrix on its own (rule 3)."""
+        """What quantization and this machine's kernels round, each matrix on its own (rule 4)."""
         stages = []
         for leg, what, rounding in (
             ("quantization", "of its weights' rounding", self._by_quantization),
@@ -317,6 +316,16 @@ class Examination:
             name: relative_error(_product(self.folded.weights, name, x), y)
             for name, (x, y) in self.shipped[0].items()
         }
+
+
+def _table_error(table: Float32, engine: Engine) -> float:
+    """The largest error of an engine's embedding table ``[V, D]``, part by part."""
+    none, errors = np.zeros((0, engine.hidden_size), np.float32), []
+    for start in range(0, len(table), ROWS):
+        rows = table[start : start + ROWS]
+        found = engine.embed(np.arange(start, start + len(rows), dtype=np.int64)[None], none)
+        errors.append(relative_error(rows[None], found))
+    return worst_of(errors)
 
 
 def _held(name: str, errors: Mapping[str, float], limit: float, right: str) -> Stage:

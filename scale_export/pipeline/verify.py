@@ -14,13 +14,7 @@ from scale_export.device.selftest import SelftestResult, run_selftest
 from scale_export.package.hub import package_directory
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.signing import Signature
-from scale_export.proof.contents import (
-    Contents,
-    Statement,
-    coefficient_statements,
-    package_statements,
-    side_statements,
-)
+from scale_export.proof.contents import Contents, Statement, coefficient_statements
 
 from .request import VerifyRequest
 
@@ -99,31 +93,19 @@ def _measured(
     package: Package, request: VerifyRequest, log: WorkLog
 ) -> tuple[ParityReport, Sequence[Statement]]:
     """Every parity leg, and what the package states beside its graphs, against the base model."""
-    from scale_export.backends.interface import GraphBackend, load_backend
     from scale_export.plan.again import plan_again
     from scale_export.plan.evaluation_choice import evaluation_set
     from scale_export.plan.weights import PlannedWeights, plan_statistics
-    from scale_export.proof.choose import measurement_of
+    from scale_export.proof.again import measure_again
 
-    files = package.files
-    plan = plan_again(files, package.coefficients, request, parity=request.parity)
-    weights = PlannedWeights.of(plan, plan_statistics(plan, log))
-    statements = [*package_statements(files, plan)]
-    backend = load_backend(plan.target.backend)
-    side = backend.side_facts(files.directory) if isinstance(backend, GraphBackend) else None
-    if side is not None:
-        scalars = weights.folded.dense() if weights.folded.gate else None
-        statements += side_statements(side, plan, scalars)
-    calibration = files.manifest.calibration
-    measurement = measurement_of(plan)(
-        plan=plan,
-        weights=weights,
-        directory=files.directory,
-        graphs={str(role): files.path(name) for role, name in files.manifest.graphs.items()},
-        log=log,
+    plan = plan_again(package.files, package.coefficients, request, parity=request.parity)
+    return measure_again(
+        package.files,
+        plan,
+        PlannedWeights.of(plan, plan_statistics(plan, log)),
+        log,
         parity=request.parity,
         scoring=request.scoring,
-        statistics_sha256=calibration.statistics_sha256 if calibration else None,
+        evaluation=evaluation_set(request.evaluation, package.coefficients),
+        limit=request.eval_limit,
     )
-    evaluation = evaluation_set(request.evaluation, package.coefficients)
-    return measurement.run(evaluation, request.eval_limit).report, statements

@@ -72,11 +72,11 @@ class StaticMeasurement(Measurement):
         if end.fits(report):
             paths.append((end.prompt(asked), end.last_step(asked), end.held))
         for path, after, held in paths:
-            follow(asked, path, after, recorder.begin, held)
+            follow(asked, path, [after], recorder.begin, held)
         lockstep = Lockstep(recorder.forwards)
         oracle = generator_of(plan, reference_engine(plan, self.weights.stored, lockstep.kernels))
         for path, after, held in paths:
-            follow(oracle, path, after, lockstep.begin, held)
+            follow(oracle, path, [after], lockstep.begin, held)
         limit = limits.PRODUCT_RELATIVE
         first = first_departure(lockstep.forwards, recorder.forwards, limit)
         return Products(

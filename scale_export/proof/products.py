@@ -51,11 +51,11 @@ class Recorder:
 def follow(
     asked: Generator,
     prompt: EmbeddedPrompt,
-    after: Step,
+    after: Sequence[Step],
     begin: Callable[[], None],
     held: Held | None = None,
 ) -> None:
-    """A prompt and one generated token, both embedded already, through one engine; ``begin`` before each forward.
+    """A prompt and generated tokens, all embedded already, through one engine; ``begin`` before each forward.
 
     Over a cache that begins with ``held``, or an empty one.
     """
@@ -69,7 +69,9 @@ def follow(
         scalars=asked.scalars,
         begin=begin,
     )
-    watched.forward(watched.prefill_embedded(prompt, cache).cache, after)
+    filled = watched.prefill_embedded(prompt, cache).cache
+    for step in after:
+        watched.forward(filled, step)
 
 
 @dataclass(kw_only=True)
