@@ -8,7 +8,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -179,3 +179,30 @@ def _unimported(package: ModuleType, *modules: str) -> Iterator[None]:
         for name in names:
             vars(package).pop(name, None)
         vars(package).update(own)
+
+
+def parameter_names(skeleton: Any, stored: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """By what parameter's name transformers loads each stored tensor, and which it computes from stored ones.
+
+    Args:
+        skeleton: a ``PreTrainedModel``, whose tensors may be shapes only.
+        stored: the names in the files.
+
+    Returns:
+        A parameter's name → the stored one; and the names of parameters that are joined, split or turned on loading.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    rules = get_model_conversion_mapping(skeleton)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    due, names, converted = skeleton.state_dict(), {}, []
+    for name in stored:
+        found, pattern = rename_source_key(name, renamings, converters, skeleton.base_model_prefix, due)
+        if found not in due and name in due:  # as transformers goes back on a rule that leads nowhere
+            found, pattern = rename_source_key(name, [], [], skeleton.base_model_prefix, due)
+        if pattern is not None and found in due:
+            converted.append(found)
+        names[found] = name
+    return names, converted

@@ -102,6 +102,8 @@ class Model(ScaledModel, Protocol):
     """A ``PreTrainedModel`` that takes pictures and words."""
 
     generation_config: GenerationConfig
+    all_tied_weights_keys: Mapping[str, str]
+    """Parameters that share their values: target → source."""
     training: bool
     model: Any
     """The model without its output head; its parts are named as the family names them."""

@@ -22,9 +22,10 @@ from scale_export.families._layout import module_shapes
 from scale_export.families._towers.tower import VisionTower
 
 from .checkpoint import Checkpoint
+from .independent import IndependentReader
 from .plain import check_no_adapter, check_plain
 from .settings import AGAIN, check_shapes, read_config
-from .streaming import streamed_model
+from .streaming import own_reader, streamed_model
 from .weights import CheckpointWeights
 
 
@@ -115,7 +116,12 @@ class BaseModel:
     @functools.cached_property
     def streamed_model(self) -> Model:
         """The same model with its language decoder's weights left on disk; see ``streaming``."""
-        return streamed_model(self.checkpoint, self.config)
+        return streamed_model(own_reader(self.checkpoint), self.config)
+
+    @functools.cached_property
+    def streamed_reference(self) -> Model:
+        """The same, its weights read without ``checkpoint``: what exports of models larger than memory are held to."""
+        return streamed_model(IndependentReader(self.directory, self.skeleton), self.config)
 
     @functools.cached_property
     def vision(self) -> VisionTower:

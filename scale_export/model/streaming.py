@@ -5,13 +5,14 @@ Rules:
    Each module of it reads its own, in float32, before its forward and drops them after.
 2. The arithmetic is the modules' own, and every weight has the value that a loaded model has: results are the
    same, bit for bit.
-3. ``reference_choice.must_stream`` is the one place that decides whether a model is loaded or streamed.
+3. Who streams says what reads: ``own_reader`` for what is exported, ``independent`` for the reference that proves it.
+4. ``reference_choice.must_stream`` is the one place that decides whether a model is loaded or streamed.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,12 +26,20 @@ from .checkpoint import Checkpoint
 from .sites import text_decoder
 from .weights import DecoderWeights
 
+Reader = Callable[[str], Tensor]
+"""A parameter by its module's name → its values, float32, read anew at every call."""
 
-def streamed_model(checkpoint: Checkpoint, config: Config) -> Model:
+
+def own_reader(checkpoint: Checkpoint) -> Reader:
+    """What exports are made with; see ``independent`` for another."""
+    return lambda name: checkpoint.tensor(name).to(torch.float32)
+
+
+def streamed_model(read: Reader, config: Config) -> Model:
     """The Hugging Face model in float32 and in evaluation mode, its language decoder streamed (rule 1).
 
     Raises:
-        UserError: the checkpoint lacks a weight of it.
+        UserError: ``read`` finds no weight of it.
     """
     from transformers import AutoModelForImageTextToText
     from transformers.initialization import no_init_weights
@@ -44,11 +53,11 @@ def streamed_model(checkpoint: Checkpoint, config: Config) -> Model:
     for path, module in model.named_modules():
         names = {name: f"{path}.{name}" if path else name for name in module._parameters}
         if module in streamed:
-            _stream(module, names, checkpoint)
+            _stream(module, names, read)
             continue
         for name, full in names.items():
             if module._parameters[name] is not None:
-                module._parameters[name] = _read(checkpoint, full)
+                module._parameters[name] = _fixed(read(full))
     return model
 
 
@@ -74,11 +83,11 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _read(checkpoint: Checkpoint, name: str) -> nn.Parameter:
-    return nn.Parameter(checkpoint.tensor(name).to(torch.float32), requires_grad=False)
+def _fixed(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)
 
 
-def _stream(module: nn.Module, names: dict[str, str], checkpoint: Checkpoint) -> None:
+def _stream(module: nn.Module, names: dict[str, str], reader: Reader) -> None:
     """Read the module's own parameters before each forward, and drop them after it."""
     empty = {name: value for name, value in module._parameters.items() if value is not None}
     if not empty:
@@ -86,7 +95,7 @@ def _stream(module: nn.Module, names: dict[str, str], checkpoint: Checkpoint) ->
 
     def read(module: nn.Module, args: object) -> None:
         for name in empty:
-            module._parameters[name] = _read(checkpoint, names[name])
+            module._parameters[name] = _fixed(reader(names[name]))
 
     def drop(module: nn.Module, args: object, output: object) -> None:
         module._parameters.update(empty)

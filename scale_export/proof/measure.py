@@ -23,6 +23,7 @@ from scale_export.device.rules import read_rules
 from scale_export.device.selftest import MAX_NEW_TOKENS
 from scale_export.model.arithmetic import TorchKernels
 from scale_export.model.folding import FoldedDecoder
+from scale_export.model.independent import READER
 from scale_export.model.streaming import StreamedKernels
 from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.record import Plan
@@ -38,7 +39,7 @@ from .distributions import quantization_leg, runtime_leg
 from .last_slots import end_of_context
 from .legs import fold_leg, lowering_leg, path_logits
 from .preprocessing import levels_per_unit, preprocessing_leg, same_inputs
-from .report import ParityReport
+from .report import LOADED, ParityReport
 from .shipped_values import Grafted, as_stored, front_errors
 from .shrinking import Shrinking, due_inputs, large_prompts, shrinking
 from .task import task_leg
@@ -113,7 +114,13 @@ class Measurement:
         """Every leg that applies to the plan; those that don't are named in the report."""
         plan = self.plan
         candidate = self._candidate()
-        report = ParityReport(executed_by=candidate.executed_by, not_checked=unproved(plan))
+        report = ParityReport(
+            executed_by=candidate.executed_by,
+            reference=LOADED
+            if self._streamed is None
+            else f"PyTorch in float32, streamed from disk: {READER}",
+            not_checked=unproved(plan),
+        )
         with self.log.stage("PyTorch ScAle reference"):
             cases = self.reference_paths()
         with self.log.stage("fold leg"):
@@ -153,7 +160,7 @@ class Measurement:
         if self._streamed is None:
             return parity_cases(base.model, base.processor, coefficients, rules=rules, text_alone=text_alone)
         prompts = few_prompts(text_alone=text_alone, questions=parity_questions(coefficients))
-        model = base.streamed_model
+        model = base.streamed_reference
         return reference_cases(model, base.processor, coefficients, prompts, steps=1, rules=rules)
 
     def _preprocessing(self, report: ParityReport, encoded: Sequence[tuple[Prompt, Inputs]]) -> list[Inputs]:
@@ -181,7 +188,7 @@ class Measurement:
         if not large:
             return None
         if self._streamed is not None:  # a whole model is read for every step
-            return shrinking(base, base.streamed_model, coefficients, large[:1], steps=1)
+            return shrinking(base, base.streamed_reference, coefficients, large[:1], steps=1)
         return shrinking(base, base.model, coefficients, large, steps=FORCED_STEPS)
 
     def _encoded(self, processor: Processor, prompt: Prompt) -> tuple[Prompt, Inputs]:

@@ -32,7 +32,7 @@ class StoredModel:
 
     @functools.cached_property
     def model(self) -> Model:
-        return self.stored.streamed_model if self.streamed else self.stored.model
+        return self.stored.streamed_reference if self.streamed else self.stored.model
 
     @property
     def executed_by(self) -> str:
@@ -58,7 +58,9 @@ class CheckpointMeasurement(Measurement):
             return super().run(eval_spec, limit)
         base, coefficients = self.plan.base, self.plan.coefficients
         report = ParityReport(
-            executed_by="no model ran; files were compared", not_checked=unproved(self.plan)
+            executed_by="no model ran; files were compared",
+            reference="none: no model ran",
+            not_checked=unproved(self.plan),
         )
         self._tensors(report)
         prompts = parity_prompts(

@@ -32,17 +32,22 @@ LEGS = tuple(kind.name for kind in KINDS)
 MEANINGS: Mapping[str, str] = {kind.name: kind.meaning for kind in (*KINDS, *CHECKPOINT_KINDS)}
 """Leg → what it compares with what."""
 SCHEMA = 1
+LOADED = "PyTorch in float32, loaded by transformers"
+"""What the reference is, unless it is streamed or no model runs."""
 Verdict = Literal["passed", "failed", "no limit", "not checked"]
 
 
 @dataclass(slots=True, kw_only=True)
 class ParityReport:
-    """What was measured, and by what. A measurement fills it in, in place, leg by leg; everybody else reads it.
+    """What was measured, by what (``executed_by``), and against what (``reference``).
+
+    A measurement fills it in, in place, leg by leg; everybody else reads it.
 
     A leg that did not run, or has not yet, is None.
     """
 
     executed_by: str
+    reference: str = LOADED
     fold: FoldLeg | None = None
     lowering: LoweringLeg | None = None
     quantization: QuantizationLeg | None = None
@@ -109,6 +114,7 @@ class ParityReport:
             "schema": SCHEMA,
             "passed": self.passed,
             "executed_by": self.executed_by,
+            "reference": self.reference,
             "legs": {name: leg.to_json() if leg else None for name, leg in self.legs.items()},
             "answer_agreement": agreed.to_json() if agreed else None,
             "attribution": lost.to_json() if lost else None,

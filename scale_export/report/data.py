@@ -41,6 +41,7 @@ def report_data(
         "Target": f"{plan.target.name}: {plan.target.title}",
         "Backend": plan.target.backend,
         "Measured on": measured.report.executed_by,
+        "Reference": measured.report.reference,
         "Precision": plan.precision,
         **({} if plan.quantizer is None else {"Quantizer": _quantizer(plan)}),
         "Scope": "last token of each step" if coefficients.scope == "last" else "every token",
