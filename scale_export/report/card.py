@@ -131,7 +131,9 @@ def _legs(facts: CardFacts) -> Iterator[str]:
     yield ""
     yield "| leg | compares | worst figure | limit | verdict |"
     yield "| --- | --- | --- | --- | --- |"
-    for name, leg in facts.parity["legs"].items():
+    legs = facts.parity["legs"]
+    for name in sorted(legs, key=list(MEANINGS).index):
+        leg = legs[name]
         meaning = MEANINGS.get(name, "").rstrip(".")
         verdict = {True: "passed", False: "FAILED", None: "no limit"}[leg["passed"]] if leg else "not checked"
         figures = list(_figures(leg or {}))
@@ -181,7 +183,7 @@ def _run(facts: CardFacts) -> Iterator[str]:
 
 
 def _origin(facts: CardFacts) -> Iterator[str]:
-    base = facts.base and f"[{facts.base}](https://huggingface.co/{facts.base})"
+    base = facts.base and f"[{facts.base}](/{facts.base})"  # on the hub's own pages
     yield "## Base model and licence"
     yield ""
     yield (
