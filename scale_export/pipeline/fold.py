@@ -16,7 +16,7 @@ from scale_export.model.blocks import Bits
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.staging import StagedPackage, check_destination
 from scale_export.plan.bits import check_mixed, fixed_bits
-from scale_export.plan.estimate import estimates
+from scale_export.plan.estimate import check_package_size, estimates
 from scale_export.plan.evaluation_choice import evaluation_set
 from scale_export.plan.make import make_plan, with_bits
 from scale_export.plan.record import Plan
@@ -89,6 +89,7 @@ def plan_fold(request: FoldRequest, base: BaseModel | None = None) -> Plan:
         if budget.kind == "decode" and reason:
             raise UserError(f"--budget {request.budget} measures speed on this machine, and {reason}")
         check_reach(plan, budget)
+    check_package_size(plan, under_budget=request.budget is not None)
     return plan
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from scale_export.core.errors import UserError
 from scale_export.core.words import Precision
 from scale_export.model.base import BaseModel
 
@@ -60,6 +61,27 @@ def matrix_bytes(plan: Plan) -> int:
         else:
             total += block_bytes(plan, out, width, plan.other_bits.get(name, plan.bits))
     return total
+
+
+def check_package_size(plan: Plan, *, under_budget: bool) -> None:
+    """Refuse, before anything is written, matrices that alone are larger than the target's packages.
+
+    Args:
+        plan: what is to be written.
+        under_budget: whether a search is still to choose bits, and may come down to 4 everywhere.
+
+    Raises:
+        UserError: they take more than ``max_package_bytes``.
+    """
+    limit = plan.target.max_package_bytes
+    if limit is None or plan.precision == "stored":
+        return
+    least = reach(plan)[0] if under_budget else matrix_bytes(plan)
+    if least > limit:
+        raise UserError(
+            f"the decoder's matrices and the embedding alone take {least:,} bytes, and target {plan.target.name} "
+            f"allows packages of {limit:,}: choose a smaller --precision or another target"
+        )
 
 
 def estimates(plan: Plan) -> Iterator[str]:

@@ -139,8 +139,8 @@ def test_a_killed_run_leaves_nothing_in_the_packages_place(
 def test_a_package_beyond_its_targets_size_is_refused(coefficient_file: Path, base_of: Any, tmp_path: Path):
     text = (resource_dir("targets") / "cpu.toml").read_text(encoding="utf-8")
     small = tmp_path / "small.toml"
-    small.write_text(text.replace('name = "cpu"', 'name = "small"\nmax_package_bytes = 100_000'))
+    small.write_text(text.replace('name = "cpu"', 'name = "small"\nmax_package_bytes = 750_000'))
     base, out = str(base_of("llava", "llama").directory), tmp_path / "out" / "package"
-    with pytest.raises(UserError, match="allows 100,000"):
+    with pytest.raises(UserError, match="allows 750,000"):
         fold(coefficient_file, str(small), out=out, model=base, precision="float32", evaluation="none")
     assert not out.parent.exists()

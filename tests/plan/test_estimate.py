@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from scale_export import UserError
+from scale_export.core.resources import resource_dir
 from scale_export.package.manifest import open_package_files
 from scale_export.pipeline.fold import plan_fold
 from scale_export.pipeline.request import FoldRequest
@@ -59,6 +60,24 @@ def test_a_size_out_of_reach_is_refused_before_a_weight_is_read(
     with pytest.raises(UserError, match="name a set with --calib"):
         plan_fold(FoldRequest(coefficient_file, "cpu", budget="size=1GB", **asked | {"calib": "none"}), base)
     check_reach(plan, parse_budget(f"size={math.ceil(least / 1e3)}kB"))
+
+
+def test_a_package_larger_than_its_target_allows_is_refused_before_a_weight_is_read(
+    base_of: Any, coefficient_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base = base_of("llava", "llama")
+    most = reach(plan_of(base))[1]
+    text = (resource_dir("targets") / "cpu.toml").read_text(encoding="utf-8")
+    small = re.sub(r"(?m)^# max_package_bytes.*$", f"max_package_bytes = {most - 1}", text)
+    assert small != text
+    (tmp_path / "small.toml").write_text(small.replace('name = "cpu"', 'name = "small"'), encoding="utf-8")
+    monkeypatch.setattr(type(base.checkpoint), "tensor", lambda *args: pytest.fail("a weight was read"))
+    asked = {"calib": "gridworld", "out": "nowhere"}
+    target = str(tmp_path / "small.toml")
+    with pytest.raises(UserError, match=f"alone take {most:,} bytes, and target small allows"):
+        plan_fold(FoldRequest(coefficient_file, target, precision="int8", **asked), base)
+    assert plan_fold(FoldRequest(coefficient_file, target, precision="int4", **asked), base)
+    assert plan_fold(FoldRequest(coefficient_file, target, precision="int8", budget="kl<=1", **asked), base)
 
 
 @pytest.mark.parametrize(("target", "words"), [("cpu", "on two cores"), ("coreml", "was not measured")])
