@@ -12,7 +12,9 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -226,8 +228,7 @@ class StagedPackage:
         if isinstance(error, UserError):
             return None
         number = error.errno if isinstance(error, OSError) else None
-        # Writers in C++ and Rust report a full disk by their own exceptions' words.
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        if number in FULL or any(_FULL_IN_WORDS.search(str(e)) for e in _chain(error)):
             written = sum(size for _, size in scan_files(self.directory)) if self.directory.is_dir() else 0
             needed = f" of the {self._needed:,} needed" if self._needed is not None else ""
             spent = f"no space left for {self._out} after {written:,} bytes{needed}"
@@ -240,6 +241,21 @@ class StagedPackage:
     def _concerns(self, path: Path) -> bool:
         inside = path.is_relative_to(self.directory) or path.is_relative_to(self._out)
         return inside or self._out.is_relative_to(path)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a disk, a quota, or a limit of the process on a file's size."""
+_FULL_IN_WORDS = re.compile(
+    "|".join([*map(os.strerror, FULL), r"\d+ requested and \d+ written", "error occurred while writing"])
+)
+"""How writers in C++ and Rust say it, NumPy of a file that took a part, and coremltools."""
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and those that it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _nearest_existing(path: Path) -> Path:
