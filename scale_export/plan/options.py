@@ -78,7 +78,7 @@ class ProofOptions:
         str,
         Option(
             flags=("--eval",),
-            help="Question set of the task leg: auto (the one trained on), none, NAME or NAME:DIR.",
+            help="Question set of the task leg: auto (the one trained on), none, NAME, NAME:DIR or jsonl:FILE.",
         ),
     ] = "auto"
     eval_limit: Annotated[int | None, Option(help="Ask this many of its questions at most.", least=1)] = None
@@ -114,7 +114,7 @@ class Origins:
     calib: Annotated[
         str | None,
         Option(
-            help="NAME:DIR of the question set that the package was calibrated on, where it lies on a disk."
+            help="NAME:DIR, jsonl:FILE or text:PATH that the package was calibrated on, where it lies on a disk."
         ),
     ] = None
     cache: Cache = None

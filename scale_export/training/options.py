@@ -49,7 +49,9 @@ class TrainOptions:
         cache_mib: prefixes beyond it are recomputed.
     """
 
-    data: Annotated[str, Option(help="Question set to train on, NAME or NAME:DIR.")] = QUESTION_SET
+    data: Annotated[str, Option(help="Question set to train on, NAME, NAME:DIR or jsonl:FILE.")] = (
+        QUESTION_SET
+    )
     scope: Annotated[
         Scope, Option(help="Where scalars act. last: on the last token of each step; all: on every token.")
     ] = "last"

@@ -22,7 +22,7 @@ from scale_export.model.base import BaseModel
 from scale_export.model.hooks import attach
 from scale_export.package.manifest import open_package_files
 from scale_export.proof.cases import Case, Prompt, model_logits
-from scale_export.quantize import CalibrationOptions, self_written
+from scale_export.quantize import CalibrationOptions, calibration, self_written
 from scale_export.quantize.calibration import calibrate, collect
 from scale_export.quantize.example import Example
 from scale_export.quantize.self_written import ANSWER_TOKENS, LEAST_TOKENS, self_examples
@@ -98,13 +98,10 @@ def test_what_was_written_is_kept_and_what_is_in_doubt_is_written_again(
     assert [example.target for example in written(base, coefficients, tmp_path, source)] == first
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "gemma3", "qwen3_vl"])
-@pytest.mark.parametrize("scope", ["last", "all"])
-def test_the_distribution_is_the_hooked_models(
-    family: str, scope: Any, base_of: BaseOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """What answers were drawn from, against Hugging Face's model with hooks on the finished chats."""
-    base = base_of(family, variant_of(family))
+def off_the_hooked_model(
+    base: BaseModel, scope: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, *, gated: bool = True
+) -> float:
+    """How far what answers were drawn from is off Hugging Face's model with hooks on the finished chats."""
     coefficients = random_coefficients(base, scope)
     seen: dict[int, list[Any]] = {}
     chats: list[Any] = []
@@ -113,7 +110,8 @@ def test_the_distribution_is_the_hooked_models(
     def told(chat: Any, logits: Any, *more: Any) -> Any:
         if chat.forced == len(chat.after) and not chat.done:
             seen.setdefault(id(chat), []).append(logits.copy())
-        return true(chat, logits, *more)
+        token, acts = true(chat, logits, *more)
+        return token, acts and gated
 
     def listed(*asked: Any) -> Any:
         chats.extend(write(*asked))
@@ -121,14 +119,41 @@ def test_the_distribution_is_the_hooked_models(
 
     monkeypatch.setattr(self_written.Chat, "next_token", told)
     monkeypatch.setattr(self_written._Writer, "write", listed)
-    examples = written(base, coefficients, tmp_path, SelfSource(4))
-    prompt = Prompt(name="", images=(), text="")
+    examples = written(base, coefficients, cache, SelfSource(4))
+    prompt, errors = Prompt(name="", images=(), text=""), []
     for chat, example in zip(chats, examples, strict=True):
         drawn = np.stack(seen[id(chat)])
         case = Case(prompt=prompt, inputs=example.inputs, tokens=example.target[:-1], logits=drawn)
         with attach(base.model, coefficients):
             (expected,) = model_logits(base.model, [case])
-        assert relative_error(expected, drawn) <= FOLD_RELATIVE
+        errors.append(relative_error(expected, drawn))
+    return max(errors)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "gemma3", "qwen3_vl"])
+@pytest.mark.parametrize("scope", ["last", "all"])
+def test_the_distribution_is_the_hooked_models(
+    family: str, scope: Any, base_of: BaseOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base = base_of(family, variant_of(family))
+    assert off_the_hooked_model(base, scope, tmp_path, monkeypatch) <= FOLD_RELATIVE
+
+
+def test_a_writer_without_the_scalars_is_another_model(
+    base_of: BaseOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Sabotage."""
+    base = base_of("llava", "llama")
+    assert off_the_hooked_model(base, "last", tmp_path, monkeypatch, gated=False) > 1000 * FOLD_RELATIVE
+
+
+def test_an_answer_at_once_without_its_scalars_is_noticed(
+    base_of: BaseOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Sabotage: only the last position of the one forward carries them, as that of a prompt does."""
+    monkeypatch.setattr(calibration, "replace", lambda gate, **_: gate)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        test_one_forward_over_an_answer_is_token_by_token("llava", "last", base_of, tmp_path)
 
 
 @pytest.mark.parametrize("scope", ["last", "all"])
