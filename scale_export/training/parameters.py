@@ -11,7 +11,7 @@ from scale_export.core.errors import UserError
 from scale_export.core.huggingface import Model
 from scale_export.core.records import Float32
 from scale_export.core.words import Scope
-from scale_export.model.sites import decoder_layers, head_count
+from scale_export.model.sites import head_count
 
 from .options import TrainedSites
 
@@ -70,13 +70,24 @@ class ProbeScales:
         return tuple(self.heads), self.mlp
 
 
-def chosen_layers(model: Model, layers: tuple[int, ...] | None) -> tuple[int, ...]:
+def chosen_layers(count: int, layers: tuple[int, ...] | None, select: int | None = None) -> tuple[int, ...]:
     """The decoder layers to train, sorted; all of them for None.
 
+    Args:
+        count: how many the model has.
+        layers: those that were asked for.
+        select: how many of them a ranking is to keep.
+
     Raises:
-        UserError: a layer that the model lacks, or none at all.
+        UserError: a layer that the model lacks, none at all, or more to keep than there are.
     """
-    count = len(decoder_layers(model))
+    found = _checked(count, layers)
+    if select is not None and select > len(found):
+        raise UserError(f"--select {select} is refused: only {len(found)} layers are trained; give fewer")
+    return found
+
+
+def _checked(count: int, layers: tuple[int, ...] | None) -> tuple[int, ...]:
     if layers is None:
         return tuple(range(count))
     wrong = [layer for layer in layers if not 0 <= layer < count]

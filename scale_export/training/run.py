@@ -32,6 +32,7 @@ from .evaluation import Accuracy, Row, measure_accuracy
 from .examples import Example, encode_examples
 from .loop import KINDS, Fit
 from .options import ProgressCallback, TrainOptions
+from .parameters import chosen_layers
 from .scale import TrainResult, train_on_examples, train_scale
 from .sensitivity import Sensitivity
 
@@ -117,6 +118,7 @@ def run_training(
     log.say(chosen.decision)
     options = chosen.options
     base = open_base(str(model_dir))
+    chosen_layers(base.spec.num_layers, options.layers, options.select)  # refused before weights are loaded
     run = _prepare(base, chosen, log)
     with log.stage("train"):
         result = train_on_examples(

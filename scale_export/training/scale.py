@@ -11,6 +11,7 @@ from scale_export.core.huggingface import Model, Processor
 from scale_export.core.records import Float32
 from scale_export.core.words import Scope
 from scale_export.model.hooks import ScaleHandle, attach_trainable
+from scale_export.model.sites import decoder_layers
 from scale_export.questions.question import Question
 
 from .examples import Example, encode_examples
@@ -79,7 +80,7 @@ def train_on_examples(
 ) -> TrainResult:
     """``train_scale`` on questions that are encoded already."""
     start = time.perf_counter()
-    layers = chosen_layers(model, options.layers)
+    layers = chosen_layers(len(decoder_layers(model)), options.layers, options.select)
     scorer = _scorers(model, options, pad_id)
     sensitivity = None
     with frozen(model):

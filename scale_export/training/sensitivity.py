@@ -66,15 +66,7 @@ class Sensitivity:
         return sorted(rows, key=lambda row: -row[2])
 
     def top_layers(self, count: int) -> tuple[int, ...]:
-        """The ``count`` layers whose most sensitive scalars rank highest, in layer order.
-
-        Raises:
-            UserError: more layers than were probed.
-        """
-        if count > len(self.layer_indices):
-            raise UserError(
-                f"--select {count} is refused: only {len(self.layer_indices)} layers are trained; give fewer"
-            )
+        """The ``count`` layers whose most sensitive scalars rank highest, in their order; see ``chosen_layers``."""
         return tuple(sorted(list(dict.fromkeys(layer for layer, _, _ in self.ranking()))[:count]))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from scale_export.core.errors import UserError
 from scale_export.questions import load_questions
+from scale_export.training import run as run_module
 from scale_export.training.data import training_questions
 from scale_export.training.options import REPLAY, TrainOptions
 from tests.helpers import questions as made
@@ -67,7 +68,7 @@ def test_what_cannot_be_replayed_is_refused(asked: dict[str, str], words: str, s
 
 
 def test_refusals_come_before_a_model_is_looked_for(
-    spatial_only: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    spatial_only: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the command line trains on such a set at its defaults, saying what it replays."""
     command = ("train", str(tmp_path / "model"), "--out", str(tmp_path / "s.pt"), "--data", spatial_only)
@@ -78,6 +79,14 @@ def test_refusals_come_before_a_model_is_looked_for(
     assert said.index("Nothing is replayed") < said.index("there is no base model")
     assert "--model" not in said
     FAMILIES["llava"](directory=tmp_path / "model", max_position_embeddings=2048)
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "encode_examples", lambda *args: pytest.fail("a model was loaded"))
+        for option, words in (
+            ("--layers", "cannot train layer 7"),
+            ("--select", "--select 7 is refused: only 3"),
+        ):
+            assert run(*command, option, "7") == 2
+            assert words in capsys.readouterr().err
     quick = ("--steps", "1", "--batch-size", "2", "--limit", "4", "--json")
     assert run(*command, *quick) == 0
     assert last_json(capsys)["options"]["replay"] == 0
