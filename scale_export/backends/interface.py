@@ -24,6 +24,7 @@ from scale_export.plan.record import Plan
 from scale_export.plan.targets import Target
 
 from .processor import copy_processor
+from .units import BaseUnits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +123,10 @@ class GraphBackend(Backend):
         copy_processor(emission.base, directory)
         return graphs
 
+    def embedding_factor(self, plan: Plan) -> float:
+        """What embedded tokens and pictures are multiplied by in a plan's graphs, a power of two."""
+        return 1.0
+
     def side_facts(self, directory: Path) -> SideFacts | None:
         """What the file for the host in ``directory`` says; None where the backend writes none."""
         return None
@@ -174,11 +179,19 @@ def graph_backend(name: str) -> GraphBackend:
 def open_planned(
     plan: Plan, graphs: Mapping[str, Path], *, strict: bool = False, tap: Tap | None = None
 ) -> Engine:
-    """The graphs of a plan (role → file), as ``GraphBackend.open_engine`` opens them; raises as ``graph_backend``."""
-    return graph_backend(plan.target.backend).open_engine(
+    """The graphs of a plan (role → file), as ``GraphBackend.open_engine`` opens them, in the base model's units.
+
+    Raises as ``graph_backend``.
+    """
+    backend = graph_backend(plan.target.backend)
+    engine = backend.open_engine(
         graphs,
         context_length=plan.context_length,
         providers=plan.target.execution_providers or (),
         strict=strict,
         tap=tap,
     )
+    factor = backend.embedding_factor(plan)
+    if factor == 1:
+        return engine
+    return BaseUnits(engine=engine, factor=factor, pictures={"image_features", *plan.base.vision.constants})

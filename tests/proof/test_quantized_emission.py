@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scale_export.backends.coreml import graphs as GRAPHS
 from scale_export.backends.interface import Emission, GraphBackend, graph_backend
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.progress import WorkLog
@@ -97,6 +98,20 @@ def test_a_sound_emission_is_held_to_the_limit(base_of: Any, tmp_path: Path, tar
     assert {error.metric for error in leg.front} and leg.weights == (
         None if precision == "w8a8" else "dequantized"
     )
+
+
+def test_a_residual_stream_that_carries_a_factor_is_held_in_the_base_models_units(
+    base_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Gemma 3's on Core ML, where embedded tokens and pictures carry it."""
+    base = base_of("gemma3", "own")
+    (tmp_path / "sound").mkdir()
+    leg = report_of(base, tmp_path / "sound", "coreml", "int8").lowering
+    assert leg is not None and leg.passed and len(leg.front) == 2 and leg.context, leg and leg.to_json()
+    factor = GRAPHS.residual_scale
+    monkeypatch.setattr(GRAPHS, "residual_scale", lambda *args, **named: 2 * factor(*args, **named))
+    (tmp_path / "wrong").mkdir()
+    assert "lowering" in report_of(base, tmp_path / "wrong", "coreml", "int8").failed
 
 
 @pytest.mark.parametrize("broken", [first_layer_dropped, two_heads_swapped, mlp_forgotten, no_scalars])

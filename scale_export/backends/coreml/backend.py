@@ -18,6 +18,7 @@ from scale_export.device.engine import Engine, Tap
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import Target
 
+from .decoder import residual_scale
 from .graphs import GraphPlan, decoder_codes, emit_graphs
 
 
@@ -56,6 +57,10 @@ class CoreML(GraphBackend):
             fold=emission.fold,
         )
         return emit_graphs(emission.decoder, base.vision, plan, directory)
+
+    def embedding_factor(self, plan: Plan) -> float:
+        """The residual stream's, where float16 would not hold it; see ``RESIDUAL_SCALE``."""
+        return residual_scale(plan.base.spec, half=plan.precision != "float32")
 
     def side_facts(self, directory: Path) -> SideFacts:
         """All that ``runtime.json`` says of prompts and scalars."""

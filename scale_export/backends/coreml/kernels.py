@@ -5,7 +5,8 @@ Rules:
    matrix in its final storage type. A traced decoder holds norms only.
 2. An RMS norm is Core ML's fused layer norm over x beside −x, whose mean is zero: one rounding to float16 where
    separate squares, means and roots round five times and overflow beyond 255.
-3. Key/value heads are never repeated: the queries of a group stand below one another instead, so that
+3. Numbers of a program are float16 ones: a factor that is none is two, see ``float16_factors``.
+4. Key/value heads are never repeated: the queries of a group stand below one another instead, so that
    attention stays Core ML's fused operator over the cache as it lies.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +38,16 @@ SMALLEST = 2.0**-24
 @torch.library.custom_op(MARKER, mutates_args=())
 def _linear(x: Tensor, name: str, out_features: int) -> Tensor:
     return x.new_zeros((*x.shape[:-1], out_features))
+
+
+def float16_factors(value: float) -> tuple[float, ...]:
+    """Numbers that float16 holds and whose product is ``value`` (from 0.1 to 10): one, or two within 2^-19 of it."""
+    if float(np.float16(value)) == value:
+        return () if value == 1 else (value,)
+    first = 1 + np.arange(1024) / 1024  # all that float16 has from 1 to 2
+    second = (value / first).astype(np.float16).astype(np.float64)
+    best = int(np.argmin(np.abs(first * second - value)))
+    return float(first[best]), float(second[best])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +140,8 @@ class CoreMLKernels(nn.Module):
         q = rotate(self._heads(q, spec.num_heads), *rotary)
         k = rotate(self._heads(k, spec.num_kv_heads), *rotary)
         if spec.attention_scale is not None:  # the fused operator divides by √head_dim, whatever it is told
-            q = q * (spec.attention_scale * spec.head_dim**0.5)
+            for factor in float16_factors(spec.attention_scale * spec.head_dim**0.5):
+                q = q * factor
         v = self._heads(v, spec.num_kv_heads)
         past[0][row : row + 1, :, start : start + tokens] = k
         past[1][row : row + 1, :, start : start + tokens] = v
