@@ -44,7 +44,7 @@ def fold(
 
     if dry_run:
         plan = plan_fold(request)
-        expected = list(estimates(plan))
+        expected = list(estimates(plan, under_budget=request.budget is not None))
         facts = {"dry_run": True, "decisions": list(plan.decisions), "estimates": expected}
         return show(facts, [*plan.decisions, *expected], as_json)
     log = WorkLog()

@@ -101,7 +101,7 @@ def fold_package(request: FoldRequest, log: WorkLog, base: BaseModel | None = No
             then share what they open, read and trace.
     """
     plan = plan_fold(request, base)
-    for sentence in estimates(plan):
+    for sentence in estimates(plan, under_budget=request.budget is not None):
         log.say(sentence)
     backend = load_backend(plan.target.backend)
     evaluation = evaluation_set(request.evaluation, plan.coefficients)

@@ -84,11 +84,21 @@ def check_package_size(plan: Plan, *, under_budget: bool) -> None:
         )
 
 
-def estimates(plan: Plan) -> Iterator[str]:
-    """About how large the package will be and how long the export takes; a sentence each."""
+def estimates(plan: Plan, *, under_budget: bool = False) -> Iterator[str]:
+    """About how large the package will be and how long the export takes; a sentence each.
+
+    ``under_budget`` as in ``check_package_size``.
+    """
     stored = _stored_bytes(plan.base)
     if plan.precision == "stored":
         yield f"The checkpoint will take about {_size(stored)}, as the base model's weights do."
+    elif under_budget:
+        (least, most), tower = reach(plan), _tower_bytes(plan)
+        yield (
+            f"The package will take about {_size(least + tower)} to {_size(most + tower)}, as the budget chooses: the "
+            f"decoder's matrices and the embedding {_size(least)} at 4 bits and {_size(most)} at 8, the vision tower "
+            f"about {_size(tower)}."
+        )
     else:
         matrices, tower = matrix_bytes(plan), _tower_bytes(plan)
         yield (
@@ -99,8 +109,8 @@ def estimates(plan: Plan) -> Iterator[str]:
     if rates is None:
         yield f"How long an export for {plan.target.name} takes by the size of its model was not measured."
         return
-    least, most = (_time(START + rate * stored / 1e9) for rate in rates)
-    about = least if least == most else f"{least} to {most}"
+    short, long = (_time(START + rate * stored / 1e9) for rate in rates)
+    about = short if short == long else f"{short} to {long}"
     yield f"It takes about {about} on two cores, and more for the questions of a task leg and for calibration."
 
 

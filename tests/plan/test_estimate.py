@@ -41,6 +41,7 @@ def test_the_reach_of_bits_is_that_of_the_search(base_of: Any):
     bench = _Bench(plan, weights_of(plan).statistics)
     assert reach(plan) == (bench.size - sum(map(bench.saved, bench.wide)), bench.size)
     assert matrix_bytes(plan) == reach(plan)[0]
+    assert "at 4 bits and" in next(estimates(plan, under_budget=True))
 
 
 def test_a_size_out_of_reach_is_refused_before_a_weight_is_read(
