@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scale_export.backends.coreai.backend import BACKEND as coreai
 from scale_export.backends.onnxruntime.backend import BACKEND as backend
 from scale_export.core.compare import relative_error
 from scale_export.core.errors import ContextFull
@@ -16,7 +17,7 @@ from scale_export.device.engine import Step
 from scale_export.device.generation import Generator
 from scale_export.device.onnxruntime.engine import DecoderSession, OnnxEngine, SharedCache, open_session
 from tests.helpers.batches import asked_prompts, batched, hooked_row
-from tests.helpers.emission import Emit, Emitted, emitting, generator, reference
+from tests.helpers.emission import Emit, Emitted, emitting, generator, opened, reference
 from tests.helpers.models import FAMILIES
 
 CPU = ["CPUExecutionProvider"]
@@ -89,6 +90,15 @@ def test_every_row_is_the_hooked_models_alone(
     assert (
         worst(expected, batched(graph_of(made), inputs, chunked=False)) > 100 * LOWERING_RELATIVE["float32"]
     )
+
+
+def test_core_ai_runs_every_row_alone(base_of: Any, tmp_path_factory: pytest.TempPathFactory):
+    pytest.importorskip("coreai_torch")
+    plan, _, graphs = emitting("coreai", coreai, base_of, tmp_path_factory)("llava", "mistral-window")
+    inputs = asked_prompts(plan.base)
+    expected = np.stack([hooked_row(plan, prompt, row) for row, prompt in enumerate(inputs)])
+    asked = generator(opened(coreai, graphs, plan), plan.base, plan.fold)
+    assert worst(expected, batched(asked, inputs, chunked=False)) <= LOWERING_RELATIVE["float32"]
 
 
 def test_a_chunk_that_does_not_fit_leaves_every_row_as_it_was(emitted: Emit):
