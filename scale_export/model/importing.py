@@ -63,14 +63,7 @@ def import_state_dict(
     """
     from .sites import decoder_layers, head_count
 
-    path = Path(path)
-    if values != "a" and bound is not None:
-        raise UserError(
-            "--bound is r of s = 1 + r·tanh(a), for values that are a: give --values a too, or leave it out"
-        )
-    r = 1.0 if bound is None else bound
-    if not (np.isfinite(r) and r > 0):
-        raise UserError(f"--bound {bound} is refused: give r of s = 1 + r·tanh(a), a number above 0")
+    path, r = Path(path), _checked_bound(values, bound)
     state = _state_dict(path)
     heads, mlps = _matching(state, head_pattern), _matching(state, mlp_pattern)
     _check_keys(path, state, (head_pattern, heads), (mlp_pattern, mlps))
@@ -93,6 +86,17 @@ def import_state_dict(
         bound=Bound(kind="tanh", r=r) if values == "a" else None,
         training=training,
     )
+
+
+def _checked_bound(values: ScalarValues | None, bound: float | None) -> float:
+    if values != "a" and bound is not None:
+        raise UserError(
+            "--bound is r of s = 1 + r·tanh(a), for values that are a: give --values a too, or leave it out"
+        )
+    r = 1.0 if bound is None else bound
+    if not (np.isfinite(r) and r > 0):
+        raise UserError(f"--bound {bound} is refused: give r of s = 1 + r·tanh(a), a number above 0")
+    return r
 
 
 def _state_dict(path: Path) -> dict[str, Float32]:
