@@ -97,6 +97,10 @@ class Backend(ABC):
         """Write everything but what all packages have; role → file name."""
 
     @abstractmethod
+    def remake(self, emission: Emission, directory: Path) -> None:
+        """Write what is no graph and no weights once more, into a ``directory`` where those lie."""
+
+    @abstractmethod
     def not_checked(self) -> Sequence[NotChecked]:
         """What running its files here can't prove of the device."""
 
@@ -126,6 +130,11 @@ class GraphBackend(Backend):
     def embedding_factor(self, plan: Plan) -> float:
         """What embedded tokens and pictures are multiplied by in a plan's graphs, a power of two."""
         return 1.0
+
+    def remake(self, emission: Emission, directory: Path) -> None:
+        """What the runtime takes beside graphs, and the processor's files."""
+        self.emit_side_files(emission, directory)
+        copy_processor(emission.base, directory)
 
     def side_facts(self, directory: Path) -> SideFacts | None:
         """What the file for the host in ``directory`` says; None where the backend writes none."""

@@ -65,6 +65,8 @@ def _show(found: Verification) -> None:
         say("Contents: ", verdict(found.contents.passed), f", {count} statements compared")
         for statement in found.contents.wrong:
             say(f"Contents: {statement}")
+        for missing in found.contents.not_compared:
+            say(f"Not compared: {missing}")
     if found.report is None:
         say("Parity legs: not checked (they need the base model; leave out --selftest)")
     else:

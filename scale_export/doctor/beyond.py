@@ -61,8 +61,8 @@ def verified(
 
     ``failed`` are the checks that failed when it was exported.
     """
-    report, statements = measure_again(files, plan, weights, log)
-    wrong = [*report.failed, *(str(statement) for statement in statements if not statement.right)]
+    report, contents = measure_again(files, plan, weights, log)
+    wrong = [*report.failed, *map(str, contents.wrong)]
     if not report.passed and not wrong:
         wrong.append("attribution")
     if files.manifest.holds(CASES):

@@ -12,13 +12,14 @@ from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
 from scale_export.core.version import __version__
 from scale_export.model.base import BaseModel
-from scale_export.package.manifest import CalibrationFacts, DecoderFacts, Manifest, PictureFacts, Tool
+from scale_export.package.manifest import CalibrationFacts, Manifest, PictureFacts, Tool
 from scale_export.plan.record import Plan
+from scale_export.proof.files import decoder_facts, library_versions
 from scale_export.proof.golden import write_selftest
 from scale_export.proof.measure import Measured
 from scale_export.quantize.calibration import StoredStatistics
 from scale_export.quantize.sources import parse_source
-from scale_export.report.data import library_versions, report_data
+from scale_export.report.data import report_data
 from scale_export.report.page import render_report
 from scale_export.search.budget import BitsChoice
 
@@ -83,8 +84,7 @@ def manifest(
     plan: Plan, statistics: StoredStatistics | None, graphs: Mapping[str, str], name: str
 ) -> Manifest:
     """The manifest but for its file table, which the package writer fills in."""
-    base, spec, backend = plan.base, plan.base.spec, load_backend(plan.target.backend)
-    computes, keeps = plan.float_types if isinstance(backend, GraphBackend) else (None, None)
+    base, backend = plan.base, load_backend(plan.target.backend)
     return Manifest(
         tool=Tool(name="scale-export", version=__version__),
         libraries=library_versions(plan),
@@ -104,16 +104,7 @@ def manifest(
         bits=dict(plan.other_bits),
         context_length=plan.context_length,
         graphs=dict(graphs),
-        decoder=DecoderFacts(
-            num_layers=spec.num_layers,
-            num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
-            hidden_size=spec.hidden_size,
-            vocab_size=spec.vocab_size,
-            activation_dtype=computes,
-            kv_dtype=keeps,
-        ),
+        decoder=decoder_facts(plan),
         coefficients=backend.coefficients,
         image_token_id=base.image_token_id,
         pictures=_picture_facts(base),

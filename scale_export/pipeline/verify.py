@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scale_export.coefficients.file import load_coefficients
 from scale_export.core.progress import WorkLog
+from scale_export.core.records import NotChecked
 from scale_export.device.package import Package, open_package
 from scale_export.device.selftest import SelftestResult, run_selftest
 from scale_export.package.hub import package_directory
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.signing import Signature
-from scale_export.proof.contents import Contents, Statement, coefficient_statements
+from scale_export.proof.contents import Contents, coefficient_statements
 
 from .request import VerifyRequest
 
@@ -71,11 +72,12 @@ def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
             golden = run_selftest(package)
     given = None if request.coeffs is None else load_coefficients(Path(request.coeffs))
     statements = [] if given is None else [*coefficient_statements(package.coefficients, given)]
-    report = None
+    report, unchecked = None, tuple[NotChecked, ...]()
     if not request.selftest_only:
         report, found = _measured(package, request, log)
-        statements += found
-    contents = Contents(statements=tuple(statements)) if statements else None
+        statements += found.statements
+        unchecked = found.not_compared
+    contents = Contents(statements=tuple(statements), not_compared=unchecked) if statements else None
     figures: dict[str, float | None] = {"selftest": golden.error.finite if golden else None, "size": size}
     checked = check_requirements(requirements, {**figures, **(report.figures() if report else {})})
     parts = [part.passed for part in (golden, contents, report) if part is not None]
@@ -89,10 +91,8 @@ def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
     )
 
 
-def _measured(
-    package: Package, request: VerifyRequest, log: WorkLog
-) -> tuple[ParityReport, Sequence[Statement]]:
-    """Every parity leg, and what the package states beside its graphs, against the base model."""
+def _measured(package: Package, request: VerifyRequest, log: WorkLog) -> tuple[ParityReport, Contents]:
+    """Every parity leg, and every file and statement of the package, against the base model."""
     from scale_export.plan.again import plan_again
     from scale_export.plan.evaluation_choice import evaluation_set
     from scale_export.plan.weights import PlannedWeights, plan_statistics

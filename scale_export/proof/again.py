@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from scale_export.backends.interface import GraphBackend, load_backend
 from scale_export.core.defaults import PARITY, SCORING
 from scale_export.core.progress import WorkLog
@@ -13,7 +11,9 @@ from scale_export.plan.record import Plan
 from scale_export.plan.weights import PlannedWeights
 
 from .choose import measurement_of
-from .contents import Statement, package_statements, side_statements
+from .contents import Contents, package_statements, side_statements
+from .files import FileCheck, decided_statements
+from .golden import golden_statements
 from .report import ParityReport
 
 
@@ -27,17 +27,20 @@ def measure_again(
     scoring: Scoring = SCORING,
     evaluation: str | None = None,
     limit: int | None = None,
-) -> tuple[ParityReport, Sequence[Statement]]:
-    """The report and the statements of a package whose ``plan`` and ``weights`` were made again.
+) -> tuple[ParityReport, Contents]:
+    """The report and the contents of a package whose ``plan`` and ``weights`` were made again.
 
     ``evaluation`` is the set of the task leg, of ``limit`` questions at most; None leaves the leg out.
     """
-    statements = [*package_statements(files, plan)]
+    statements = [*package_statements(files, plan), *decided_statements(files.manifest, plan)]
     backend = load_backend(plan.target.backend)
     side = backend.side_facts(files.directory) if isinstance(backend, GraphBackend) else None
     if side is not None:
         scalars = weights.folded.dense() if weights.folded.gate else None
         statements += side_statements(side, plan, scalars)
+    with log.stage("files"):
+        compared, unchecked = FileCheck(files=files, plan=plan, weights=weights, backend=backend).run()
+    statements += compared
     calibration = files.manifest.calibration
     measurement = measurement_of(plan)(
         plan=plan,
@@ -49,4 +52,7 @@ def measure_again(
         scoring=scoring,
         statistics_sha256=calibration.statistics_sha256 if calibration else None,
     )
-    return measurement.run(evaluation, limit).report, statements
+    measured = measurement.run(evaluation, limit)
+    if isinstance(backend, GraphBackend):
+        statements += golden_statements(files.directory, measured.cases, measured.scale_answers)
+    return measured.report, Contents(statements=tuple(statements), not_compared=tuple(unchecked))

@@ -12,6 +12,7 @@ from PIL import Image
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.defaults import QUESTION_SET
 from scale_export.core.huggingface import Model, Processor
+from scale_export.core.limits import NEAR_TIE_MARGIN
 from scale_export.core.records import Float32
 from scale_export.device.generation import Inputs
 from scale_export.device.prompts import encode_messages, user_message
@@ -70,6 +71,13 @@ class Case:
         All of them where none does.
         """
         return len(self.answer)
+
+    @property
+    def hangs_on_near_tie(self) -> bool:
+        """Whether some position's two best logits are too close for every machine to choose alike."""
+        best = np.sort(self.logits, axis=-1)[:, -2:]
+        margins = best[:, 1] - best[:, 0]
+        return bool((margins < NEAR_TIE_MARGIN * np.abs(self.logits).max(-1)).any())
 
     @property
     def answer(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scale_export.core.records import Float32, Json, SideFacts
+from scale_export.core.records import Float32, Json, NotChecked, SideFacts
 from scale_export.device.rules import read_rules
 from scale_export.model.checkpoint import without_volatile
 
@@ -52,9 +52,10 @@ class Statement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """Every statement that was compared."""
+    """Every statement that was compared, and the files that were not."""
 
     statements: tuple[Statement, ...]
+    not_compared: tuple[NotChecked, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -69,7 +70,12 @@ class Contents:
     def to_json(self) -> dict[str, object]:
         """As ``verify --json`` prints it."""
         wrong = [str(statement) for statement in self.wrong]
-        return {"statements": len(self.statements), "wrong": wrong, "passed": self.passed}
+        return {
+            "statements": len(self.statements),
+            "wrong": wrong,
+            "not_compared": [str(found) for found in self.not_compared],
+            "passed": self.passed,
+        }
 
 
 def package_statements(files: PackageFiles, plan: Plan) -> Iterator[Statement]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from importlib.metadata import version
 from pathlib import Path
 
 from PIL import Image
@@ -14,14 +13,13 @@ from scale_export.core.version import __version__
 from scale_export.core.words import Precision
 from scale_export.plan.record import Plan
 from scale_export.proof.answers import Answered
+from scale_export.proof.files import library_versions
 from scale_export.proof.measure import Measured
 from scale_export.search.budget import BitsChoice, Point
 
 from .page import DifferingQuestion, ReportData
 
 GALLERY = 12
-LIBRARIES = ("numpy", "safetensors", "torch", "transformers")
-"""What shapes the files of every package; a backend adds its own."""
 BYTES_PER_VALUE: dict[Precision, float] = {"float32": 4, "float16": 2, "int8": 1, "int4": 0.5, "w8a8": 1}
 
 
@@ -109,12 +107,6 @@ def _quantizer(plan: Plan) -> str:
     on = "" if plan.calibration is None else f", calibrated on {plan.calibration}"
     scales = f"blocks of {plan.block_size}" if plan.block_size else "a scale for each output channel"
     return f"{plan.quantizer}, {scales}{on}"
-
-
-def library_versions(plan: Plan) -> dict[str, str]:
-    """The version of every library that shaped the package, by distribution name."""
-    names = {*LIBRARIES, *load_backend(plan.target.backend).libraries}
-    return {name: version(name) for name in sorted(names)}
 
 
 def decode_costs(plan: Plan) -> tuple[tuple[str, str], ...]:

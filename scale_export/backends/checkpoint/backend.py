@@ -38,6 +38,10 @@ class FoldedCheckpoint(Backend):
         copy_other_files(emission.base.directory, directory)
         return {ROLE: name}
 
+    def remake(self, emission: Emission, directory: Path) -> None:
+        """Copy what the base model has beside its weights."""
+        copy_other_files(emission.base.directory, directory)
+
     def not_checked(self) -> Sequence[NotChecked]:
         """What transformers on this machine can't prove of the runtimes that take the checkpoint."""
         reason = (

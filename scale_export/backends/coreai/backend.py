@@ -55,10 +55,13 @@ class CoreAI(GraphBackend):
         emit_embedding(emission.decoder.weights, directory / EMBEDDING, dtype)
         tower = DTYPES[emission.vision_precision]
         emit_vision(vision, shape, directory / VISION, dtype=tower, features=dtype)
-        with torch.no_grad():
-            tokens = vision.encode(torch.zeros(1, *shape))["image_features"].shape[1]
-        write_bundle(emission, directory, tokens)
+        _write_bundle(emission, directory)
         return {"decoder": DECODER, "embedding": EMBEDDING, "vision": VISION}
+
+    def remake(self, emission: Emission, directory: Path) -> None:
+        """The bundle's own files, and the processor's."""
+        _write_bundle(emission, directory)
+        super().remake(emission, directory)
 
     def open_engine(
         self,
@@ -106,6 +109,12 @@ class CoreAI(GraphBackend):
 
 
 BACKEND = CoreAI()
+
+
+@torch.no_grad()
+def _write_bundle(emission: Emission, directory: Path) -> None:
+    blank = torch.zeros(1, *pixel_shape(emission.tower_inputs))
+    write_bundle(emission, directory, emission.base.vision.encode(blank)["image_features"].shape[1])
 
 
 def _computes_in(emission: Emission) -> FloatType:

@@ -19,7 +19,7 @@ from scale_export.plan.record import Plan
 from scale_export.plan.targets import Target
 
 from .decoder import residual_scale
-from .graphs import GraphPlan, decoder_codes, emit_graphs
+from .graphs import GraphPlan, decoder_codes, emit_graphs, write_host_files
 
 
 class CoreML(GraphBackend):
@@ -39,24 +39,12 @@ class CoreML(GraphBackend):
         need("coremltools")
 
     def emit(self, emission: Emission, directory: Path) -> dict[str, str]:
-        base, target = emission.base, emission.target
-        assert emission.prefill_tokens is not None and target.compute_units is not None, (
-            "its target states them"
-        )
-        plan = GraphPlan(
-            precision=emission.precision,
-            vision_precision=emission.vision_precision,
-            block_size=emission.block_size,
-            prefill_tokens=emission.prefill_tokens,
-            context_length=emission.context_length,
-            max_part_bytes=target.max_part_bytes,
-            compute_units=target.compute_units,
-            tower_inputs=emission.tower_inputs,
-            image_token_id=base.image_token_id,
-            rules=base.rules,
-            fold=emission.fold,
-        )
-        return emit_graphs(emission.decoder, base.vision, plan, directory)
+        return emit_graphs(emission.decoder, emission.base.vision, _graph_plan(emission), directory)
+
+    def remake(self, emission: Emission, directory: Path) -> None:
+        """What a host reads by itself, and the processor's files."""
+        write_host_files(emission.decoder, emission.base.vision, _graph_plan(emission), directory)
+        super().remake(emission, directory)
 
     def embedding_factor(self, plan: Plan) -> float:
         """The residual stream's, where float16 would not hold it; see ``RESIDUAL_SCALE``."""
@@ -112,3 +100,21 @@ class CoreML(GraphBackend):
 
 
 BACKEND = CoreML()
+
+
+def _graph_plan(emission: Emission) -> GraphPlan:
+    base, target = emission.base, emission.target
+    assert emission.prefill_tokens is not None and target.compute_units is not None, "its target states them"
+    return GraphPlan(
+        precision=emission.precision,
+        vision_precision=emission.vision_precision,
+        block_size=emission.block_size,
+        prefill_tokens=emission.prefill_tokens,
+        context_length=emission.context_length,
+        max_part_bytes=target.max_part_bytes,
+        compute_units=target.compute_units,
+        tower_inputs=emission.tower_inputs,
+        image_token_id=base.image_token_id,
+        rules=base.rules,
+        fold=emission.fold,
+    )

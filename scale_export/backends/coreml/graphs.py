@@ -27,6 +27,8 @@ from .convert import constant_name
 from .decoder import Storage, emit_part, residual_scale, split_layers
 from .vision import ScaledFeatures, emit_vision
 
+TABLES = "tables.safetensors"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphPlan:
@@ -55,36 +57,52 @@ def emit_graphs(
 ) -> dict[str, str]:
     """Write everything; role → file name."""
     spec = folded.weights.spec
-    storage = Storage(precision=plan.precision, block_size=plan.block_size)
-    capacity = cache_slots(spec, plan)
-    other_bits = folded.weights.other_bits if isinstance(folded.weights, QuantizedWeights) else {}
-    ranges = split_layers(spec, storage, plan.max_part_bytes, other_bits)
-    graphs, parts = {}, []
-    for number, layers in enumerate(ranges, start=1):
-        single = len(ranges) == 1
-        name = "decoder.mlpackage" if single else f"decoder_{number}of{len(ranges)}.mlpackage"
+    storage = _storage(plan)
+    graphs = {}
+    for part in decoder_parts(folded, plan):
         emit_part(
             folded,
-            layers,
-            directory / name,
+            range(part.first, part.stop),
+            directory / part.file,
             storage=storage,
-            capacity=capacity,
+            capacity=cache_slots(spec, plan),
             prefill_tokens=plan.prefill_tokens,
         )
-        graphs["decoder" if single else f"decoder_{number}"] = name
-        parts.append(host.DecoderPart(file=name, first=layers.start, stop=layers.stop))
-    scale = residual_scale(spec, half=storage.half)
-    vision = ScaledFeatures(vision, scale)
+        graphs[part.file.removesuffix(".mlpackage").partition("of")[0]] = part.file
+    scaled = ScaledFeatures(vision, residual_scale(spec, half=storage.half))
     emit_vision(
-        vision, plan.tower_inputs, directory / "vision.mlpackage", half=plan.vision_precision == "float16"
+        scaled, plan.tower_inputs, directory / "vision.mlpackage", half=plan.vision_precision == "float16"
     )
-    constants = {name: value.numpy().astype(np.float32) for name, value in vision.constants.items()}
-    write_tables(embedding_table(folded.weights, storage, scale), constants, directory / "tables.safetensors")
+    write_host_files(folded, vision, plan, directory)
+    return {**graphs, "vision": "vision.mlpackage", "tables": TABLES, "runtime": host.FILE}
+
+
+def decoder_parts(folded: FoldedDecoder, plan: GraphPlan) -> list[host.DecoderPart]:
+    """The packages of the decoder, in order."""
+    weights = folded.weights
+    other_bits = weights.other_bits if isinstance(weights, QuantizedWeights) else {}
+    ranges = split_layers(weights.spec, _storage(plan), plan.max_part_bytes, other_bits)
+    names = [f"decoder_{number}of{len(ranges)}" for number in range(1, len(ranges) + 1)]
+    if len(ranges) == 1:
+        names = ["decoder"]
+    return [
+        host.DecoderPart(file=f"{name}.mlpackage", first=layers.start, stop=layers.stop)
+        for name, layers in zip(names, ranges, strict=True)
+    ]
+
+
+def write_host_files(folded: FoldedDecoder, vision: VisionTower, plan: GraphPlan, directory: Path) -> None:
+    """Write what the host reads by itself: tables, ``runtime.json``, and the Swift sample where it covers the model."""
+    spec, storage = folded.weights.spec, _storage(plan)
+    scale = residual_scale(spec, half=storage.half)
+    scaled = ScaledFeatures(vision, scale)
+    constants = {name: value.numpy().astype(np.float32) for name, value in scaled.constants.items()}
+    write_tables(embedding_table(folded.weights, storage, scale), constants, directory / TABLES)
     config = host.HostConfig(
         fold=plan.fold,
         compute_units=plan.compute_units,
         prefill_tokens=plan.prefill_tokens,
-        cache_slots=capacity,
+        cache_slots=cache_slots(spec, plan),
         context_length=plan.context_length,
         hidden_size=spec.hidden_size,
         head_dim=spec.head_dim,
@@ -95,7 +113,7 @@ def emit_graphs(
         ),
         image_token_id=plan.image_token_id,
         eos_token_ids=sorted(plan.rules.end_tokens),
-        decoder=tuple(parts),
+        decoder=tuple(decoder_parts(folded, plan)),
         scalars=scalar_defaults(folded),
     )
     host.write_host_config(config, directory / host.FILE)
@@ -103,7 +121,10 @@ def emit_graphs(
         quantized = isinstance(folded.weights, QuantizedWeights)
         shape = plan.tower_inputs["pixel_values"].shape
         swift.write_swift(config, quantized, shape, directory / swift.FILE)
-    return {**graphs, "vision": "vision.mlpackage", "tables": "tables.safetensors", "runtime": host.FILE}
+
+
+def _storage(plan: GraphPlan) -> Storage:
+    return Storage(precision=plan.precision, block_size=plan.block_size)
 
 
 def cache_slots(spec: DecoderSpec, plan: GraphPlan) -> int:
