@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 __all__ = ["UserError"]
 
@@ -24,27 +23,6 @@ class UserError(Exception):
 
 class ContextFull(UserError):
     """More tokens than a package's context holds: a prompt too long, or the end of it in mid-answer."""
-
-
-@contextmanager
-def refusing(fault: str, way_out: str) -> Iterator[None]:
-    """Whatever a library makes of a file from elsewhere becomes one sentence.
-
-    Raises:
-        UserError: something that is none was raised inside; it is the cause, and its first line is quoted.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        said = str(error).strip().split("\n", 1)[0][:QUOTED]
-        why = f"{type(error).__name__}: {said}" if said else type(error).__name__
-        raise UserError(f"{fault} ({why}): {way_out}") from error
-
-
-QUOTED = 200
-"""Characters of a library's error that a refusal quotes."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

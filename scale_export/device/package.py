@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scale_export.coefficients.file import Coefficients, load_coefficients
+from scale_export.core.borders import refusing
 from scale_export.core.defaults import ANSWER_TOKENS
-from scale_export.core.errors import UserError, refusing
+from scale_export.core.errors import UserError
 from scale_export.core.huggingface import Processor, Tokenizer
 from scale_export.core.pictures import Picture
 from scale_export.core.records import Array, Float32

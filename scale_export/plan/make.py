@@ -30,8 +30,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
 
     Raises:
         UserError: a base model that the coefficients don't fit, one whose generation config holds a rule that packages
-            don't follow, or a choice that the target can't run or
-            that would not be exact.
+            don't follow, or a choice that the target can't run or that would not be exact.
     """
     check_base(coefficients, base.checkpoint)
     if coefficients.mlp_site != base.spec.mlp_site:

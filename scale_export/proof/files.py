@@ -15,6 +15,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -212,9 +213,7 @@ def _digest(path: Path) -> str | None:
         return None
     raw = path.read_bytes()
     if path.suffix == ".json":
-        try:
+        with suppress(ValueError, RecursionError):  # no JSON: its bytes count
             table = without_volatile(json.loads(raw))
             raw = json.dumps(table, sort_keys=True, ensure_ascii=False).encode()
-        except (ValueError, RecursionError):
-            pass  # no JSON: its bytes
     return hashlib.sha256(raw).hexdigest()

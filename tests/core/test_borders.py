@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
-from scale_export.core.errors import QUOTED, ContextFull, UserError, refusing
+from scale_export.core.borders import SHOWN, refusing
+from scale_export.core.errors import ContextFull, UserError
 
 
 @pytest.mark.parametrize(
@@ -18,12 +21,20 @@ def test_any_exception_becomes_a_sentence(error: Exception):
     assert sentence.startswith(f"the file is refused ({type(error).__name__}")
     assert sentence.endswith("): export it again")
     assert "\n" not in sentence
-    assert len(sentence) < QUOTED + 100
+    assert len(sentence) < SHOWN + 100
 
 
 @pytest.mark.parametrize("error", [UserError("plain"), ContextFull("full")])
 def test_a_sentence_stays_as_it_is(error: UserError):
     with pytest.raises(type(error)) as caught, refusing("the file is refused", "export it again"):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_what_the_system_refuses_passes(number: int):
+    error = OSError(number, "refused")
+    with pytest.raises(OSError) as caught, refusing("the file is refused", "export it again"):
         raise error
     assert caught.value is error
 
