@@ -111,9 +111,46 @@ def test_feedback_the_wrong_way_round_is_worse(monkeypatch: pytest.MonkeyPatch):
     weight, moments = matrix(), correlated(128)
     right = output_error(weight, load_quantizer("gptq").quantize(weight, 4, 32, moments), moments)
     honest = gptq.error_feedback
-    monkeypatch.setattr(gptq, "error_feedback", lambda hessian, width: honest(hessian, width).T.contiguous())
+    monkeypatch.setattr(
+        gptq, "error_feedback", lambda hessian, columns: honest(hessian, columns).T.contiguous()
+    )
     broken = output_error(weight, load_quantizer("gptq").quantize(weight, 4, 32, moments), moments)
     assert broken > 1.5 * right
+
+
+def in_order(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matrix's own order."""
+    return torch.arange(weights.shape[0]), torch.arange(weights.numel())
+
+
+def test_rounding_loud_columns_first_is_better_than_in_order(monkeypatch: pytest.MonkeyPatch):
+    weight, method = matrix(width=256), load_quantizer("gptq")
+
+    def errors() -> list[float]:
+        seen = [correlated(256, seed) for seed in range(6)]
+        return [output_error(weight, method.quantize(weight, 4, 32, moments), moments) for moments in seen]
+
+    loud_first = errors()
+    monkeypatch.setattr(gptq, "rounding_order", in_order)
+    assert sum(loud_first) < 0.9 * sum(errors())
+
+
+def test_whole_blocks_are_rounded_in_falling_order():
+    weights = torch.rand(5, 32, generator=torch.Generator().manual_seed(0))
+    first, columns = gptq.rounding_order(weights)
+    assert sorted(columns.tolist()) == list(range(160))
+    blocks = columns.view(5, 32) // 32
+    assert torch.equal(blocks, first[:, None].expand(5, 32))
+    ordered = weights.flatten()[columns].view(5, 32)
+    assert (ordered.diff(dim=-1) <= 0).all() and (ordered.mean(-1).diff() <= 1e-6).all()
+
+
+def test_feedback_in_another_order_than_the_columns_is_worse(monkeypatch: pytest.MonkeyPatch):
+    weight, moments, honest = matrix(), correlated(128), gptq.error_feedback
+    method = load_quantizer("gptq")
+    right = output_error(weight, method.quantize(weight, 4, 32, moments), moments)
+    monkeypatch.setattr(gptq, "error_feedback", lambda h, columns: honest(h, torch.arange(len(columns))))
+    assert output_error(weight, method.quantize(weight, 4, 32, moments), moments) > 1.5 * right
 
 
 @pytest.mark.parametrize("variant", ["llama", "llama-biased", "qwen2"])

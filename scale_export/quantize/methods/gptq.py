@@ -1,8 +1,10 @@
 """GPTQ (Frantar et al., 2022): column by column, each rounding error is made up for by the columns after it.
 
-The columns stay in their order (no act-order), since blocks and heads are contiguous columns. A block's scales are
-searched when it is reached, on weights that already carry the corrections, and stay fixed within it. Without moments
-the Hessian is the identity, nothing can be made up for, and the method is ``mse``: so for the embedding table.
+The columns of large inputs are rounded first, while there are most others to make up for them (act-order), as far as
+blocks allow: a block is rounded as a whole, blocks by their mean E[x²], and the columns of a block by their own. Codes
+lie in the matrix's order whatever the order of rounding. A block's scales are searched when it is reached, on weights
+that already carry the corrections, and stay fixed within it. Without moments the Hessian is the identity, nothing can
+be made up for, and the method is ``mse``: so for the embedding table.
 """
 
 from __future__ import annotations
@@ -32,32 +34,43 @@ class Gptq(Method):
     ) -> BlockMatrix:
         if moments is None or not moments.matrix.any():
             return MSE.quantize(weight, bits, block_size)
-        left = blocked(weight, block_size).flatten(1)
-        feedback = error_feedback(moments.matrix, left.shape[1])
+        blocks = blocked(weight, block_size)
         weights = channel_weights(moments.diagonal, weight.shape[1], block_size)
-        codes, scales = [], []
-        for block, start in enumerate(range(0, left.shape[1], block_size)):
-            stop = start + block_size
-            part = left[:, start:stop]
-            scale = search_scales(part.unsqueeze(1), weights[block : block + 1], bits)
-            found, errors = _round_block(part, scale, feedback[start:stop, start:stop], bits)
+        first, columns = rounding_order(weights)
+        left = blocks.flatten(1)[:, columns]
+        feedback = error_feedback(moments.matrix, columns)
+        codes, scales = torch.empty_like(left), torch.empty(blocks.shape[:2])
+        for place, block in enumerate(first.tolist()):
+            start, stop = place * block_size, (place + 1) * block_size
+            part, own = left[:, start:stop], columns[start:stop]
+            scale = search_scales(part.unsqueeze(1), weights.flatten()[own][None], bits)
+            codes[:, own], errors = _round_block(part, scale, feedback[start:stop, start:stop], bits)
             left[:, stop:] -= errors @ feedback[start:stop, stop:]
-            codes.append(found)
-            scales.append(scale)
-        return packed(torch.stack(codes, dim=1), torch.cat(scales, dim=1), bits, weight.shape[1])
+            scales[:, block] = scale[:, 0]
+        return packed(codes.view_as(blocks), scales, bits, weight.shape[1])
 
 
-def error_feedback(hessian: Float32, width: int) -> Tensor:
+def rounding_order(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Blocks ``[B]`` and all columns ``[B · S]`` in the order of rounding, from what columns count for, ``[B, S]``."""
+    first = weights.mean(-1).argsort(dim=-1, descending=True, stable=True)
+    inside = weights.argsort(dim=-1, descending=True, stable=True)
+    size = weights.shape[1]
+    return first, (first[:, None] * size + inside[first]).flatten()
+
+
+def error_feedback(hessian: Float32, columns: Tensor) -> Tensor:
     """The upper Cholesky factor U of the damped Hessian's inverse, UᵀU = H⁻¹, float32 ``[width, width]``.
 
-    Worked out in float64; the columns that fill up the last block have no inputs and no say.
+    Rows and columns are in the order of ``columns [width]``. Worked out in float64; the columns that fill up the last
+    block have no inputs and no say.
     """
-    known = hessian.shape[0]
+    known, width = hessian.shape[0], len(columns)
     full = np.zeros((width, width))
     full[:known, :known] = hessian
     damping = DAMPING * np.trace(full) / known
     full[np.arange(width), np.arange(width)] += damping
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(full)))
+    order = columns.numpy()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(full[np.ix_(order, order)])))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True).float()
     return factor
 
