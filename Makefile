@@ -1,5 +1,6 @@
 # make demo: set up .venv, export the shipped model for ONNX Runtime and Core ML, ask each package one question.
-# make test: set up .venv, lint, type-check and test everything.
+# make test: set up .venv, lint, type-check and test everything, JavaScript too where Node 20 is there.
+# make js: set up examples/node_modules, check, build and test the JavaScript examples. NODE=required fails without Node.
 # make fuzz MINUTES=5: set up .venv, and damage files for that long for each reader.
 # make docs: set up .venv, build the pages of the Python API into out/docs.
 # make compat: build environments of the lowest and the newest versions, and write what they do into docs/compatibility.md.
@@ -9,7 +10,7 @@ MODEL := examples/tiny_vlm
 OUT := out
 MINUTES := 5
 
-.PHONY: demo test lint fuzz bench docs compat clean
+.PHONY: demo test lint js fuzz bench docs compat clean
 .DELETE_ON_ERROR:
 
 .venv/installed: pyproject.toml constraints.txt
@@ -33,7 +34,26 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint
+JS_TOOLS := examples/node_modules/.bin
+HAS_NODE := $(shell node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null && echo yes)
+
+examples/node_modules/.package-lock.json: examples/package-lock.json
+	ONNXRUNTIME_NODE_INSTALL=skip npm ci --prefix examples --ignore-scripts --no-audit --no-fund --loglevel error
+	touch $@
+
+ifeq ($(HAS_NODE),yes)
+js: examples/node_modules/.package-lock.json
+	cd examples && node_modules/.bin/prettier --log-level warn --check .
+	$(JS_TOOLS)/tsc --build examples/js
+	$(JS_TOOLS)/tsc --project examples/node
+	node --test --test-reporter dot examples/js/test/
+else
+js:
+	@echo "JavaScript is not tested: Node 20 or newer is not installed here"
+	@test "$(NODE)" != required
+endif
+
+test: lint js
 	$(BIN)/pytest -n 2 --dist worksteal
 
 fuzz: .venv/installed
