@@ -12,9 +12,9 @@ from scale_export.cli.app import app
 from scale_export.plan.targets import target_names
 from scale_export.proof.report import LEGS
 from tests.architecture import FLOORS
+from tests.helpers.pages import PAGES
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 
 

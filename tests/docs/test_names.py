@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.architecture import PACKAGE, modules
+from tests.helpers.pages import PAGES
 
 ROOT = Path(__file__).parents[2]
 CODE = sorted(PACKAGE.rglob("*.py"))
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")]
 TABLES = [*ROOT.glob("targets/*.toml"), *ROOT.glob("calib/*/*.toml")]
 SKIPPED = [ROOT / "CHANGELOG.md"]  # it speaks of what was
 
