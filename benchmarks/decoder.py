@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from scale_export.backends.onnxruntime.decoder import GateDefaults, emit_decoder
+from scale_export.backends.onnxruntime.decoder import emit_decoder
 from scale_export.backends.onnxruntime.kernels import GraphOptions
 from scale_export.device.engine import Scalars, Step
 from scale_export.device.onnxruntime.engine import DecoderSession, open_session
@@ -100,7 +100,7 @@ def build_ours(source: Path, directory: Path, variant: str) -> Path:
         path,
         options=GraphOptions(precision="int4", block_size=32, accuracy_level=4),
         context_length=CONTEXT,
-        gate=GateDefaults(scope="last", attn_scale=attn, mlp_scale=mlp) if variant == "gate" else None,
+        gated=variant == "gate",
     )
     return path
 

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from scale_export.core.errors import UserError
 from scale_export.core.records import NotChecked, SideFacts, TowerInput
-from scale_export.core.words import FoldMode, Precision
+from scale_export.core.words import FloatType, FoldMode, Precision
 from scale_export.device.engine import Engine, Tap
 from scale_export.device.open import NOT_RUN
 from scale_export.model.base import BaseModel
 from scale_export.model.blocks import hash_codes
 from scale_export.model.folding import FoldedDecoder
-from scale_export.plan.record import Plan
+from scale_export.plan.record import Plan, float_types
 from scale_export.plan.targets import Target
 
 from .processor import copy_processor
@@ -67,6 +67,11 @@ class Emission:
             tower_inputs=plan.tower_inputs,
             prefill_tokens=plan.prefill_tokens,
         )
+
+    @property
+    def float_types(self) -> tuple[FloatType, FloatType]:
+        """What the decoder computes in, and keeps in its cache; float weights decide for themselves."""
+        return float_types(self.precision, self.target)
 
     def in_float32(self) -> Self:
         """The same weights in graphs that compute in float32."""

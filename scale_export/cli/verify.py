@@ -42,6 +42,7 @@ def _record(found: Verification) -> dict[str, object]:
     return {
         "passed": found.passed,
         "selftest": found.selftest,
+        "device": found.device and found.device.to_json(),
         "contents": found.contents and found.contents.to_json(),
         "parity": found.parity,
         "requirements": [asdict(checked) for checked in found.requirements],
@@ -60,6 +61,17 @@ def _show(found: Verification) -> None:
         if not found.golden.cases:
             said = "since the package holds no golden case to compare with: export it again"
         say("Self-test: ", verdict(found.golden.passed), f", {said}")
+    if found.device is not None:
+        leg, host = found.device, found.device.host
+        on = f"{host.device}, {host.system}: {host.runtime}, {host.provider}"
+        say(
+            "Device: ",
+            verdict(leg.passed),
+            f", error {figure(leg.error.finite)} of {leg.error.limit:g} ({on})",
+        )
+        say(f"Device: {leg.answers[0]} of {leg.answers[1]} answers as recorded")
+        if leg.gate_acts is False:
+            say("Device: the scalars do not act as at export: its runtime drops the gate or changes it")
     if found.contents is not None:
         count = len(found.contents.statements)
         say("Contents: ", verdict(found.contents.passed), f", {count} statements compared")

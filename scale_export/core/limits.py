@@ -66,6 +66,15 @@ Quantized graphs at accuracy level 4 and those of w8a8 round activations to int8
 to machine or from inputs that do, so theirs is wider.
 """
 
+GATE_RESPONSE = (0.5, 1.5)
+"""How far logits must move between two strengths, as a share of how far they moved at export, along the same direction.
+
+A runtime that drops the gate gives 0, one that honours it 1 and the noise of its kernels, which this leaves room for.
+"""
+
+GATE_TOLD_APART = 0.1
+"""The share of a self-test's tolerance that strengths must be apart, of max |logit|, for that noise to be small."""
+
 INTERPRETER_RTOL, INTERPRETER_ATOL = 2e-5, 2e-6
 """``numpy.allclose`` limits of one operation of ``scale_export.mil`` against PyTorch's, float32."""
 

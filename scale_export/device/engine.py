@@ -28,6 +28,12 @@ class Scalars:
     attn: Float32
     mlp: Float32
 
+    def at(self, strength: float) -> Self:
+        """The scalars s at a strength: ``1 + strength · (s - 1)``, which is the base model at 0."""
+        parts = ((1 + strength * (part - 1)).astype(np.float32) for part in (self.attn, self.mlp))
+        attn, mlp = parts
+        return replace(self, attn=attn, mlp=mlp)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:

@@ -238,7 +238,7 @@ class Package:
     def _scalars(self) -> Scalars:
         facts = self.files.manifest.decoder
         attn, mlp = self._coefficients.dense(facts.num_layers, facts.num_heads)
-        return Scalars(attn=_strengthen(attn, self._strength), mlp=_strengthen(mlp, self._strength))
+        return Scalars(attn=attn, mlp=mlp).at(self._strength)
 
     def prepare(self, images: Sequence[Picture], prompt: str) -> Inputs:
         """The model's inputs for one question."""
@@ -322,7 +322,3 @@ def open_package(
         signed = check_signature(directory, Path(public_key), None if signature is None else Path(signature))
         files.check_unchanged()
     return Package(files, threads=threads, signature=signed)
-
-
-def _strengthen(scale: Float32, strength: float) -> Float32:
-    return (1 + strength * (scale - 1)).astype("float32")

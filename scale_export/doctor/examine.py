@@ -29,6 +29,7 @@ from scale_export.core.compare import relative_error, within_limit, worst_of
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
 from scale_export.device.engine import Engine
+from scale_export.device.pixels import levels_per_unit
 from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.blocks import integers_of
 from scale_export.model.engine import TappedKernels
@@ -41,7 +42,7 @@ from scale_export.plan.record import Plan
 from scale_export.plan.weights import PlannedWeights, plan_statistics
 from scale_export.proof.cases import Case, parity_prompts, parity_questions, reference_cases
 from scale_export.proof.lockstep import Lockstep
-from scale_export.proof.preprocessing import levels_per_unit, preprocessing_leg
+from scale_export.proof.preprocessing import preprocessing_leg
 from scale_export.proof.products import (
     Departure,
     Product,

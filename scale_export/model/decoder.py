@@ -83,15 +83,43 @@ def last_index(gate_position: Tensor, tokens: int) -> Tensor:
     return torch.where(gate_position < 0, gate_position + tokens, gate_position)
 
 
-def gate_factors(
-    gate: Gate, gate_position: Tensor, x: Tensor
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+FARTHEST = 2**20
+"""More than the tokens of any forward; their count and a flag beside it are exact in float32."""
+
+
+def last_gated(gated: Tensor) -> Tensor:
+    """The last position of each row of ``gated [B, T]`` (ones and zeros) that is one, else T - 1; ``[B]`` int64."""
+    steps = torch.arange(gated.shape[1], dtype=torch.float32)
+    return torch.argmax(gated * FARTHEST + steps, dim=1)
+
+
+def gate_factors(gate: Gate, gated: Tensor, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """What each layer multiplies by: s where g[t] = 1, else 1, in ``x``'s dtype.
 
+    Args:
+        gated: g itself, ``[B, T]`` float32, or a gate position; see ``PortableDecoder.forward``.
+
     Returns:
-        One factor per layer of ``gate``: ``[1, B or 1, T or 1, H, 1]`` for the heads and
-        ``[B or 1, T or 1, 1]`` for the MLP output.
+        One factor per layer of ``gate``, which broadcasts over ``[B, T, H, hd]`` for the heads and ``[B, T, D]`` for
+        the MLP output.
     """
+    return _mixed(gate, gated, x) if gated.is_floating_point() else _chosen(gate, gated, x)
+
+
+def _mixed(gate: Gate, gated: Tensor, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """``1 + g · (s - 1)``, in float32: no rank above 4 and no choice between tensors, which some runtimes get wrong."""
+    layers, heads = gate.attn_scale.shape
+    attn = (gate.attn_scale - 1).reshape(layers, 1, heads, 1)
+    mlp = (gate.mlp_scale - 1).reshape(layers, 1, 1)
+    by_head, by_token = gated[:, :, None, None], gated[:, :, None]
+    return (
+        tuple((1 + by_head * delta).to(x.dtype) for delta in torch.split(attn, 1)),
+        tuple((1 + by_token * delta).to(x.dtype) for delta in torch.split(mlp, 1)),
+    )
+
+
+def _chosen(gate: Gate, gate_position: Tensor, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The same by the gate's scope and position."""
     tokens = x.shape[1]
     layers, heads = gate.attn_scale.shape
     attn = gate.attn_scale.reshape(layers, 1, 1, heads, 1).to(x.dtype)
@@ -122,7 +150,7 @@ class PortableDecoder(nn.Module):
             does not begin with layer 0 takes hidden states in place of embeddings, and one that does not
             end with the last layer returns hidden states ``[B, T, D]`` in place of logits.
         last_logits_only: return logits ``[B, 1, V]`` at the gate position (the last position where it
-            lies outside this forward) instead of ``[B, T, V]``.
+            lies outside this forward, or no position is gated) instead of ``[B, T, V]``.
     """
 
     def __init__(
@@ -146,7 +174,7 @@ class PortableDecoder(nn.Module):
         position_ids: Tensor | None,
         past: list[Cache],
         gate: Gate | None,
-        gate_position: Tensor,
+        gated: Tensor,
         attention_group: Tensor | None = None,
         deepstack: Sequence[Tensor] = (),
     ) -> tuple[Tensor, list[Cache]]:
@@ -159,7 +187,9 @@ class PortableDecoder(nn.Module):
             position_ids: ``[B, T]`` int64, or ``[axes, B, T]`` where positions have several axes.
             past: one cache per layer of this part (P may be 0).
             gate: the scalars of this part's layers, or None where they are folded into the weights.
-            gate_position: ``[B]`` or ``[1]`` int64; see ``last_index``.
+            gated: which positions the scalars act on and which logits are asked for: ``[B, T]`` float32, 1 where
+                g[t] = 1 and else 0, whatever the gate's scope; or ``[B]`` or ``[1]`` int64, a position that the
+                gate's scope explains, see ``last_index``.
             attention_group: ``[B, T]`` int64; tokens of one group, from 0, see one another, those at −1 what came
                 before them. A group never spans two forwards. None where the decoder has no groups.
             deepstack: what is added to the output of each of the first layers, ``[B, T, D]``, zero where there
@@ -170,7 +200,7 @@ class PortableDecoder(nn.Module):
         """
         kernels, spec = self.kernels, self.spec
         shared = kernels.begin(inputs_embeds, attention_mask, position_ids, attention_group)
-        factors = gate_factors(gate, gate_position, inputs_embeds) if gate else None
+        factors = gate_factors(gate, gated, inputs_embeds) if gate else None
         activation = ACTIVATIONS[spec.activation]
         residual = inputs_embeds
         x = kernels.rms_norm(f"layers.{self.layers[0]}.input_norm", inputs_embeds)
@@ -201,7 +231,7 @@ class PortableDecoder(nn.Module):
             next_norm = f"layers.{i + 1}.input_norm" if i + 1 < spec.num_layers else "norm"
             x, residual = kernels.add_rms_norm(next_norm, mlp, residual)
         if self.last_logits_only:
-            x = self._pick(x, gate_position)
+            x = self._pick(x, gated)
         return kernels.linear("lm_head", x), presents
 
     def _norm_heads(self, name: str, x: Tensor) -> Tensor:
@@ -214,8 +244,11 @@ class PortableDecoder(nn.Module):
         split = heads.reshape(b, t, self.spec.num_heads, self.spec.head_dim)
         return (split * factor).reshape(b, t, self.spec.num_heads * self.spec.head_dim)
 
-    def _pick(self, x: Tensor, gate_position: Tensor) -> Tensor:
+    def _pick(self, x: Tensor, gated: Tensor) -> Tensor:
         tokens = x.shape[1]
-        index = last_index(gate_position, tokens)
-        index = torch.where(index < tokens, index, tokens - 1)
+        if gated.is_floating_point():
+            index = last_gated(gated)
+        else:
+            index = last_index(gated, tokens)
+            index = torch.where(index < tokens, index, tokens - 1)
         return torch.gather(x, 1, index[:, None, None].expand(x.shape[0], 1, x.shape[2]))

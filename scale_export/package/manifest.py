@@ -29,7 +29,8 @@ from scale_export.core.words import FloatType, FoldMode, Precision, Scope, Weigh
 MANIFEST_NAME: Final = "manifest.json"
 FAILED_MANIFEST_NAME: Final = "manifest.failed.json"
 """The manifest of an export that failed: everything is there, and nothing opens it but what looks for the fault."""
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+"""1 had decoders of ONNX Runtime whose gate some runtimes ignore, and self-tests that did not tell."""
 SEAL: Final = "manifest_sha256"
 STRANGERS: Final = frozenset(
     {".gitattributes", "README.md", ".cache/huggingface", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE"}
@@ -121,7 +122,7 @@ class Manifest(_Record):
             :meth:`StagedPackage.commit` fills it in.
     """
 
-    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal[2] = Field(default=SCHEMA, alias="schema")
     tool: Tool
     libraries: dict[str, str]
     name: str
@@ -245,6 +246,14 @@ def open_package_files(path: str | Path, *, failed: bool = False, exact: bool = 
     except OSError as error:
         raise UserError(f"package {directory} cannot be read ({error}): check permissions and disk") from None
     return PackageFiles(directory=directory, manifest=manifest, identities=identities)
+
+
+def package_seal(files: PackageFiles) -> str:
+    """What tells a package from every other: the SHA-256 that its manifest carries, of all else that it says."""
+    files.check_unchanged()
+    table = json.loads((files.directory / MANIFEST_NAME).read_bytes())
+    seal: str = table[SEAL]
+    return seal
 
 
 def read_manifest(path: Path, *, exact: bool = False) -> Manifest:

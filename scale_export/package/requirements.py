@@ -37,9 +37,12 @@ NAMES = (
     "loss",
     "selftest",
     "size",
+    "device.error",
+    "device.agreement",
+    "device.decode",
 )
 """What a requirement may name: the figures that the legs' records give, the self-test's error, the package's bytes."""
-LATER = frozenset({"selftest"})
+LATER = frozenset({"selftest", "device.error", "device.agreement", "device.decode"})
 """What is not measured while a package is made."""
 
 OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
@@ -83,7 +86,7 @@ def read_requirements(
         if exporting and requirement.name in LATER:
             raise UserError(
                 f"requirement {requirement.text!r} is refused: an export records the self-test; give it to "
-                f"verify, which measures it"
+                f"verify, which measures it or is given a device's result"
             )
     return found
 

@@ -51,7 +51,14 @@ def write_proof(
     """Write the self-test (a checkpoint has none, since nothing here runs it), ``parity.json``, ``report.html``."""
     if isinstance(load_backend(plan.target.backend), GraphBackend):
         answers = measured.scale_answers
-        write_selftest(directory, measured.cases, measured.shipped_logits, answers, plan.precision)
+        write_selftest(
+            directory,
+            measured.cases,
+            measured.shipped_logits,
+            measured.weaker_logits,
+            answers,
+            plan.precision,
+        )
     text = json.dumps(
         measured.report.to_json(), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False
     )

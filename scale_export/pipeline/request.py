@@ -92,6 +92,18 @@ class VerifyRequest(ProofOptions, Origins):
         bool,
         Option(flags=("--selftest",), help="Check hashes and golden cases only: no base model, no torch."),
     ] = field(default=False, kw_only=True)
+    device_result: Annotated[
+        StrPath | None,
+        Option(help="Check what a device's self-test saved: a JSON file of this very package."),
+    ] = field(default=None, kw_only=True)
+    certificate: Annotated[
+        StrPath | None,
+        Option(help="Write a copy of the package's parity report with the device's leg to this file."),
+    ] = field(default=None, kw_only=True)
+    save: Annotated[
+        StrPath | None,
+        Option(help="Save this machine's self-test to this file, for --device-result elsewhere."),
+    ] = field(default=None, kw_only=True)
     quiet: Quiet = field(default=True, kw_only=True)
 
 

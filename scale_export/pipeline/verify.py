@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scale_export.coefficients.file import load_coefficients
+from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import NotChecked
+from scale_export.device.certificate import DeviceLeg, device_leg, own_result, read_result, save_json
 from scale_export.device.package import Package, open_package
 from scale_export.device.selftest import SelftestResult, run_selftest
 from scale_export.package.hub import package_directory
+from scale_export.package.manifest import package_seal
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.signing import Signature
 from scale_export.proof.contents import Contents, coefficient_statements
@@ -39,6 +43,7 @@ class Verification:
     contents: Contents | None = None
     requirements: tuple[Checked, ...] = ()
     signature: Signature | None = None
+    device: DeviceLeg | None = None
 
     @property
     def selftest(self) -> Mapping[str, Any] | None:
@@ -59,7 +64,8 @@ def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
     used. ``require`` is what the measurement must fulfil beside its own limits.
 
     Raises:
-        UserError: not a package, a changed one, a base model that is not to be found, a requirement that is none or is
+        UserError: not a package, a changed one, a device's result that is none or not of this package,
+             a base model that is not to be found, a requirement that is none or is
             meant for another precision, or a signature that doesn't hold.
     """
     path = package_directory(request.package)
@@ -70,6 +76,10 @@ def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
     if package.files.manifest.backend != "checkpoint":
         with log.stage("self-test"):
             golden = run_selftest(package)
+        if request.save is not None:
+            table = own_result(package, golden).model_dump(mode="json", by_alias=True)
+            save_json(table, Path(request.save), path)
+    device = _device(package, request)
     given = None if request.coeffs is None else load_coefficients(Path(request.coeffs))
     statements = [] if given is None else [*coefficient_statements(package.coefficients, given)]
     report, unchecked = None, tuple[NotChecked, ...]()
@@ -79,8 +89,9 @@ def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
         unchecked = found.not_compared
     contents = Contents(statements=tuple(statements), not_compared=unchecked) if statements else None
     figures: dict[str, float | None] = {"selftest": golden.error.finite if golden else None, "size": size}
-    checked = check_requirements(requirements, {**figures, **(report.figures() if report else {})})
-    parts = [part.passed for part in (golden, contents, report) if part is not None]
+    figures |= {**(report.figures() if report else {}), **(device.figures() if device else {})}
+    checked = check_requirements(requirements, figures)
+    parts = [part.passed for part in (golden, contents, report, device) if part is not None]
     return Verification(
         passed=all(parts) and all(c.passed for c in checked),
         golden=golden,
@@ -88,7 +99,27 @@ def verify_package(request: VerifyRequest, log: WorkLog) -> Verification:
         report=report,
         requirements=checked,
         signature=package.signature,
+        device=device,
     )
+
+
+def _device(package: Package, request: VerifyRequest) -> DeviceLeg | None:
+    """What a device's result proves; written into a copy of the package's report where that is asked for."""
+    graphs = package.files.manifest.backend != "checkpoint"
+    if not graphs and (request.device_result or request.save):
+        raise UserError("a checkpoint has no self-test: leave out --device-result and --save")
+    if request.device_result is None:
+        if request.certificate is not None:
+            raise UserError("a certificate needs a device's result: give --device-result too")
+        return None
+    leg = device_leg(package.files, package, read_result(Path(request.device_result)))
+    if request.certificate is not None:
+        report = json.loads(package.files.path("parity.json").read_text(encoding="utf-8"))
+        report["legs"]["device"] = leg.to_json()
+        report["passed"] = report["passed"] and leg.passed
+        report["package"] = package_seal(package.files)
+        save_json(report, Path(request.certificate), package.files.directory)
+    return leg
 
 
 def _measured(package: Package, request: VerifyRequest, log: WorkLog) -> tuple[ParityReport, Contents]:

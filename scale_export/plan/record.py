@@ -63,9 +63,14 @@ class Plan:
     @property
     def float_types(self) -> tuple[FloatType, FloatType]:
         """What the decoder computes in, and keeps in its cache; float weights decide for themselves."""
-        match self.precision:
-            case "float32" | "float16" as own:
-                return own, own
-            case _:
-                assert self.target.activations and self.target.kv_cache, "targets with graphs state them"
-                return self.target.activations, self.target.kv_cache
+        return float_types(self.precision, self.target)
+
+
+def float_types(precision: Precision, target: Target) -> tuple[FloatType, FloatType]:
+    """What a decoder of that weight precision computes in on a target, and keeps in its cache."""
+    match precision:
+        case "float32" | "float16" as own:
+            return own, own
+        case _:
+            assert target.activations and target.kv_cache, "targets with graphs state them"
+            return target.activations, target.kv_cache

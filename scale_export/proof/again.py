@@ -54,5 +54,7 @@ def measure_again(
     )
     measured = measurement.run(evaluation, limit)
     if isinstance(backend, GraphBackend):
-        statements += golden_statements(files.directory, measured.cases, measured.scale_answers)
+        statements += golden_statements(
+            files.directory, measured.cases, measured.scale_answers, gated=plan.fold == "gate"
+        )
     return measured.report, Contents(statements=tuple(statements), not_compared=tuple(unchecked))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,16 +13,35 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from scale_export.core import limits
-from scale_export.core.records import Float32, Json
+from scale_export.core.records import Array, Float32, Json
 from scale_export.core.words import Precision
-from scale_export.device.selftest import CASES, COUNT, EXPECTED, FOLDER, GoldenCase
+from scale_export.device.pixels import picture_inputs
+from scale_export.device.selftest import (
+    CASES,
+    COUNT,
+    EXPECTED,
+    FOLDER,
+    PIXELS,
+    SCHEMA,
+    STRENGTHS,
+    GoldenCase,
+)
 
 from .cases import Case
 from .contents import Statement
 
 
+def due_cases(cases: Sequence[Case], *, gated: bool) -> list[tuple[int, float]]:
+    """The parity cases that a self-test holds, by index, and the strength of each.
+
+    Where scalars are inputs, the first is asked at lower strengths too.
+    """
+    due = [(index, 1.0) for index in range(min(COUNT, len(cases)))]
+    return due + [(0, strength) for strength in STRENGTHS] if due and gated else due
+
+
 def golden_statements(
-    directory: Path, cases: Sequence[Case], answers: Sequence[str] | None
+    directory: Path, cases: Sequence[Case], answers: Sequence[str] | None, *, gated: bool
 ) -> Iterator[Statement]:
     """What a package's golden cases say, against the same cases asked anew.
 
@@ -31,10 +50,11 @@ def golden_statements(
     """
     table: Json = json.loads((directory / CASES).read_text(encoding="utf-8"))
     found = [GoldenCase(**entry) for entry in table["cases"]] if isinstance(table, dict) else []
-    due = cases[:COUNT]
+    due = due_cases(cases, gated=gated)
     yield Statement(name=f"the count of cases in {CASES}", found=len(found), expected=len(due))
-    for index, (own, case) in enumerate(zip(found, due, strict=False)):
-        where = f"of case {index} in {CASES}"
+    for index, (own, (number, strength)) in enumerate(zip(found, due, strict=False)):
+        where, case = f"of case {index} in {CASES}", cases[number]
+        yield Statement(name=f"the strength {where}", found=own.strength, expected=strength)
         yield Statement(name=f"the prompt {where}", found=own.prompt, expected=case.prompt.text)
         ids = case.inputs["input_ids"][0].tolist()
         yield Statement(name=f"the token ids {where}", found=[*own.input_ids], expected=ids)
@@ -44,8 +64,8 @@ def golden_statements(
         if case.hangs_on_near_tie:
             continue
         yield Statement(name=f"the tokens {where}", found=[*own.tokens], expected=[*case.tokens])
-        if answers is not None and case.answer[-1] in case.rules.end_tokens:
-            yield Statement(name=f"the answer {where}", found=own.answer, expected=answers[index])
+        if answers is not None and strength == 1 and case.answer[-1] in case.rules.end_tokens:
+            yield Statement(name=f"the answer {where}", found=own.answer, expected=answers[number])
 
 
 def _pixels(path: Path) -> str:
@@ -61,20 +81,27 @@ def write_selftest(
     directory: Path,
     cases: Sequence[Case],
     logits: Sequence[Float32],
+    weaker: Sequence[Float32],
     answers: Sequence[str] | None,
     precision: Precision,
 ) -> None:
-    """Write the first ``COUNT`` cases: prompts, pictures, the reference's tokens and answers, the export's logits.
+    """Write the first ``COUNT`` cases: prompts, pictures with their pixel values, the reference's tokens and answers.
 
-    ``answers`` is None where the reference was not asked for any.
+    Args:
+        logits: the export's, of every case.
+        weaker: the export's of the first case at each of ``STRENGTHS``; empty where scalars are no inputs.
+        answers: None where the reference was not asked for any.
     """
     folder = directory / FOLDER
     folder.mkdir()
-    golden = []
-    for index, case in enumerate(cases[:COUNT]):
-        images = tuple(f"{index}-{number}.png" for number in range(len(case.prompt.images)))
-        for name, image in zip(images, case.prompt.images, strict=True):
-            image.save(folder / name)
+    golden, expected, pixels = list[GoldenCase](), list[Float32](), dict[str, Array]()
+    kept: dict[str, str] = {}
+    for number, strength in due_cases(cases, gated=bool(weaker)):
+        case = cases[number]
+        images = tuple(f"{number}-{place}.png" for place in range(len(case.prompt.images)))
+        if strength == 1:
+            for name, image in zip(images, case.prompt.images, strict=True):
+                image.save(folder / name)
         golden.append(
             GoldenCase(
                 name=case.prompt.name,
@@ -82,11 +109,34 @@ def write_selftest(
                 prompt=case.prompt.text,
                 input_ids=tuple(case.inputs["input_ids"][0].tolist()),
                 tokens=case.tokens,
-                answer=None if answers is None else answers[index],
+                answer=answers[number] if answers is not None and strength == 1 else None,
+                strength=strength,
+                pixels=_keep(picture_inputs(case.inputs), str(number), kept, pixels),
             )
         )
-    entries = [asdict(case) for case in golden]
-    table = {"schema": 1, "tolerance": limits.SELFTEST_RELATIVE[precision], "cases": entries}
+        expected.append(logits[number] if strength == 1 else weaker[STRENGTHS.index(strength)])
+    table = {
+        "schema": SCHEMA,
+        "tolerance": limits.SELFTEST_RELATIVE[precision],
+        "gate_response": list(limits.GATE_RESPONSE),
+        "cases": [asdict(case) for case in golden],
+    }
     text = json.dumps(table, indent=2, sort_keys=True, ensure_ascii=False)
     (directory / CASES).write_text(text + "\n", encoding="utf-8")
-    save_file({str(i): np.ascontiguousarray(logits[i]) for i in range(len(golden))}, directory / EXPECTED)
+    save_file({str(i): np.ascontiguousarray(rows) for i, rows in enumerate(expected)}, directory / EXPECTED)
+    save_file(pixels, directory / PIXELS)
+
+
+def _keep(
+    inputs: Mapping[str, Array], label: str, kept: dict[str, str], pixels: dict[str, Array]
+) -> str | None:
+    """Add what pictures made to ``pixels``, once for all cases that show the same; what the names begin with."""
+    if not inputs:
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted(inputs.items()):
+        digest.update(f"{name} {value.shape}".encode() + value.tobytes())
+    if digest.hexdigest() not in kept:
+        kept[digest.hexdigest()] = label
+        pixels.update({f"{label}.{name}": value for name, value in inputs.items()})
+    return kept[digest.hexdigest()]

@@ -15,12 +15,13 @@ from scale_export.core.huggingface import Processor
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32, NotChecked
 from scale_export.core.words import FloatType, ParityMode, Precision, Scoring
-from scale_export.device.engine import Engine
+from scale_export.device.engine import Engine, Scalars
 from scale_export.device.generation import Generator, Inputs
 from scale_export.device.package import Responder
+from scale_export.device.pixels import levels_per_unit
 from scale_export.device.prompts import conversation, encode_messages, user_message
 from scale_export.device.rules import read_rules
-from scale_export.device.selftest import MAX_NEW_TOKENS
+from scale_export.device.selftest import MAX_NEW_TOKENS, STRENGTHS
 from scale_export.model.arithmetic import TorchKernels
 from scale_export.model.folding import FoldedDecoder
 from scale_export.model.independent import READER
@@ -38,7 +39,7 @@ from .cases import FORCED_STEPS, Case, Prompt, few_prompts, parity_cases, parity
 from .distributions import quantization_leg, runtime_leg
 from .last_slots import end_of_context
 from .legs import fold_leg, lowering_leg, path_logits
-from .preprocessing import levels_per_unit, preprocessing_leg, same_inputs
+from .preprocessing import preprocessing_leg, same_inputs
 from .report import LOADED, ParityReport
 from .shipped_values import Grafted, as_stored, front_errors
 from .shrinking import Shrinking, due_inputs, large_prompts, shrinking
@@ -67,6 +68,7 @@ class GraphCandidate:
     """A package's graphs behind an engine, with the package's own processor."""
 
     responder: Responder
+    trained: Scalars
 
     @property
     def executed_by(self) -> str:
@@ -75,17 +77,27 @@ class GraphCandidate:
     def logits(self, cases: Sequence[Case]) -> list[Float32]:
         return path_logits(self.responder.generator, cases)
 
+    def logits_at(self, strength: float, case: Case) -> Float32:
+        """Its logits along a case's path with its scalars at that strength; only where they are inputs."""
+        weaker = replace(self.responder.generator, scalars=self.trained.at(strength))
+        return weaker.forced_logits(case.inputs, case.tokens)
+
     def answer(self, question: Question) -> str:
         return self.responder.reply(conversation(question), max_new_tokens=MAX_NEW_TOKENS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The report, and what the package and the report page are made of beside it; no answers where none were asked."""
+    """The report, and what the package and the report page are made of beside it; no answers where none were asked.
+
+    ``weaker_logits`` are the shipped files' on the first case at each of the self-test's lower strengths; none where
+    scalars are no inputs.
+    """
 
     report: ParityReport
     cases: tuple[Case, ...]
     shipped_logits: tuple[Float32, ...]
+    weaker_logits: tuple[Float32, ...]
     scale_answers: tuple[str, ...] | None
     answered: tuple[Answered, ...]
 
@@ -128,6 +140,7 @@ class Measurement:
             report.fold = fold_leg(cases, portable)
         with self.log.stage("shipped files"):
             shipped = candidate.logits(cases)
+            weaker = self._weaker(candidate, cases)
         steps = self._own_legs(report, cases, candidate, portable, shipped)
         prepared = self._preprocessing(report, [(c.prompt, c.inputs) for c in cases])
         chain = [
@@ -144,9 +157,16 @@ class Measurement:
             report=report,
             cases=tuple(cases),
             shipped_logits=tuple(shipped),
+            weaker_logits=tuple(weaker),
             scale_answers=scale_answers,
             answered=answered,
         )
+
+    def _weaker(self, candidate: Candidate, cases: Sequence[Case]) -> list[Float32]:
+        """See ``Measured.weaker_logits``."""
+        if self.plan.fold != "gate" or not isinstance(candidate, GraphCandidate):
+            return []
+        return [candidate.logits_at(strength, cases[0]) for strength in STRENGTHS]
 
     @functools.cached_property
     def _streamed(self) -> str | None:
@@ -201,7 +221,8 @@ class Measurement:
             generator=self._generator(open_planned(self.plan, self.graphs)),
             rules=read_rules(self.directory, processor.tokenizer),
         )
-        return GraphCandidate(responder=responder)
+        attn, mlp = self.weights.folded.dense()
+        return GraphCandidate(responder=responder, trained=Scalars(attn=attn, mlp=mlp))
 
     def _generator(self, engine: Engine) -> Generator:
         return generator_of(self.plan, engine)

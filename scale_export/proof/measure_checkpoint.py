@@ -69,7 +69,9 @@ class CheckpointMeasurement(Measurement):
         self._preprocessing(report, [self._encoded(base.processor, prompt) for prompt in prompts])
         for name in ("fold", "storage", "task", "answer agreement"):
             report.skip(name, f"no model ran ({self._streamed})")
-        return Measured(report=report, cases=(), shipped_logits=(), scale_answers=None, answered=())
+        return Measured(
+            report=report, cases=(), shipped_logits=(), weaker_logits=(), scale_answers=None, answered=()
+        )
 
     def _candidate(self) -> Candidate:
         return StoredModel(stored=open_base(str(self.directory)), streamed=self._streamed is not None)

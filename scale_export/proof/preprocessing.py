@@ -9,7 +9,6 @@ from typing import ClassVar
 import numpy as np
 
 from scale_export.core.compare import LargestError, worst_of
-from scale_export.core.huggingface import Processor
 from scale_export.core.limits import PIXEL_LEVELS
 from scale_export.core.records import Array
 from scale_export.device.generation import Inputs
@@ -100,10 +99,3 @@ def same_inputs(left: Inputs, right: Inputs) -> bool:
 
 def _same(left: Array, right: Array) -> bool:
     return left.shape == right.shape and bool((left == right).all())
-
-
-def levels_per_unit(processor: Processor) -> float:
-    """How many 8-bit levels one unit of ``pixel_values`` is, at the most over channels."""
-    images = processor.image_processor
-    std = np.max(images.image_std) if images.do_normalize else 1.0  # one number, or one for each channel
-    return float(std / images.rescale_factor if images.do_rescale else std)

@@ -15,9 +15,9 @@ from scale_export.core.limits import FOLD_RELATIVE, LOWERING_RELATIVE
 from scale_export.core.records import Float32
 from scale_export.device.engine import Step
 from scale_export.device.generation import Generator
-from scale_export.device.onnxruntime.engine import DecoderSession, OnnxEngine, SharedCache, open_session
+from scale_export.device.onnxruntime.engine import DecoderSession, OnnxEngine, SharedCache
 from tests.helpers.batches import asked_prompts, batched, hooked_row
-from tests.helpers.emission import Emit, Emitted, emitting, generator, opened, reference
+from tests.helpers.emission import Emit, Emitted, decoder_session, emitting, generator, opened, reference
 from tests.helpers.models import FAMILIES
 
 CPU = ["CPUExecutionProvider"]
@@ -104,7 +104,7 @@ def test_core_ai_runs_every_row_alone(base_of: Any, tmp_path_factory: pytest.Tem
 def test_a_chunk_that_does_not_fit_leaves_every_row_as_it_was(emitted: Emit):
     made = emitted_way(emitted, "llava", "own", "gate")
     plan, _, graphs = made
-    decoder = DecoderSession(open_session(graphs["decoder"], providers=CPU), 12)
+    decoder = decoder_session(graphs, 12)
     embeds = np.random.default_rng(0).standard_normal((2, 8, plan.base.spec.hidden_size)).astype(np.float32)
 
     def step(tokens: int, lengths: list[int], start: int) -> Step:
@@ -128,7 +128,7 @@ def test_the_graph_takes_several_rows_over_a_cache_one_token_at_a_time_only(emit
     """As the contract says; where a host does otherwise, the runtime refuses and nothing is answered."""
     made = emitted_way(emitted, "llava", "own", "gate")
     plan, _, graphs = made
-    decoder = DecoderSession(open_session(graphs["decoder"], providers=CPU), 32)
+    decoder = decoder_session(graphs, 32)
     step = Step(
         inputs_embeds=np.zeros((2, 3, plan.base.spec.hidden_size), np.float32),
         lengths=np.array([3, 3]),

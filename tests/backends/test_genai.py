@@ -186,7 +186,13 @@ def test_sabotage_fitted_to_another_image_token(ran: Callable[..., Ran], family:
     asked = ran(family)
     broken = tmp_path / "broken"
     shutil.copytree(asked.directory, broken)
-    names = fit_graphs(broken, asked.base.spec, asked.ours.image_token_id + 1)
+    names = fit_graphs(
+        broken,
+        asked.base.spec,
+        asked.ours.image_token_id + 1,
+        scope=asked.plan.coefficients.scope,
+        scalars=asked.plan.coefficients.dense(asked.base.spec.num_layers, asked.base.spec.num_heads),
+    )
     assert names["decoder"] == "genai_decoder.onnx"
     inputs = asked.prepared(PICTURES["wide"])
     _, found = genai_answered(opened(broken), asked.named(inputs), steps=0)
@@ -202,9 +208,7 @@ def test_it_follows_the_rules_that_its_configuration_names(
     length = inputs["input_ids"].shape[1]
     rules = GenerationRules(end_tokens=(free[3],), repetition_penalty=1.5, min_length=length + STEPS - 1)
     assert set(rules.acting) == FOLLOWED
-    names = {role: f"{role}.onnx" for role in ("decoder", "embedding", "vision")} | {
-        "vision": "genai_vision.onnx"
-    }
+    names = {"decoder": "genai_decoder.onnx", "embedding": "embedding.onnx", "vision": "genai_vision.onnx"}
     config = genai_config(
         asked.base.spec, asked.base.config, names, rules=rules, context_length=asked.plan.context_length,
         image_token_id=asked.ours.image_token_id,
@@ -245,7 +249,7 @@ def test_the_documented_way(base_of: Any, tmp_path: Path, monkeypatch: pytest.Mo
     out = tmp_path / "spatial-cpu"
     outcome = fold_on(base, coefficients, "cpu", out=out, precision="float32", evaluation="none")
     assert outcome.passed
-    assert {CONFIG, "genai_vision.onnx"} <= set(open_package_files(out).manifest.files)
+    assert {CONFIG, "genai_decoder.onnx", "genai_vision.onnx"} <= set(open_package_files(out).manifest.files)
     page = (Path(__file__).parents[2] / "docs/package.md").read_text(encoding="utf-8")
     code = re.search(r"## In onnxruntime-genai.*?```python\n(.*?)```", page, re.DOTALL)
     assert code

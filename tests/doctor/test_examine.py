@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save
 
 from scale_export.backends.coreml import graphs as coreml_graphs
 from scale_export.backends.onnxruntime import decoder as onnx_decoder
-from scale_export.backends.onnxruntime import graphs as onnx_graphs
+from scale_export.backends.onnxruntime import host as onnx_host
 from scale_export.backends.onnxruntime.trace import traced_anew
 from scale_export.cli.app import main
 from scale_export.core.errors import UserError
@@ -119,12 +119,12 @@ def test_halved_scales_are_found_at_their_matrix(
 
 
 def test_a_flipped_head_is_found_at_its_head(export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch):
-    true = onnx_graphs.GateDefaults
+    true = onnx_host.ScalarDefaults
 
     def defaults(**fields: Any) -> Any:
-        return true(**fields | {"attn_scale": flipped(fields["attn_scale"])})
+        return true(**fields | {"attn_scale": flipped(fields["attn_scale"]).tolist()})
 
-    found = diagnose(with_fault(monkeypatch, export, onnx_graphs, "GateDefaults", defaults))
+    found = diagnose(with_fault(monkeypatch, export, onnx_host, "ScalarDefaults", defaults))
     assert (found.fault.name, found.fault.place) == ("decoder", "layers.1.head.2")
     assert "factor of -1" in found.fault.words and "last token only" in found.fault.words
 

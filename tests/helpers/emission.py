@@ -15,6 +15,8 @@ from scale_export.core.progress import WorkLog
 from scale_export.core.words import FoldMode, Precision
 from scale_export.device.engine import Engine, Scalars
 from scale_export.device.generation import Generator
+from scale_export.device.onnxruntime.engine import DecoderSession, open_session
+from scale_export.device.onnxruntime.host import read_runtime_config
 from scale_export.device.prompts import encode_messages, user_message
 from scale_export.model.base import BaseModel
 from scale_export.model.engine import ReferenceEngine
@@ -81,6 +83,13 @@ def opened(backend: GraphBackend, graphs: Mapping[str, Path], plan: Plan, **opti
     """Graphs of a plan in that backend's runtime."""
     providers = plan.target.execution_providers or ()
     return backend.open_engine(graphs, context_length=plan.context_length, providers=providers, **options)
+
+
+def decoder_session(graphs: Mapping[str, Path], context_length: int) -> DecoderSession:
+    """The decoder of emitted ONNX graphs on its own."""
+    config = read_runtime_config(graphs["runtime"])
+    session = open_session(graphs["decoder"], providers=["CPUExecutionProvider"])
+    return DecoderSession(session, context_length, scope=config.scope, defaults=config.defaults())
 
 
 def generator(engine: Any, base: BaseModel, mode: FoldMode) -> Generator:

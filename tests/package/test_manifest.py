@@ -118,8 +118,8 @@ def test_name_that_leads_outside_is_refused(name: str, out: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda t: t.update(schema=2), "schema 1"),
-        (lambda t: t.pop("schema"), "schema 1"),
+        (lambda t: t.update(schema=1), "schema 2"),
+        (lambda t: t.pop("schema"), "schema 2"),
         (lambda t: t.pop("scope"), "scope"),
         (lambda t: t.update(novel=1), "novel"),
         (lambda t: t.update(precision="int2"), "precision"),

@@ -14,10 +14,8 @@ import pytest
 
 from scale_export import verify
 from scale_export.backends.interface import graph_backend
-from scale_export.backends.onnxruntime.backend import ADAPTER
-from scale_export.backends.onnxruntime.graphs import read_adapter, write_adapter
 from scale_export.coefficients.file import load_coefficients
-from scale_export.core.errors import UserError
+from scale_export.device.onnxruntime.host import FILE
 from scale_export.package.manifest import open_package_files
 from scale_export.plan.again import plan_again
 from scale_export.plan.options import Origins
@@ -93,21 +91,13 @@ def test_another_config_is_found(forged: Path, wrong: Any) -> None:
     assert "config.json" in wrong(forged)
 
 
-def test_other_scalars_in_the_adapter_are_found(forged: Path, wrong: Any) -> None:
-    attn, mlp = (np.array(value) for value in read_adapter(forged / ADAPTER))
-    attn[1, 0] += 1e-3
-    write_adapter(attn, mlp, forged / ADAPTER)
-    plant(forged, ADAPTER, (forged / ADAPTER).read_bytes())
-    assert wrong(forged) == [f"the scalars of layer 1 in {ADAPTER}"]
-
-
-def test_a_missing_adapter_is_found_and_a_damaged_one_refused(forged: Path, wrong: Any) -> None:
-    plant(forged, ADAPTER, b"none")
-    with pytest.raises(UserError, match="does not hold the scalars"):
-        wrong(forged)
-    (forged / ADAPTER).unlink()
-    reseal(forged, lambda table: table["files"].pop(ADAPTER))
-    assert wrong(forged) == [f"the count of layers with scalars in {ADAPTER}"]
+def test_other_scalars_for_the_host_are_found(forged: Path, wrong: Any) -> None:
+    scalars = json.loads((forged / FILE).read_text(encoding="utf-8"))["scalars"]
+    scalars["attn_scale"][1][0] += 1e-3
+    edit(forged, FILE, scalars=scalars)
+    assert wrong(forged) == [f"the scalars of layer 1 in {FILE}"]
+    edit(forged, FILE, scalars=None)
+    assert wrong(forged) == [f"the count of layers with scalars in {FILE}"]
 
 
 @pytest.mark.parametrize(

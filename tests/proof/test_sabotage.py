@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -17,6 +18,7 @@ from scale_export.backends.onnxruntime.backend import OnnxRuntime
 from scale_export.backends.processor import copy_processor
 from scale_export.core.progress import WorkLog
 from scale_export.device import generation
+from scale_export.device.onnxruntime.host import read_runtime_config, write_runtime_config
 from scale_export.families.llava import Llava
 from scale_export.model import decoder, folding
 from scale_export.plan.make import make_plan
@@ -114,16 +116,27 @@ def test_wrong_scalars_in_the_fold(measurement: Emit, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("broken", [swap_heads, drop_layer])
-def test_wrong_scalars_in_the_emitted_graph(measurement: Emit, tmp_path: Path, broken: Any):
+def test_wrong_scalars_for_the_graphs(measurement: Emit, tmp_path: Path, broken: Any):
+    healthy = measurement()
+    config, path = read_runtime_config(healthy.graphs["runtime"]), tmp_path / "runtime.json"
+    attn, mlp = (values.tolist() for values in broken(*config.trained()))
+    scalars = config.scalars.model_copy(update={"attn_scale": attn, "mlp_scale": mlp})
+    write_runtime_config(config.model_copy(update={"scalars": scalars}), path)
+    assert "lowering" in failed_legs(replace(healthy, graphs={**healthy.graphs, "runtime": path}), "lowering")
+
+
+def test_a_gate_that_the_graph_drops(measurement: Emit, tmp_path: Path):
+    """As a runtime that ignores the gate would answer: the base model's answers."""
     healthy = measurement()
     path = tmp_path / "decoder.onnx"
     copy_decoder(healthy, tmp_path)
-    model = ir.load(path)
-    values = model.graph.initializers
-    pair = broken(*(values[name].const_value.numpy() for name in ("attn_scale", "mlp_scale")))
-    for name, array in zip(("attn_scale", "mlp_scale"), pair, strict=True):
-        values[name].const_value = ir.tensor(array, name=name)
-    ir.save(model, path)
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        node.input[:] = [
+            "gate.none" if name == "gate" and node.op_type == "Unsqueeze" else name for name in node.input
+        ]
+    model.graph.node.insert(0, onnx.helper.make_node("Sub", ["gate", "gate"], ["gate.none"]))
+    onnx.save(model, path)
     assert "lowering" in failed_legs(replace(healthy, graphs={**healthy.graphs, "decoder": path}), "lowering")
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from scale_export.core.progress import WorkLog
 from scale_export.core.resources import resource_dir
+from scale_export.device.pixels import levels_per_unit
 from scale_export.model.base import BaseModel
 from scale_export.package.manifest import open_package_files
 from scale_export.pipeline.fold import Outcome
@@ -21,7 +22,7 @@ from scale_export.plan.options import Origins
 from scale_export.proof.cases import Prompt
 from scale_export.proof.contents import Contents, package_statements
 from scale_export.proof.measure import Measurement
-from scale_export.proof.preprocessing import PreprocessingLeg, levels_per_unit, preprocessing_leg
+from scale_export.proof.preprocessing import PreprocessingLeg, preprocessing_leg
 from scale_export.proof.report import ParityReport
 from scale_export.proof.shrinking import due_inputs, large_prompts
 from tests.helpers.coefficients import random_coefficients, saved

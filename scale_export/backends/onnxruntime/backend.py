@@ -14,14 +14,18 @@ from scale_export.backends.interface import Emission, GraphBackend
 from scale_export.core.errors import UserError
 from scale_export.core.records import NotChecked, SideFacts
 from scale_export.device.engine import Engine, Tap
+from scale_export.device.onnxruntime import host
 from scale_export.device.onnxruntime.engine import OnnxEngine
 from scale_export.device.onnxruntime.genai import CONFIG, MODEL_TYPES
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import Target
 
+from .defaults import FILE as DEFAULTS
+from .defaults import write_defaults
 from .genai import FOLLOWED, genai_config
 from .genai_graphs import fit_graphs
-from .graphs import GraphPlan, decoder_codes, emit_graphs, read_adapter, write_adapter
+from .graphs import GraphPlan, decoder_codes, emit_graphs, graph_files, write_adapter
+from .host import runtime_config
 from .kernels import HEAD_DIM, GraphOptions
 
 ADAPTER = "scale.onnx_adapter"
@@ -58,7 +62,14 @@ class OnnxRuntime(GraphBackend):
             tower_inputs=emission.tower_inputs,
             patched=emission.base.family.patched,
         )
-        return emit_graphs(emission.decoder, emission.base.vision, plan, directory)
+        graphs = emit_graphs(emission.decoder, emission.base.vision, plan, directory)
+        _write_runtime(emission, graphs, directory)
+        return {**graphs, host.ROLE: host.FILE}
+
+    def remake(self, emission: Emission, directory: Path) -> None:
+        """``runtime.json``, what the runtime takes beside graphs, and the processor's files."""
+        _write_runtime(emission, graph_files(emission.decoder), directory)
+        super().remake(emission, directory)
 
     def emit_side_files(self, emission: Emission, directory: Path) -> None:
         """Write the scalars in the runtime's own format, where the graph can take them, and onnxruntime-genai's files.
@@ -70,6 +81,8 @@ class OnnxRuntime(GraphBackend):
         if decoder.gate:
             attn, mlp = decoder.dense()
             write_adapter(attn, mlp, directory / ADAPTER)
+            gated = directory / graph_files(decoder)["decoder"]
+            write_defaults(gated, decoder.coefficients.scope, (attn, mlp), directory / DEFAULTS)
         only_cpu = emission.target.execution_providers == ("CPUExecutionProvider",)
         as_ours = decoder.scaled is None and only_cpu and emission.precision != "w8a8"
         as_ours = as_ours and FOLLOWED.issuperset(emission.base.rules.acting)
@@ -77,9 +90,15 @@ class OnnxRuntime(GraphBackend):
             _emit_genai(emission, directory)
 
     def side_facts(self, directory: Path) -> SideFacts:
-        """The scalars of the adapter; none where there is no adapter."""
-        path = directory / ADAPTER
-        return SideFacts(file=ADAPTER, scalars=read_adapter(path) if path.exists() else None)
+        """All that ``runtime.json`` says of prompts and scalars."""
+        config = host.read_runtime_config(directory / host.FILE)
+        return SideFacts(
+            file=host.FILE,
+            scalars=config.trained(),
+            context_length=config.context_length,
+            image_token_id=config.image_token_id,
+            end_token_ids=tuple(config.eos_token_ids),
+        )
 
     def open_engine(
         self,
@@ -114,12 +133,22 @@ class OnnxRuntime(GraphBackend):
 BACKEND = OnnxRuntime()
 
 
+def _write_runtime(emission: Emission, graphs: Mapping[str, str], directory: Path) -> None:
+    host.write_runtime_config(runtime_config(emission, graphs, directory), directory / host.FILE)
+
+
 def _emit_genai(emission: Emission, directory: Path) -> None:
-    base = emission.base
+    base, decoder = emission.base, emission.decoder
     config = genai_config(
         base.spec,
         base.config,
-        fit_graphs(directory, base.spec, base.image_token_id),
+        fit_graphs(
+            directory,
+            base.spec,
+            base.image_token_id,
+            scope=decoder.coefficients.scope,
+            scalars=decoder.dense() if decoder.gate else None,
+        ),
         image_token_id=base.image_token_id,
         rules=base.rules,
         context_length=emission.context_length,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -15,22 +15,17 @@ from torch.export import Dim
 
 from scale_export.core.records import Array, DecoderSpec, Float32, Rotary
 from scale_export.core.words import Scope
+from scale_export.device.onnxruntime.host import GATE, SCALARS
 from scale_export.model.decoder import Cache, Gate, PortableDecoder
 from scale_export.model.weights import DecoderWeights
 from scale_export.quantize import QuantizedWeights, StaticWeights
 
 from .kernels import ZERO, GraphOptions, OnnxKernels, step_name, table_names, turns_apart
 from .save import save_model
-from .trace import attach_weights, forget_inner_shapes, set_default, trace, traced_once
+from .trace import attach_weights, forget_inner_shapes, trace, traced_once
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateDefaults:
-    """The scalars that a gated graph starts with: ``attn_scale [L, H]``, ``mlp_scale [L]``, float32."""
-
-    scope: Scope
-    attn_scale: Float32
-    mlp_scale: Float32
+HOST_SCOPE: Final[Scope] = "last"
+"""Of a graph that is told g itself: whoever runs it knows the scope."""
 
 
 class TracedDecoder(nn.Module):
@@ -42,14 +37,14 @@ class TracedDecoder(nn.Module):
         options: GraphOptions,
         weight_names: list[str],
         *,
-        scope: Scope | None,
+        gated: bool,
         last_logits_only: bool,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.weight_names = weight_names
         self.options = options
-        self.scope = scope
+        self.gated = gated
         self.last_logits_only = last_logits_only
 
     def forward(
@@ -65,13 +60,13 @@ class TracedDecoder(nn.Module):
         named = dict(zip(self.weight_names, weights, strict=True))
         kernels = OnnxKernels(self.spec, self.options, named)
         decoder = PortableDecoder(self.spec, kernels, last_logits_only=self.last_logits_only)
-        gate_position, *scalars = gate_inputs
-        gate = Gate(scope=self.scope, attn_scale=scalars[0], mlp_scale=scalars[1]) if self.scope else None
+        positions, *scalars = gate_inputs
+        gate = Gate(scope=HOST_SCOPE, attn_scale=scalars[0], mlp_scale=scalars[1]) if self.gated else None
         caches: list[Cache] = [(past[2 * i], past[2 * i + 1]) for i in range(self.spec.num_layers)]
         group = extras[0] if self.spec.grouped_attention else None
         deepstack = extras[1:] if self.spec.grouped_attention else extras
         logits, presents = decoder(
-            inputs_embeds, attention_mask, position_ids, caches, gate, gate_position, group, deepstack
+            inputs_embeds, attention_mask, position_ids, caches, gate, positions, group, deepstack
         )
         return [logits.to(torch.float32), *(tensor for present in presents for tensor in present)]
 
@@ -184,29 +179,24 @@ def emit_decoder(
     *,
     options: GraphOptions,
     context_length: int,
-    gate: GateDefaults | None,
+    gated: bool,
     last_logits_only: bool = True,
 ) -> None:
     """Write ``path`` (``decoder.onnx``) and its external data ``path.data``.
 
     Args:
         weights: ``QuantizedWeights`` where ``options`` name a quantized precision.
-        gate: the scalars' defaults, or None where the weights hold them.
+        gated: whether the graph takes ``attn_scale`` and ``mlp_scale``, or its weights hold them.
     """
     spec = weights.spec
     tensors = placeholders(weights, options, context_length)
-    scope = gate.scope if gate else None
     shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items())
     model = traced_once(
         TracedDecoder,
-        (spec, options, shapes, scope, last_logits_only),
-        lambda: _trace(spec, options, tensors, scope, last_logits_only),
+        (spec, options, shapes, gated, last_logits_only),
+        lambda: _trace(spec, options, tensors, gated, last_logits_only),
     )
     attach_weights(model, tensors, tensor_values(weights, context_length))
-    if gate:
-        set_default(model, "attn_scale", gate.attn_scale)
-        set_default(model, "mlp_scale", gate.mlp_scale)
-    set_default(model, "gate_position", np.array([-1], np.int64))
     save_model(model, path)
 
 
@@ -214,18 +204,18 @@ def _trace(
     spec: DecoderSpec,
     options: GraphOptions,
     tensors: dict[str, Tensor],
-    scope: Scope | None,
+    gated: bool,
     last_only: bool,
 ) -> ir.Model:
     batch, tokens, past_length = 2, 3, 5
     cache_shape = (batch, spec.num_kv_heads, past_length, spec.head_dim)
     names = ["inputs_embeds", "attention_mask", "position_ids"]
     cache_names = [f"{i}.{part}" for i in range(spec.num_layers) for part in ("key", "value")]
-    gate_inputs = [torch.full((batch,), -1, dtype=torch.int64)]
-    gate_names = ["gate_position"]
-    if scope:
+    gate_inputs = [torch.zeros(batch, tokens)]
+    gate_names = [GATE]
+    if gated:
         gate_inputs += [torch.empty(spec.num_layers, spec.num_heads), torch.empty(spec.num_layers)]
-        gate_names += ["attn_scale", "mlp_scale"]
+        gate_names += SCALARS
     several = (spec.position_axes,) if spec.position_axes > 1 else ()
     group = [torch.full((batch, tokens), -1, dtype=torch.int64)] if spec.grouped_attention else []
     stacked = [
@@ -248,11 +238,11 @@ def _trace(
         {0: b, 1: total},
         {len(several): b, len(several) + 1: t},
         [{0: b, 2: p}] * len(cache_names),
-        [{0: b}] + [None] * (len(gate_inputs) - 1),
+        [{0: b, 1: t}] + [None] * (len(gate_inputs) - 1),
         [{0: b, 1: t}] * len(group + stacked),
         [None] * len(tensors),
     )
-    module = TracedDecoder(spec, options, list(tensors), scope=scope, last_logits_only=last_only)
+    module = TracedDecoder(spec, options, list(tensors), gated=gated, last_logits_only=last_only)
     model = trace(
         module,
         args,
@@ -279,7 +269,7 @@ def _name_dimensions(model: ir.Model, spec: DecoderSpec, last_only: bool) -> Non
         "attention_mask": ("batch", "total_length"),
         "position_ids": (*several, "batch", "tokens"),
         "attention_group": ("batch", "tokens"),
-        "gate_position": ("gate_batch",),
+        GATE: ("batch", "tokens"),
         "logits": ("batch", 1 if last_only else "tokens", spec.vocab_size),
     }
     for value in (*model.graph.inputs, *model.graph.outputs):

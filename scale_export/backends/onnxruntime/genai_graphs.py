@@ -3,10 +3,11 @@
 That runtime knows one tensor between tower and embedding and one between embedding and decoder, and feeds the decoder
 nothing but those, positions, mask and cache; its decoder may ask for the token ids. So
 
+- ``genai_decoder.onnx`` makes its gate itself, and has the trained scalars as defaults;
 - ``genai_vision.onnx`` picks the image tokens' rows from the tower's output, which our host does otherwise;
 - where pictures add to the first layers' outputs, those features travel beside the embeddings in one wider tensor,
-  and ``genai_embedding.onnx`` and ``genai_decoder.onnx`` take it apart;
-- where the tokens of a picture see one another, ``genai_decoder.onnx`` finds their groups in the token ids.
+  and ``genai_embedding.onnx`` and the decoder take it apart;
+- where the tokens of a picture see one another, the decoder finds their groups in the token ids.
 """
 
 from __future__ import annotations
@@ -17,22 +18,36 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from scale_export.core.records import DecoderSpec
+from scale_export.core.records import DecoderSpec, Float32
+from scale_export.core.words import Scope
 from scale_export.device.onnxruntime.genai import PLACES
 
+from .defaults import give_defaults
 
-def fit_graphs(directory: Path, spec: DecoderSpec, image_token_id: int) -> dict[str, str]:
-    """Write the graphs that must differ, beside the package's own; role → file name of all three to load."""
+
+def fit_graphs(
+    directory: Path,
+    spec: DecoderSpec,
+    image_token_id: int,
+    *,
+    scope: Scope,
+    scalars: tuple[Float32, Float32] | None,
+) -> dict[str, str]:
+    """Write the graphs that must differ, beside the package's own; role → file name of all three to load.
+
+    Args:
+        scalars: see ``give_defaults``.
+    """
     names = {role: f"{role}.onnx" for role in ("decoder", "embedding", "vision")}
     models = {role: onnx.load(directory / name, load_external_data=False) for role, name in names.items()}
-    changed = {"vision"}
+    changed = {"vision", "decoder"}
+    give_defaults(models["decoder"].graph, scope, scalars)
     _pick_rows(models["vision"].graph, spec)
     if spec.deepstack_layers:
-        changed |= {"embedding", "decoder"}
+        changed |= {"embedding"}
         _widen_embedding(models["embedding"].graph, spec, image_token_id)
         _split_embeds(models["decoder"].graph, spec)
     if spec.grouped_attention:
-        changed |= {"decoder"}
         _find_groups(models["decoder"].graph, image_token_id)
     for role in changed:
         names[role] = f"genai_{role}.onnx"

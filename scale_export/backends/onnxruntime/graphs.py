@@ -11,13 +11,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from scale_export.core.errors import UserError
 from scale_export.core.records import Float32, TowerInput
 from scale_export.core.words import Precision
 from scale_export.families._towers.tower import VisionTower
 from scale_export.model.folding import FoldedDecoder
 
-from .decoder import GateDefaults, block_codes, emit_decoder
+from .decoder import block_codes, emit_decoder
 from .embedding import emit_embedding
 from .kernels import GraphOptions
 from .vision import emit_vision
@@ -44,15 +43,12 @@ def emit_graphs(
         folded: quantized where ``plan.options`` name a quantized precision.
         vision: the tower with its projector, float32; see ``Family.vision_module``.
     """
-    attn, mlp = folded.dense()
-    gate = (
-        GateDefaults(scope=folded.coefficients.scope, attn_scale=attn, mlp_scale=mlp) if folded.gate else None
+    decoder = directory / graph_files(folded)["decoder"]
+    emit_decoder(
+        folded.weights, decoder, options=plan.options, context_length=plan.context_length, gated=folded.gate
     )
-    decoder = directory / "decoder.onnx"
-    emit_decoder(folded.weights, decoder, options=plan.options, context_length=plan.context_length, gate=gate)
-    graphs = {"decoder": decoder.name, "vision": "vision.onnx", "embedding": "embedding.onnx"}
+    graphs = graph_files(folded)
     if folded.scaled is not None:
-        graphs["decoder_folded"] = "decoder_folded.onnx"
         _emit_folded_twin(folded, plan, decoder, directory / graphs["decoder_folded"])
     emit_embedding(
         folded.weights,
@@ -70,10 +66,16 @@ def emit_graphs(
     return graphs
 
 
+def graph_files(folded: FoldedDecoder) -> dict[str, str]:
+    """Role → file of every graph of a package."""
+    graphs = {"decoder": "decoder.onnx", "vision": "vision.onnx", "embedding": "embedding.onnx"}
+    return graphs if folded.scaled is None else {**graphs, "decoder_folded": "decoder_folded.onnx"}
+
+
 def _emit_folded_twin(folded: FoldedDecoder, plan: GraphPlan, decoder: Path, path: Path) -> None:
     """A second decoder graph that shares the first one's external data but for the tensors that folding changes."""
     assert folded.scaled is not None
-    emit_decoder(folded.scaled, path, options=plan.options, context_length=plan.context_length, gate=None)
+    emit_decoder(folded.scaled, path, options=plan.options, context_length=plan.context_length, gated=False)
     twin, first = ir.load(path), ir.load(decoder)
     own = {f"{name}{suffix}" for name in folded.factors for suffix in ("", ".scales", ".bias")}
     kept: list[tuple[ir.Value, ir.TensorProtocol]] = []
@@ -110,16 +112,3 @@ def write_adapter(attn: Float32, mlp: Float32, path: Path) -> None:
     values = {"attn_scale": attn, "mlp_scale": mlp}
     adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
     adapter.export_adapter(str(path))
-
-
-def read_adapter(path: Path) -> tuple[Float32, Float32]:
-    """The scalars of an ``.onnx_adapter``, ``[L, H]`` and ``[L]``.
-
-    Raises:
-        UserError: it is none of ``write_adapter``'s.
-    """
-    try:
-        values = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
-        return values["attn_scale"].numpy(), values["mlp_scale"].numpy()
-    except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold the scalars ({error}): export the package again") from error

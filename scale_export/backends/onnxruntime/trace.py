@@ -7,10 +7,8 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scale_export.backends.collector import uncollected
@@ -99,13 +97,6 @@ def attach_weights(model: ir.Model, tensors: dict[str, Tensor], value: Callable[
 
 def _tensor(name: str, dtype: ir.DataType, value: Callable[[str], Array]) -> ir.TensorProtocol:
     return ir.tensor(value(name).astype(dtype.numpy()), name=name)
-
-
-def set_default(model: ir.Model, name: str, default: NDArray[np.generic]) -> None:
-    """Make a graph input optional: it stays an input, and an initializer of its name is its default."""
-    value = next(v for v in model.graph.inputs if v.name == name)
-    value.const_value = ir.tensor(default, name=name)
-    model.graph.register_initializer(value)
 
 
 def forget_inner_shapes(model: ir.Model) -> None:

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from scale_export.core.errors import UserError
 from scale_export.core.inside import file_inside
 from scale_export.core.records import Array, Float32
+from scale_export.core.words import Scope
 from scale_export.device.engine import Held, Phase, Scalars, Step, Tap, check_room, tower_feeds
+
+from .host import GATE, ROLE, SCALARS, read_runtime_config
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_THREADS: int | None = None
 """Threads of a session that was not told how many; None leaves it to ONNX Runtime."""
 
-QUIET = 3  # errors only: the warnings about overridable inputs are what the gate is made of
+QUIET = 3  # errors only
 STATIC_SETTINGS = {False: {"session.qdqisint8allowed": "1"}, True: {"session.disable_quant_qdq": "1"}}
 """How rounded products run, by ``strict``: in integers (x86's default is to leave them in floats), or as written."""
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -157,10 +160,25 @@ def _expose_products(graph: GraphProto) -> None:
 
 
 class DecoderSession:
-    """One decoder graph. The same instance may serve many caches, one call at a time."""
+    """One decoder graph. The same instance may serve many caches, one call at a time.
 
-    def __init__(self, session: ort.InferenceSession, context_length: int, tap: Tap | None = None) -> None:
+    Args:
+        scope: which tokens of a gated step the scalars act on.
+        defaults: the scalars of a step that is given none; None where the graph takes none.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        context_length: int,
+        tap: Tap | None = None,
+        *,
+        scope: Scope = "last",
+        defaults: Scalars | None = None,
+    ) -> None:
         self.session = session
+        self.scope = scope
+        self.defaults = defaults
         self.tap = tap
         names = [output.name for output in session.get_outputs()]
         self.products = [n.removeprefix("tap.").removesuffix(".input") for n in names if n.endswith(".input")]
@@ -171,7 +189,7 @@ class DecoderSession:
         self.takes_groups = "attention_group" in inputs
         self.deepstack = [name for name in inputs if name.startswith("deepstack.")]
         self.context_length = context_length
-        self.can_override = "attn_scale" in {i.name for i in session.get_overridable_initializers()}
+        self.can_override = SCALARS[0] in inputs
 
     def new_cache(self, rows: int) -> SharedCache:
         buffers = {
@@ -195,7 +213,7 @@ class DecoderSession:
         if self.several_axes:
             return None
         rows, tokens = step.inputs_embeds.shape[:2]
-        feeds = self._feeds(step, np.arange(tokens) < step.lengths[:, None])
+        feeds = self._feeds(step, np.arange(tokens) < step.lengths[:, None], None)
         for name, shape in self.cache_shapes.items():
             feeds[name] = np.zeros((rows, shape[1], 0, shape[3]), self.dtype)
         options = ort.RunOptions()
@@ -222,9 +240,7 @@ class DecoderSession:
         total = int(cache.lengths.max()) + tokens
         check_room(total, self.context_length)
         after = cache.lengths + step.lengths
-        feeds = self._feeds(step, np.arange(total) < after[:, None])
-        if scalars is not None:
-            feeds |= {"attn_scale": scalars.attn, "mlp_scale": scalars.mlp}
+        feeds = self._feeds(step, np.arange(total) < after[:, None], scalars)
         binding = self.session.io_binding()
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)))
@@ -244,15 +260,17 @@ class DecoderSession:
         logits: Float32 = outputs["logits"].numpy()
         return logits[:, -1]
 
-    def _feeds(self, step: Step, mask: NDArray[np.bool_]) -> dict[str, Array]:
-        """The inputs of a step but its cache and scalars; ``mask [B, P + T]`` says which slots hold a token."""
-        tokens = step.inputs_embeds.shape[1]
+    def _feeds(self, step: Step, mask: NDArray[np.bool_], scalars: Scalars | None) -> dict[str, Array]:
+        """The inputs of a step but its cache; ``mask [B, P + T]`` says which slots hold a token."""
         feeds: dict[str, Array] = {
             "inputs_embeds": step.inputs_embeds.astype(self.dtype, copy=False),
             "attention_mask": mask.astype(np.int64),
             "position_ids": step.position_ids,
-            "gate_position": step.lengths - 1 if step.gated else np.full_like(step.lengths, tokens),
+            GATE: gated_tokens(step, self.scope),
         }
+        chosen = self.defaults if scalars is None else scalars
+        if self.can_override and chosen is not None:
+            feeds |= dict(zip(SCALARS, (chosen.attn, chosen.mlp), strict=True))
         if self.takes_groups:
             none = np.full(step.inputs_embeds.shape[:2], -1, np.int64)
             feeds["attention_group"] = none if step.attention_group is None else step.attention_group
@@ -262,11 +280,22 @@ class DecoderSession:
         return feeds
 
 
+def gated_tokens(step: Step, scope: Scope) -> Float32:
+    """g of a step, ``[B, T]``: 1 where the scalars act, else 0.
+
+    Of scope ``last`` that is each row's last token, unless another chunk follows; of scope ``all`` every token.
+    """
+    places = np.arange(step.inputs_embeds.shape[1])
+    last = (places == step.lengths[:, None] - 1) & step.gated
+    return np.asarray(places < step.lengths[:, None] if scope == "all" else last, np.float32)
+
+
 class OnnxEngine:
     """An ``Engine`` over the graphs of one package.
 
     Args:
-        graphs: role → file: ``decoder``, ``vision``, ``embedding``, and ``decoder_folded`` for two phases.
+        graphs: role → file: ``runtime`` (its ``runtime.json``), ``decoder``, ``vision``, ``embedding``, and
+            ``decoder_folded`` for two phases.
         strict: run on kernels that round nothing, to measure against.
         tap: told of every matrix product of the decoders, in their order.
     """
@@ -281,6 +310,7 @@ class OnnxEngine:
         strict: bool = False,
         tap: Tap | None = None,
     ) -> None:
+        config = read_runtime_config(graphs[ROLE])
         sessions = {
             role: open_session(
                 path,
@@ -290,17 +320,21 @@ class OnnxEngine:
                 tapped=tap is not None and role.startswith("decoder"),
             )
             for role, path in graphs.items()
+            if role != ROLE
         }
         self._vision = sessions["vision"]
         self._embedding = sessions["embedding"]
         self._hidden_size = int(self._embedding.get_outputs()[0].shape[2])
-        self._decoders: dict[Phase, DecoderSession] = {
-            "base": DecoderSession(sessions["decoder"], context_length, tap)
+        decoders = {
+            role: DecoderSession(session, context_length, tap, scope=config.scope, defaults=config.defaults())
+            for role, session in sessions.items()
+            if role.startswith("decoder")
         }
-        folded = sessions.get("decoder_folded")
-        self._decoders["scaled"] = (
-            DecoderSession(folded, context_length, tap) if folded else self._decoders["base"]
-        )
+        base = decoders["decoder"]
+        self._decoders: dict[Phase, DecoderSession] = {
+            "base": base,
+            "scaled": decoders.get("decoder_folded", base),
+        }
 
     @property
     def hidden_size(self) -> int:
