@@ -46,7 +46,7 @@ def test_the_command_saves_a_result_and_certifies_it(
     certificate = tmp_path / "certificate.json"
     asked = ("verify", str(package), "--selftest", "--device-result", str(saved), "--json")
     assert run(*asked, "--certificate", str(certificate), "--require", "device.error<=1e-5") == 0
-    found = last_json(capsys.readouterr().out)
+    found = last_json(capsys)
     assert found["device"]["passed"] and found["device"]["value"] <= 1e-5
     assert found["device"]["speed"]["decode_tokens_per_second"] > 0
     report = json.loads(certificate.read_text(encoding="utf-8"))
