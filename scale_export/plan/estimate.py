@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from scale_export.core.errors import UserError
@@ -48,10 +48,12 @@ def reach(plan: Plan) -> tuple[int, int]:
     return least, most
 
 
-def matrix_bytes(plan: Plan) -> int:
-    """Of the decoder's matrices and the embedding as the plan writes them; exact."""
+def matrix_bytes(plan: Plan, only: Collection[str] | None = None) -> int:
+    """Of the decoder's matrices and the embedding as the plan writes them, or of ``only`` those named; exact."""
     total = 0
     for name, (out, width) in shapes_of(plan).items():
+        if only is not None and name not in only:
+            continue
         if plan.precision in FLOAT_BYTES:
             total += out * width * FLOAT_BYTES[plan.precision]
         elif plan.static and name != "embedding":
@@ -71,10 +73,13 @@ def check_package_size(plan: Plan, *, under_budget: bool) -> None:
         under_budget: whether a search is still to choose bits, and may come down to 4 everywhere.
 
     Raises:
-        UserError: they take more than ``max_package_bytes``.
+        UserError: they take more than ``max_package_bytes``, or one file more than ``max_file_bytes``.
     """
+    if plan.precision == "stored":
+        return
+    _check_files(plan, under_budget=under_budget)
     limit = plan.target.max_package_bytes
-    if limit is None or plan.precision == "stored":
+    if limit is None:
         return
     least = reach(plan)[0] if under_budget else matrix_bytes(plan)
     if least > limit:
@@ -82,6 +87,25 @@ def check_package_size(plan: Plan, *, under_budget: bool) -> None:
             f"the decoder's matrices and the embedding alone take {least:,} bytes, and target {plan.target.name} "
             f"allows packages of {limit:,}: choose a smaller --precision or another target"
         )
+
+
+def _check_files(plan: Plan, *, under_budget: bool) -> None:
+    """Refuse a file that is larger than the target takes; a search under a budget is judged by what it writes."""
+    limit = plan.target.max_file_bytes
+    if limit is None or under_budget:
+        return
+    embedding = matrix_bytes(plan, ("embedding",))
+    sizes = {
+        "the decoder's matrices": matrix_bytes(plan) - embedding,
+        "the embedding": embedding,
+        "the vision tower": _tower_bytes(plan),
+    }
+    for what, size in sizes.items():
+        if size > limit:
+            raise UserError(
+                f"{what} would take about {size:,} bytes in one file, and target {plan.target.name} takes files of "
+                f"{limit:,} at most: choose a smaller --precision, a smaller model or another target"
+            )
 
 
 def estimates(plan: Plan, *, under_budget: bool = False) -> Iterator[str]:
@@ -105,6 +129,12 @@ def estimates(plan: Plan, *, under_budget: bool = False) -> Iterator[str]:
             f"The package will take about {_size(matrices + tower)}: the decoder's matrices and the embedding "
             f"{_size(matrices)}, the vision tower about {_size(tower)}."
         )
+        large = plan.target.max_unwarned_bytes
+        if large is not None and matrices + tower > large:
+            yield (
+                f"That is more than {_size(large)}, beyond which many devices of target {plan.target.name} may not "
+                f"open it."
+            )
     rates = SECONDS_PER_GB.get(plan.target.backend)
     if rates is None:
         yield f"How long an export for {plan.target.name} takes by the size of its model was not measured."

@@ -153,7 +153,8 @@ class Target(_Record):
         max_tile_side: the largest height or width of what the vision tower sees at once, in pixels.
         max_part_bytes: the most bytes of matrices in one part of a decoder, which is split beyond; None for
             decoders in one piece.
-        max_package_bytes, max_memory_bytes: budgets, None for unlimited.
+        max_package_bytes, max_file_bytes, max_memory_bytes: budgets, None for unlimited.
+        max_unwarned_bytes: what a plan warns beyond; None for no warning.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -176,6 +177,8 @@ class Target(_Record):
     max_tile_side: Annotated[int, Field(ge=1)] | None = None
     max_part_bytes: Annotated[int, Field(gt=0)] | None = None
     max_package_bytes: Annotated[int, Field(gt=0)] | None = None
+    max_file_bytes: Annotated[int, Field(gt=0)] | None = None
+    max_unwarned_bytes: Annotated[int, Field(gt=0)] | None = None
     max_memory_bytes: Annotated[int, Field(gt=0)] | None = None
     parity: ParityTable
 
