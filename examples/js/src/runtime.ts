@@ -11,7 +11,7 @@ export interface Graph {
     readonly data: readonly string[];
 }
 
-/** What a host reads of `runtime.json` (docs/package.md). */
+/** What a host reads of `runtime.json` (docs/runtime.md). */
 export interface RuntimeFacts {
     readonly fold: string;
     readonly scope: string;

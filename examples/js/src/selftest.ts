@@ -20,7 +20,7 @@ export interface Host {
     readonly system: string;
 }
 
-/** One golden case on this device; the fields are those of the device's certificate (docs/package.md). */
+/** One golden case on this device; the fields are those of the device's certificate (docs/runtime.md). */
 export interface CaseResult {
     readonly index: number;
     readonly name: string;
@@ -237,7 +237,7 @@ function levelsApart(prompt: PreparedPrompt, golden: Golden, case_: GoldenCase):
     return most;
 }
 
-/** How far logits move from strength 1 towards where they should be; see docs/package.md. */
+/** How far logits move from strength 1 towards where they should be; see docs/runtime.md. */
 function gateResponse(golden: Golden, case_: GoldenCase, measured: readonly Float32Array[]): number | null {
     if (case_.strength === 1) return null;
     const whole = golden.cases.find(
