@@ -87,8 +87,8 @@ def tampered(raw: bytes, name: str) -> bytes:
 
 
 HELD = {
-    "onnxruntime": ("decoder.onnx", "vision.onnx", "embedding.onnx", "scale.onnx_adapter"),
-    "genai": ("decoder.onnx", "vision.onnx", "embedding.onnx", "scale.onnx_adapter"),
+    "onnxruntime": ("decoder.onnx", "vision.onnx", "embedding.onnx", "runtime.json"),
+    "genai": ("decoder.onnx", "vision.onnx", "embedding.onnx", "runtime.json"),
     "coreml": ("decoder.mlpackage/", "vision.mlpackage/"),
     "coreai": ("decoder.aimodel", "embed.aimodel", "vision.aimodel"),
     "checkpoint": ("model.safetensors",),
@@ -114,6 +114,16 @@ def test_each_file_is_made_anew_or_held_by_a_leg_or_named(
     for name in names - held:
         plant(forged, name, tampered((forged / name).read_bytes(), name))
     assert look(forged, family)[0] == sorted(names - held)
+
+
+def test_another_rule_for_pictures_in_runtime_json_is_wrong(
+    package: Path, look: Look, tmp_path: Path
+) -> None:
+    forged = Path(shutil.copytree(package, tmp_path / "package"))
+    table = json.loads((forged / "runtime.json").read_text(encoding="utf-8"))
+    table["image"]["normalize"]["mean"][0] += 0.01
+    plant(forged, "runtime.json", json.dumps(table).encode())
+    assert look(forged)[0] == ["runtime.json"]
 
 
 def test_a_file_that_no_export_writes_is_wrong(package: Path, look: Look, tmp_path: Path) -> None:

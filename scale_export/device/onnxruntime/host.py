@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError
 
+from scale_export.core.errors import UserError
 from scale_export.core.records import Float32
 from scale_export.core.words import FloatType, FoldMode, Scope
 from scale_export.device.coreml.host import RotaryTable, ScalarDefaults
@@ -168,5 +169,16 @@ def write_runtime_config(config: RuntimeConfig, path: Path) -> None:
 
 
 def read_runtime_config(path: Path) -> RuntimeConfig:
-    """Read the file of a verified package."""
-    return RuntimeConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    """Read the file of a verified package.
+
+    Raises:
+        UserError: it does not follow the schema.
+    """
+    try:
+        return RuntimeConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "its beginning"
+        raise UserError(
+            f"{path} is refused at {where!r} ({first['msg']}): export the package again"
+        ) from None
