@@ -116,6 +116,8 @@ class GraphBackend(Backend):
     makes = "graphs"
     exact: ClassVar[bool] = True
     """Whether ``open_engine(strict=True)`` computes in float32, whatever the graphs' own activations are."""
+    batches: ClassVar[bool] = False
+    """Whether its engines run several prompts in one forward, each row as it would run alone."""
 
     @abstractmethod
     def emit(self, emission: Emission, directory: Path) -> dict[str, str]:

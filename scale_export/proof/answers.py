@@ -8,7 +8,7 @@ weights have no limits on positions: theirs is ``min_answer_agreement``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from statistics import fmean
 from typing import ClassVar
@@ -37,10 +37,13 @@ Advance = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """One question with the three answers; ``near_tie``, and how many ``tokens``, by PyTorch ScAle's."""
+    """One question with the three answers; ``near_tie``, and how many ``tokens``, by PyTorch ScAle's.
+
+    ``base`` is None where the base model was not asked.
+    """
 
     question: Question
-    base: str
+    base: str | None
     scale: str
     export: str
     near_tie: bool
@@ -51,6 +54,12 @@ class Answered:
         """Whether the export says what PyTorch ScAle says."""
         return normalise(self.scale) == normalise(self.export)
 
+    @property
+    def of_base(self) -> str:
+        """The base model's answer, which was asked."""
+        assert self.base is not None, "the base model is asked where its answer is told"
+        return self.base
+
 
 def ask_all(
     model: Model,
@@ -59,24 +68,34 @@ def ask_all(
     ask_export: AskExport,
     questions: Sequence[Question],
     advance: Advance,
+    *,
+    base_too: bool = True,
 ) -> list[Answered]:
-    """Ask all three; the references in batches, the export one question at a time as a device does."""
-    base = _reference_answers(model, processor, questions, lambda n, of: advance("base", n, of))
+    """Ask all three; the references in batches, the export one question at a time as a device does.
+
+    Without ``base_too`` the base model is asked only where the others differ, as far as such answers are listed.
+    """
     with attach(model, coefficients):
         scale = _reference_answers(model, processor, questions, lambda n, of: advance("PyTorch ScAle", n, of))
     answered = []
-    for index, question in enumerate(questions):
+    for index, (question, said) in enumerate(zip(questions, scale, strict=True)):
         answered.append(
             Answered(
                 question=question,
-                base=base[index].text,
-                scale=scale[index].text,
+                base=None,
+                scale=said.text,
                 export=ask_export(question),
-                near_tie=is_near_tie(scale[index]),
-                tokens=len(scale[index].token_ids),
+                near_tie=is_near_tie(said),
+                tokens=len(said.token_ids),
             )
         )
         advance("export", index + 1, len(questions))
+    due = [index for index, found in enumerate(answered) if base_too or not found.agrees]
+    due = due if base_too else due[:MAX_LISTED]
+    asked = [questions[index] for index in due]
+    base = _reference_answers(model, processor, asked, lambda n, of: advance("base", n, of))
+    for index, answer in zip(due, base, strict=True):
+        answered[index] = replace(answered[index], base=answer.text)
     return answered
 
 
@@ -244,7 +263,7 @@ def _difference(answered: Answered, scoring: Scoring) -> Difference:
     question = answered.question
     known = question.answer != ""
     verdicts = Verdicts(
-        base=is_right(answered.base, question, scoring),
+        base=is_right(answered.of_base, question, scoring),
         scale=is_right(answered.scale, question, scoring),
         export=is_right(answered.export, question, scoring),
     )
@@ -252,7 +271,7 @@ def _difference(answered: Answered, scoring: Scoring) -> Difference:
         id=question.id,
         prompt=question.prompt,
         truth=question.answer if known else None,
-        base=answered.base,
+        base=answered.of_base,
         scale=answered.scale,
         export=answered.export,
         right=verdicts if known else None,

@@ -22,7 +22,6 @@ from scale_export.core.compare import LargestError, relative_error, worst_of
 from scale_export.core.limits import FOLD_RELATIVE, LOWERING_RELATIVE
 from scale_export.core.records import Float32
 from scale_export.core.words import Precision
-from scale_export.device.generation import Generator
 
 from .cases import Case
 from .numbers import number
@@ -60,11 +59,6 @@ class Leg(Protocol):
     def to_json(self) -> dict[str, object]:
         """As it stands in ``parity.json``."""
         ...
-
-
-def path_logits(generator: Generator, cases: Sequence[Case]) -> list[Float32]:
-    """One engine's logits along every case's path, each ``[positions, V]``."""
-    return [generator.forced_logits(case.inputs, case.tokens) for case in cases]
 
 
 def answer_logits(cases: Sequence[Case], logits: Sequence[Float32]) -> Float32:

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from scale_export.backends.interface import Emission, graph_backend, load_backend, open_planned
 from scale_export.core.defaults import PARITY, SCORING
@@ -19,9 +18,9 @@ from scale_export.device.engine import Engine, Scalars
 from scale_export.device.generation import Generator, Inputs
 from scale_export.device.package import Responder
 from scale_export.device.pixels import levels_per_unit
-from scale_export.device.prompts import conversation, encode_messages, user_message
+from scale_export.device.prompts import encode_messages, user_message
 from scale_export.device.rules import read_rules
-from scale_export.device.selftest import MAX_NEW_TOKENS, STRENGTHS
+from scale_export.device.selftest import STRENGTHS
 from scale_export.model.arithmetic import TorchKernels
 from scale_export.model.folding import FoldedDecoder
 from scale_export.model.independent import READER
@@ -35,55 +34,17 @@ from scale_export.questions.question import Question, digest
 
 from .answers import Answered, ask_all, parity_answers
 from .attribution import attribution
+from .candidate import Candidate, GraphCandidate
 from .cases import FORCED_STEPS, Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
 from .distributions import quantization_leg, runtime_leg
 from .last_slots import end_of_context
-from .legs import fold_leg, lowering_leg, path_logits
+from .legs import fold_leg, lowering_leg
+from .paths import ALONE, Room, path_logits
 from .preprocessing import preprocessing_leg, same_inputs
 from .report import LOADED, ParityReport
 from .shipped_values import Grafted, as_stored, front_errors
 from .shrinking import Shrinking, due_inputs, large_prompts, shrinking
 from .task import task_leg
-
-
-class Candidate(Protocol):
-    """What is shipped, as it runs on this machine."""
-
-    @property
-    def executed_by(self) -> str:
-        """What computes, in words."""
-        ...
-
-    def logits(self, cases: Sequence[Case]) -> list[Float32]:
-        """Its logits along every case's path, each ``[positions, V]``."""
-        ...
-
-    def answer(self, question: Question) -> str:
-        """Its greedy answer."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphCandidate:
-    """A package's graphs behind an engine, with the package's own processor."""
-
-    responder: Responder
-    trained: Scalars
-
-    @property
-    def executed_by(self) -> str:
-        return self.responder.generator.engine.executed_by
-
-    def logits(self, cases: Sequence[Case]) -> list[Float32]:
-        return path_logits(self.responder.generator, cases)
-
-    def logits_at(self, strength: float, case: Case) -> Float32:
-        """Its logits along a case's path with its scalars at that strength; only where they are inputs."""
-        weaker = replace(self.responder.generator, scalars=self.trained.at(strength))
-        return weaker.forced_logits(case.inputs, case.tokens)
-
-    def answer(self, question: Question) -> str:
-        return self.responder.reply(conversation(question), max_new_tokens=MAX_NEW_TOKENS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +134,16 @@ class Measurement:
         """Why models are streamed from disk here; None where they are loaded."""
         return must_stream(self.plan.base.checkpoint, self.parity)
 
+    @functools.cached_property
+    def _room(self) -> Room:
+        """How many prompts the portable decoder runs together."""
+        return Room.of(self.plan.base.spec, self.plan.context_length)
+
+    @property
+    def _strict_room(self) -> Room:
+        """The same of the package's graphs on strict kernels."""
+        return self._room if graph_backend(self.plan.target.backend).batches else ALONE
+
     def reference_paths(self) -> list[Case]:
         """The reference's paths; few and short ones where every step reads the whole model from disk."""
         base, coefficients = self.plan.base, self.plan.coefficients
@@ -234,7 +205,7 @@ class Measurement:
 
     def _portable(self, folded: FoldedDecoder, cases: Sequence[Case]) -> list[Float32]:
         """Its logits along the cases."""
-        return path_logits(self._oracle(folded), cases)
+        return path_logits(self._oracle(folded), cases, self._room)
 
     def _own_legs(
         self,
@@ -259,7 +230,7 @@ class Measurement:
             return [("lowering", shipped)]
         package = self._generator(open_planned(plan, self.graphs, strict=True))
         with self.log.stage("strict kernels"):
-            strict = path_logits(package, cases)
+            strict = path_logits(package, cases, self._strict_room)
         with self.log.stage("lowering leg"):
             steps = self._lowering(report, cases, package, strict)
         limits = plan.target.parity.of(plan.precision)
@@ -288,7 +259,9 @@ class Measurement:
             names = backend.emit(Emission.of(plan, self.weights.stored).in_float32(), Path(scratch))
             graphs = {role: Path(scratch) / name for role, name in names.items()}
             twin = self._generator(open_planned(plan, graphs, strict=True))
-            return self._held(report, cases, twin, path_logits(twin, cases), "float32", "float32")
+            return self._held(
+                report, cases, twin, path_logits(twin, cases, self._strict_room), "float32", "float32"
+            )
 
     def _held(
         self,
@@ -303,7 +276,7 @@ class Measurement:
         oracle = self._stored_oracle(keeps)
         engine = Grafted(front=package.engine, decoder=oracle.engine)
         grafted = self._generator(engine)
-        expected = path_logits(grafted, cases)
+        expected = path_logits(grafted, cases, self._room)
         report.lowering = lowering_leg(
             expected,
             strict,
@@ -354,7 +327,9 @@ class Measurement:
             )
             for c in cases
         ]
-        answered = self._ask(candidate, questions, "answer agreement", self.plan.base.processor)
+        answered = self._ask(
+            candidate, questions, "answer agreement", self.plan.base.processor, base_too=False
+        )
         limits = self.plan.target.parity.of(self.plan.precision)
         found = report.answer_agreement = parity_answers(answered, limits)
         if found.undecided:
@@ -386,9 +361,15 @@ class Measurement:
         return tuple(answered)
 
     def _ask(
-        self, candidate: Candidate, questions: Sequence[Question], stage: str, processor: Processor
+        self,
+        candidate: Candidate,
+        questions: Sequence[Question],
+        stage: str,
+        processor: Processor,
+        *,
+        base_too: bool = True,
     ) -> list[Answered]:
-        """All three answers; ``processor`` prepares the references' questions."""
+        """All three answers, as ``ask_all``; ``processor`` prepares the references' questions."""
         base = self.plan.base
         with self.log.stage(stage):
             return ask_all(
@@ -398,6 +379,7 @@ class Measurement:
                 candidate.answer,
                 questions,
                 self.log.advance,
+                base_too=base_too,
             )
 
 

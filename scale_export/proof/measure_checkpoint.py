@@ -16,9 +16,10 @@ from scale_export.model.asking import answer_questions
 from scale_export.model.base import BaseModel, open_base
 from scale_export.questions.question import Question
 
+from .candidate import Candidate
 from .cases import Case, model_logits, parity_prompts, parity_questions
 from .legs import StorageLeg, largest_error
-from .measure import Candidate, Measured, Measurement, Steps, unproved
+from .measure import Measured, Measurement, Steps, unproved
 from .report import ParityReport
 from .stored_tensors import exact_folds, tensors_leg
 

@@ -211,7 +211,7 @@ def task_leg(
             [bool(is_right(answer, a.question, scoring)) for a, answer in zip(scored, said, strict=True)],
             bool,
         )
-        for said in ([a.base for a in scored], [a.scale for a in scored], [a.export for a in scored])
+        for said in ([a.of_base for a in scored], [a.scale for a in scored], [a.export for a in scored])
     )
     spatial = np.array([a.question.kind == "spatial" for a in scored], bool)
     return TaskLeg(

@@ -145,7 +145,7 @@ def _differing(answered: Answered) -> DifferingQuestion:
         prompt=answered.question.prompt,
         image_png=_png(answered.question.image),
         truth=answered.question.answer,
-        base=answered.base,
+        base=answered.of_base,
         scale=answered.scale,
         export=answered.export,
         near_tie=answered.near_tie,

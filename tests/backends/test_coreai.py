@@ -39,7 +39,7 @@ from scale_export.plan.options import ExportOptions
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import Target, load_target
 from scale_export.proof.cases import parity_prompts, reference_cases
-from scale_export.proof.legs import path_logits
+from scale_export.proof.paths import path_logits
 from tests.helpers.coefficients import random_coefficients
 from tests.helpers.emission import TOKENS, emission_of, generator, opened, prompt, reference, stored
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from scale_export.core.records import Array, Float32
+from scale_export.core.records import Float32
 from scale_export.device.engine import Step
 from scale_export.device.generation import EmbeddedPrompt, Generator, Inputs
 from scale_export.device.prompts import encode_messages, user_message
@@ -16,6 +15,7 @@ from scale_export.model.base import BaseModel
 from scale_export.model.hooks import attach
 from scale_export.plan.record import Plan
 from scale_export.proof.cases import forget_positions
+from scale_export.proof.paths import joined
 from tests.helpers.pictures import picture
 
 ASKED = (
@@ -64,7 +64,7 @@ def batched(generator: Generator, inputs: Sequence[Inputs], *, chunked: bool) ->
     ]
     cache, found = generator.engine.new_cache(len(rows)), []
     for steps in zip(*rows, strict=True):
-        logits = generator.forward(cache, joined(steps))
+        logits = generator.forward(cache, joined(steps, fill=3))
         if steps[0].gated:
             found.append(logits)
     return np.stack(found, axis=1)
@@ -102,30 +102,3 @@ def half_of(prompt: EmbeddedPrompt) -> int:
     while groups is not None and half and groups[0, half] >= 0 and groups[0, half] == groups[0, half - 1]:
         half -= 1
     return half
-
-
-def joined(steps: Sequence[Step]) -> Step:
-    """Steps of one row each as one step, the shorter ones padded on the right with what must not be seen."""
-    width = max(step.inputs_embeds.shape[1] for step in steps)
-    groups = [step.attention_group for step in steps if step.attention_group is not None]
-    added = [step.deepstack for step in steps if step.deepstack is not None]
-    assert len(groups) in (0, len(steps)) and len(added) in (0, len(steps)), "rows of one kind"
-    return Step(
-        inputs_embeds=np.concatenate([_wide(s.inputs_embeds, 1, width, 3) for s in steps]).astype(np.float32),
-        lengths=np.concatenate([step.lengths for step in steps]),
-        position_ids=np.concatenate([_wide(s.position_ids, -1, width, 0) for s in steps], axis=-2),
-        gated=steps[0].gated,
-        attention_group=_joined_groups(groups, width) if groups else None,
-        deepstack=np.concatenate([_wide(a, 2, width, 1) for a in added], axis=1) if added else None,
-    )
-
-
-def _joined_groups(groups: Sequence[NDArray[np.int64]], width: int) -> NDArray[np.int64]:
-    return np.concatenate([_wide(group, 1, width, -1) for group in groups])
-
-
-def _wide(values: Array, axis: int, width: int, fill: float) -> Array:
-    """``values`` with ``fill`` after its own along an axis, up to ``width``."""
-    missing = [(0, 0)] * values.ndim
-    missing[axis] = (0, width - values.shape[axis])
-    return np.pad(values, missing, constant_values=fill)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scale_export import verify
 from scale_export.cli import display
 from scale_export.core.words import Precision
+from scale_export.model.asking import Answer
 from scale_export.model.base import open_base
 from scale_export.plan.targets import load_target
-from scale_export.proof import measure, measure_checkpoint
-from scale_export.proof.answers import Answered, ParityAnswers, answer_limit, parity_answers
+from scale_export.proof import answers, candidate, measure_checkpoint
+from scale_export.proof.answers import MAX_LISTED, Answered, ParityAnswers, answer_limit, parity_answers
 from scale_export.proof.report import ParityReport, stored_failures
 from scale_export.questions.question import Question
 from scale_export.report.legs import headline, leg_views
@@ -133,8 +137,8 @@ def test_an_older_record_without_a_verdict_on_answers_is_read(tmp_path: Path) ->
 
 def mute(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is exported answers in other words; its logits are as they were."""
-    for candidate in (measure.GraphCandidate, measure_checkpoint.StoredModel):
-        monkeypatch.setattr(candidate, "answer", lambda self, question: "something else")
+    for kind in (candidate.GraphCandidate, measure_checkpoint.StoredModel):
+        monkeypatch.setattr(kind, "answer", lambda self, question: "something else")
 
 
 def test_fold_exits_with_1_where_no_answer_is_the_same(
@@ -200,3 +204,35 @@ def test_other_prompts_are_asked_where_all_answers_are_the_same(
     assert found.cases == 50, "48 questions, a wide picture, no picture"
     assert outcome.report.verdict("answer agreement") == "not checked"
     assert "says the same to every prompt" in outcome.report.reason("answer agreement")
+
+
+def test_the_base_model_is_asked_only_where_its_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = [replace(QUESTION, id=str(number)) for number in range(MAX_LISTED + 3)]
+    asked: list[tuple[bool, list[str]]] = []
+    hooked = [False]
+
+    @contextmanager
+    def attached(*_: Any) -> Iterator[None]:
+        hooked[0] = True
+        yield
+        hooked[0] = False
+
+    def reference(_model: Any, _processor: Any, chosen: list[Question], *_: Any) -> list[Answer]:
+        asked.append((hooked[0], [question.id for question in chosen]))
+        word, sure = ("scaled" if hooked[0] else "base"), np.ones(1, np.float32)
+        return [Answer(text=word, token_ids=(1,), margins=sure, peaks=sure) for _ in chosen]
+
+    monkeypatch.setattr(answers, "attach", attached)
+    monkeypatch.setattr(answers, "_reference_answers", reference)
+    models: Any = (None, None, None)
+
+    def export(question: Question) -> str:
+        return "scaled" if question.id == "1" else "other"
+
+    found = answers.ask_all(*models, export, questions, lambda *_: None, base_too=False)
+    every = [question.id for question in questions]
+    assert asked == [(True, every), (False, [name for name in every if name != "1"][:MAX_LISTED])]
+    assert found[1].base is None and found[0].base == "base" and found[0].scale == "scaled"
+    listed = parity_answers(found, CPU.of("int8"))
+    assert listed.differing == MAX_LISTED + 2 and {one.base for one in listed.listed} == {"base"}
+    assert all(one.base == "base" for one in answers.ask_all(*models, export, questions, lambda *_: None))

@@ -25,8 +25,9 @@ from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
 from scale_export.proof import measure
+from scale_export.proof.candidate import GraphCandidate
 from scale_export.proof.legs import largest_error
-from scale_export.proof.measure import GraphCandidate, Measurement
+from scale_export.proof.measure import Measurement
 from tests.helpers.coefficients import random_coefficients
 from tests.helpers.emission import emission_of, stored, weights_of
 from tests.helpers.sabotage import drop_layer, swap_heads

@@ -35,6 +35,7 @@ class OnnxRuntime(GraphBackend):
     """ONNX graphs, run by ONNX Runtime with the target's execution providers."""
 
     libraries = ("onnx", "onnx-ir", "onnxruntime", "onnxscript")
+    batches = True
 
     def check(self, plan: Plan) -> None:
         """Every refusal, before a weight is loaded.

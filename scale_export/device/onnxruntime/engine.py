@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from scale_export.core.errors import UserError
-from scale_export.core.inside import file_inside
 from scale_export.core.records import Array, Float32
 from scale_export.core.words import Scope
 from scale_export.device.engine import Held, Phase, Scalars, Step, Tap, check_room, tower_feeds
 
+from .altered import altered_bytes, tap_names
 from .host import GATE, ROLE, SCALARS, read_runtime_config
-
-if TYPE_CHECKING:
-    from onnx import GraphProto
 
 DEFAULT_THREADS: int | None = None
 """Threads of a session that was not told how many; None leaves it to ONNX Runtime."""
@@ -65,12 +61,14 @@ def open_session(
     threads: int | None = None,
     strict: bool = False,
     tapped: bool = False,
+    only: str | None = None,
 ) -> ort.InferenceSession:
     """A session on one graph.
 
     ``strict`` sets every accuracy level in it to 0 as it is loaded, and computes QuantizeLinear, DequantizeLinear and
     MatMul as they are written; ``tapped`` makes what goes into and comes out of
-    each matrix outputs of the graph, as ``tap_names`` calls them.
+    each matrix outputs of the graph, as ``tap_names`` calls them; ``only`` leaves nothing but what one output is made
+    of (sessions run a whole graph, whatever is fetched of it).
 
     Raises:
         UserError: this build of ONNX Runtime lacks a provider, or refuses the graph.
@@ -88,75 +86,13 @@ def open_session(
     for setting, value in STATIC_SETTINGS[strict].items():
         options.add_session_config_entry(setting, value)
     model: Path | bytes = path
-    if strict or tapped:
-        model, folder = _altered_bytes(path, strict=strict, tapped=tapped)
+    if strict or tapped or only:
+        model, folder = altered_bytes(path, strict=strict, tapped=tapped, only=only)
         options.add_session_config_entry(DATA_FOLDER, str(folder))
     try:
         return ort.InferenceSession(model, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime raises one class per status code, with no common base
         raise UserError(f"ONNX Runtime cannot load {path.name}: {str(error).splitlines()[0]}") from error
-
-
-def _altered_bytes(path: Path, *, strict: bool, tapped: bool) -> tuple[bytes, Path]:
-    """The graph, without its external data, with what ``open_session`` changes in it; and where its data lies."""
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    for attribute in (a for node in model.graph.node for a in node.attribute):
-        if strict and attribute.name == "accuracy_level":
-            attribute.i = 0
-    if tapped:
-        _expose_products(model.graph)
-    folder = _follow_links(model.graph, path)
-    return bytes(model.SerializeToString()), folder
-
-
-def _follow_links(graph: GraphProto, path: Path) -> Path:
-    """Name data files as they are called behind links of the hub's cache, and return the folder where they lie.
-
-    ONNX Runtime follows links to data for graphs that it opens by their path, and not for those that it is given.
-
-    Raises:
-        UserError: data outside the graph's folder.
-    """
-    folders = {path.parent}
-    for entry in (e for tensor in graph.initializer for e in tensor.external_data if e.key == "location"):
-        real = file_inside(path.parent, entry.value, path.name).resolve()
-        entry.value, folders = real.name, {real.parent}
-    return folders.pop()
-
-
-def tap_names(matrix: str) -> tuple[str, str]:
-    """What a tapped graph calls what goes into and comes out of a matrix."""
-    return f"tap.{matrix}.input", f"tap.{matrix}.output"
-
-
-def _expose_products(graph: GraphProto) -> None:
-    """Copy the input and the output of every matrix product (its bias added) to outputs of the graph."""
-    from onnx import helper
-
-    readers = {name: node for node in graph.node for name in node.input}
-    rounding = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    makers = {node.output[0]: node for node in rounding}
-
-    def source(value: str) -> str:
-        """What a value was before it was rounded."""
-        return source(makers[value].input[0]) if value in makers else value
-
-    for node in list(graph.node):
-        if node.op_type not in ("MatMul", "MatMulNBits"):
-            continue
-        given, matrix, found = (
-            source(node.input[0]),
-            source(node.input[1]).removesuffix(".codes"),
-            node.output[0],
-        )
-        after = readers.get(found)
-        if after is not None and after.op_type == "Add" and f"{matrix}.bias" in after.input:
-            found = after.output[0]
-        for value, name in zip((given, found), tap_names(matrix), strict=True):
-            graph.node.append(helper.make_node("Identity", [value], [name]))
-            graph.output.append(helper.make_empty_tensor_value_info(name))
 
 
 class DecoderSession:
@@ -165,6 +101,7 @@ class DecoderSession:
     Args:
         scope: which tokens of a gated step the scalars act on.
         defaults: the scalars of a step that is given none; None where the graph takes none.
+        only: a session on what one output is made of; None fetches it of the whole graph.
     """
 
     def __init__(
@@ -175,10 +112,12 @@ class DecoderSession:
         *,
         scope: Scope = "last",
         defaults: Scalars | None = None,
+        only: Callable[[str], ort.InferenceSession] | None = None,
     ) -> None:
         self.session = session
         self.scope = scope
         self.defaults = defaults
+        self.only = only or (lambda output: session)
         self.tap = tap
         names = [output.name for output in session.get_outputs()]
         self.products = [n.removeprefix("tap.").removesuffix(".input") for n in names if n.endswith(".input")]
@@ -216,9 +155,10 @@ class DecoderSession:
         feeds = self._feeds(step, np.arange(tokens) < step.lengths[:, None], None)
         for name, shape in self.cache_shapes.items():
             feeds[name] = np.zeros((rows, shape[1], 0, shape[3]), self.dtype)
-        options = ort.RunOptions()
-        options.only_execute_path_to_fetches = True
-        keys: Array = self.session.run([f"present.{layer}.key"], feeds, options)[0]
+        wanted = f"present.{layer}.key"
+        session = self.only(wanted)
+        taken = {given.name: feeds[given.name] for given in session.get_inputs()}
+        keys: Array = session.run([wanted], taken)[0]
         return keys.astype(np.float32)
 
     def forward(self, cache: SharedCache, step: Step, scalars: Scalars | None) -> Float32:
@@ -311,29 +251,27 @@ class OnnxEngine:
         tap: Tap | None = None,
     ) -> None:
         config = read_runtime_config(graphs[ROLE])
+        opened = functools.partial(open_session, providers=providers, threads=threads, strict=strict)
         sessions = {
-            role: open_session(
-                path,
-                providers=providers,
-                threads=threads,
-                strict=strict,
-                tapped=tap is not None and role.startswith("decoder"),
-            )
+            role: opened(path, tapped=tap is not None and role.startswith("decoder"))
             for role, path in graphs.items()
             if role != ROLE
         }
         self._vision = sessions["vision"]
         self._embedding = sessions["embedding"]
         self._hidden_size = int(self._embedding.get_outputs()[0].shape[2])
-        decoders = {
-            role: DecoderSession(session, context_length, tap, scope=config.scope, defaults=config.defaults())
-            for role, session in sessions.items()
-            if role.startswith("decoder")
-        }
-        base = decoders["decoder"]
+
+        def decoder(role: str) -> DecoderSession:
+            only = functools.lru_cache(maxsize=1)(lambda output: opened(graphs[role], only=output))
+            scope, defaults = config.scope, config.defaults()
+            return DecoderSession(
+                sessions[role], context_length, tap, scope=scope, defaults=defaults, only=only
+            )
+
+        base = decoder("decoder")
         self._decoders: dict[Phase, DecoderSession] = {
             "base": base,
-            "scaled": decoders.get("decoder_folded", base),
+            "scaled": decoder("decoder_folded") if "decoder_folded" in sessions else base,
         }
 
     @property
