@@ -17,6 +17,7 @@ Sources:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -226,24 +227,48 @@ def ratio_bounds(numerators: Array, denominators: Array) -> tuple[float | None, 
     return (float(low), float(high)) if bounded else (None, None)
 
 
-def mean_kl(reference_logits: Array, other: Array, *, rows_at_once: int = 256) -> float | None:
-    """Mean KL(softmax(reference) ‖ softmax(other)) in nats over the rows of ``[N, V]`` arrays, in float64.
+def mean_kl(reference_logits: Array, other: Array) -> float | None:
+    """Mean KL(softmax(reference) ‖ softmax(other)) in nats over the rows of ``[N, V]`` arrays; None where N is 0.
 
-    None where N is 0; NaN where a logit is NaN, which no limit lets pass. ``rows_at_once`` are in float64 at a time,
-    so that long runs over large vocabularies stay small; it changes nothing else.
+    Raises:
+        ValueError: the shapes differ, or aren't ``[N, V]``.
+    """
+    rows = kl_rows(reference_logits, other)
+    return float(rows.mean()) if len(rows) else None
+
+
+def kl_rows(reference_logits: Array, other: Array, *, rows_at_once: int = 256) -> NDArray[np.float64]:
+    """KL(softmax(reference) ‖ softmax(other)) in nats of each row of ``[N, V]`` arrays, float64 ``[N]``.
+
+    NaN where a logit is NaN, which no limit lets pass. ``rows_at_once`` are in float64 at a time, so that long runs
+    over large vocabularies stay small; it changes nothing else.
 
     Raises:
         ValueError: the shapes differ, or aren't ``[N, V]``.
     """
     _same_logits(reference_logits, other)
-    rows = len(reference_logits)
-    if rows == 0:
+    starts = range(0, len(reference_logits), rows_at_once)
+    parts = [slice(start, start + rows_at_once) for start in starts]
+    return np.concatenate([np.zeros(0), *(_kl_rows(reference_logits[part], other[part]) for part in parts)])
+
+
+def clustered_mean(clusters: Sequence[NDArray[np.float64]]) -> Estimate | None:
+    """The mean over all numbers of ``clusters``, with an interval by a bootstrap of whole clusters (source 4).
+
+    Numbers of one text depend on one another, so texts are drawn, not numbers. None where there is no number; no bounds
+    where a number isn't finite, or where fewer than two clusters have any.
+    """
+    kept = [cluster for cluster in clusters if len(cluster)]
+    if not kept:
         return None
-    total = 0.0
-    for start in range(0, rows, rows_at_once):
-        part = slice(start, start + rows_at_once)
-        total += float(_kl_rows(reference_logits[part], other[part]).sum())
-    return total / rows
+    sums, counts = np.array([[cluster.sum(), len(cluster)] for cluster in kept]).T
+    value = float(sums.sum() / counts.sum())
+    low = high = None
+    if len(kept) > 1 and np.isfinite(value):
+        rng, n = np.random.default_rng(BOOTSTRAP_SEED), len(kept)
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP_RESAMPLES)
+        low, high = ratio_bounds(drawn @ sums, drawn @ counts)
+    return Estimate(value=value, low=low, high=high, cases=int(counts.sum()))
 
 
 def _kl_rows(reference: Array, other: Array) -> NDArray[np.float64]:
@@ -262,16 +287,23 @@ def _kl_rows(reference: Array, other: Array) -> NDArray[np.float64]:
 def top1_agreement(reference_logits: Array, other: Array) -> float | None:
     """The share of rows of two ``[N, V]`` arrays with the same best token; None where N is 0.
 
-    A row with a NaN agrees with nothing.
+    Raises:
+        ValueError: the shapes differ, or aren't ``[N, V]``.
+    """
+    same = same_best(reference_logits, other)
+    return float(same.mean()) if len(same) else None
+
+
+def same_best(reference_logits: Array, other: Array) -> Bools:
+    """Whether each row of two ``[N, V]`` arrays has the same best token, bool ``[N]``; one with a NaN never has.
 
     Raises:
         ValueError: the shapes differ, or aren't ``[N, V]``.
     """
     _same_logits(reference_logits, other)
-    if len(reference_logits) == 0:
-        return None
     broken = np.isnan(reference_logits).any(axis=-1) | np.isnan(other).any(axis=-1)
-    return float(np.mean((reference_logits.argmax(axis=-1) == other.argmax(axis=-1)) & ~broken))
+    same: Bools = (reference_logits.argmax(axis=-1) == other.argmax(axis=-1)) & ~broken
+    return same
 
 
 def _discordant(a: Bools, b: Bools) -> tuple[int, int]:

@@ -3,46 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 
 from scale_export.core.compare import within_limit
-from scale_export.core.intervals import mean_kl, top1_agreement
+from scale_export.core.intervals import Estimate, clustered_mean, kl_rows, proportion, same_best
 from scale_export.core.records import Float32
 from scale_export.plan.targets import ParityLimits
 
 from .cases import Case
-from .legs import answer_logits
-from .numbers import number
+from .numbers import interval, number
 from .rows import Row, at_least, at_most, holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """Two distributions over tokens, compared at the ``positions`` that belong to answers.
+    """Two distributions over tokens, compared at positions of answers and of texts that the model writes itself.
+
+    A limit is kept or passed only where the whole 95 % interval lies on that side of it.
 
     Attributes:
-        kl: mean Kullback-Leibler divergence in nats; infinite or NaN where logits are not finite.
-        top1_agreement: share of the positions with the same best token.
+        kl_estimate: mean Kullback-Leibler divergence in nats; infinite or NaN where logits are not finite.
+        top1_estimate: share of the positions with the same best token.
         max_kl, min_top1: their limits; None for none.
+        by_value: whether the values alone are held to the limits: where no more positions can be had.
     """
 
-    kl: float
-    top1_agreement: float
-    positions: int
+    kl_estimate: Estimate
+    top1_estimate: Estimate
     max_kl: float | None
     min_top1: float | None
+    by_value: bool = False
+
+    @property
+    def kl(self) -> float:
+        """The divergence."""
+        return self.kl_estimate.value
+
+    @property
+    def top1_agreement(self) -> float:
+        """The share of positions with the same best token."""
+        return self.top1_estimate.value
+
+    @property
+    def positions(self) -> int:
+        """On how many positions both rest."""
+        return self.top1_estimate.cases
+
+    @property
+    def kl_within(self) -> Within:
+        """Whether the divergence is within its limit; one that is not finite never is."""
+        found, limit = self.kl_estimate, self.max_kl
+        if limit is None:
+            return "no limit"
+        if not np.isfinite(found.value):
+            return "beyond"
+        if self.by_value:
+            return "within" if within_limit(found.value, limit) else "beyond"
+        if found.low is None or found.high is None:
+            return "undecided"
+        return "within" if found.high <= limit else "beyond" if found.low > limit else "undecided"
+
+    @property
+    def top1_within(self) -> Within:
+        """Whether the share is within its limit."""
+        found, limit = self.top1_estimate, self.min_top1
+        if limit is None:
+            return "no limit"
+        if self.by_value:
+            return "within" if found.value >= limit else "beyond"
+        assert found.low is not None and found.high is not None, "Wilson's interval has both ends"
+        return "within" if found.low >= limit else "beyond" if found.high < limit else "undecided"
 
     @property
     def passed(self) -> bool | None:
-        """Whether both are within their limits; a divergence that is not finite, or of no position, never is."""
-        if not self.positions or not np.isfinite(self.kl):
+        """Whether both are within their limits: a divergence that is not finite never is, nor what is undecided."""
+        both = {self.kl_within, self.top1_within}
+        if not np.isfinite(self.kl):
             return False
-        checks = [self.max_kl is None or within_limit(self.kl, self.max_kl)]
-        checks.append(self.min_top1 is None or self.top1_agreement >= self.min_top1)
-        return None if self.max_kl is None and self.min_top1 is None else all(checks)
+        return None if both == {"no limit"} else both <= {"within", "no limit"}
+
+    @property
+    def undecided(self) -> str | None:
+        """Why no verdict follows, in words; None where one does."""
+        both = {self.kl_within, self.top1_within}
+        if "undecided" not in both or "beyond" in both:
+            return None
+        return f"{number(self.positions)} positions are too few to tell on which side of the limit it lies"
 
     @property
     def finite_kl(self) -> float | None:
@@ -51,24 +100,48 @@ class Divergence:
 
     def counted(self, cases: int) -> str:
         """On how much it was measured, in words."""
-        return f"{number(cases)} cases, {number(self.positions)} answer positions"
+        return f"{number(cases)} cases, {number(self.positions)} positions"
 
     def rows(self, leg: str) -> tuple[Row, Row]:
         """The rows of the leg that it belongs to."""
+        kl = at_most(leg, "mean KL, nats", self.kl, self.max_kl)
+        top1 = at_least(leg, "top-1 agreement", self.top1_agreement, self.min_top1, lost="top-1 changed")
+        low, high = self.kl_estimate.low, self.kl_estimate.high
+        between = "" if low is None else f" (95 %: {number(low)} … {number(high)})"
         return (
-            at_most(leg, "mean KL, nats", self.kl, self.max_kl),
-            at_least(leg, "top-1 agreement", self.top1_agreement, self.min_top1, lost="top-1 changed"),
+            replace(kl, value=kl.value + between, beyond=self.kl_within in NO_PASS),
+            replace(
+                top1, value=top1.value + interval(self.top1_estimate, 1), beyond=self.top1_within in NO_PASS
+            ),
         )
 
+    def figures(self, prefix: str) -> Mapping[str, float | None]:
+        """What a requirement may name: both values, and the ends of their intervals that limits are held to."""
+        return {
+            f"{prefix}kl": self.finite_kl,
+            f"{prefix}kl.high": self.kl_estimate.high,
+            f"{prefix}top1": self.top1_agreement,
+            f"{prefix}top1.low": self.top1_estimate.low,
+        }
+
     def to_json(self, cases: int) -> dict[str, object]:
-        """As it stands in ``parity.json``, where answer positions are called ``steps``."""
+        """As it stands in ``parity.json``, where positions are called ``steps``."""
+        kl, top1 = self.kl_estimate, self.top1_estimate
         return {
             "kl": self.finite_kl,
+            "kl_interval": [kl.low, kl.high],
             "top1_agreement": self.top1_agreement,
+            "top1_interval": [top1.low, top1.high],
             "limits": {"kl": self.max_kl, "top1_agreement": self.min_top1},
+            "undecided": self.undecided,
             "cases": cases,
             "steps": self.positions,
         }
+
+
+Within = Literal["within", "beyond", "undecided", "no limit"]
+"""On which side of its limit a figure lies, its interval included."""
+NO_PASS: Final = frozenset({"beyond", "undecided"})
 
 
 def divergence(
@@ -77,12 +150,18 @@ def divergence(
     other: Sequence[Float32],
     max_kl: float | None,
     min_top1: float | None,
+    *,
+    by_value: bool = False,
 ) -> Divergence:
     """The divergence of ``other`` from ``reference``, logits along every case's path."""
-    left, right = answer_logits(cases, reference), answer_logits(cases, other)
-    kl, top1 = mean_kl(left, right), top1_agreement(left, right)
+    pairs = [
+        (left[: case.answer_positions], right[: case.answer_positions])
+        for case, left, right in zip(cases, reference, other, strict=True)
+    ]
+    kl = clustered_mean([kl_rows(left, right) for left, right in pairs])
+    top1 = proportion(np.concatenate([same_best(left, right) for left, right in pairs]))
     assert kl is not None and top1 is not None, "there is at least one case"
-    return Divergence(kl=kl, top1_agreement=top1, positions=len(left), max_kl=max_kl, min_top1=min_top1)
+    return Divergence(kl_estimate=kl, top1_estimate=top1, max_kl=max_kl, min_top1=min_top1, by_value=by_value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +190,11 @@ class QuantizationLeg:
         return self.divergence.passed if self.codes_identical else False
 
     @property
+    def undecided(self) -> str | None:
+        """Why no verdict follows; None where one does."""
+        return self.divergence.undecided if self.codes_identical else None
+
+    @property
     def counted(self) -> str:
         return self.divergence.counted(self.cases)
 
@@ -120,7 +204,7 @@ class QuantizationLeg:
         return (*rows, holds(label, self.codes_identical)) if self.codes else rows
 
     def figures(self) -> Mapping[str, float | None]:
-        return {"kl": self.divergence.finite_kl, "top1": self.divergence.top1_agreement}
+        return self.divergence.figures("")
 
     def to_json(self) -> dict[str, object]:
         found = {**self.divergence.to_json(self.cases), "passed": self.passed}
@@ -137,12 +221,14 @@ def quantization_leg(
     strict: Sequence[Float32],
     limits: ParityLimits,
     codes: Mapping[str, tuple[str, str]],
+    *,
+    by_value: bool = False,
 ) -> QuantizationLeg:
     """The quantization leg of logits on float weights, and of the quantized graph's on strict kernels.
 
-    ``codes`` are as in the record.
+    ``codes`` and ``by_value`` are as in the records.
     """
-    found = divergence(cases, plain, strict, limits.max_kl, limits.min_top1_agreement)
+    found = divergence(cases, plain, strict, limits.max_kl, limits.min_top1_agreement, by_value=by_value)
     return QuantizationLeg(divergence=found, cases=len(cases), codes=codes)
 
 
@@ -161,6 +247,11 @@ class RuntimeLeg:
         return self.divergence.passed
 
     @property
+    def undecided(self) -> str | None:
+        """Why no verdict follows; None where one does."""
+        return self.divergence.undecided
+
+    @property
     def counted(self) -> str:
         return self.divergence.counted(self.cases)
 
@@ -168,15 +259,27 @@ class RuntimeLeg:
         return self.divergence.rows(self.name)
 
     def figures(self) -> Mapping[str, float | None]:
-        return {"runtime.kl": self.divergence.finite_kl, "runtime.top1": self.divergence.top1_agreement}
+        return self.divergence.figures("runtime.")
 
     def to_json(self) -> dict[str, object]:
         return {**self.divergence.to_json(self.cases), "passed": self.passed}
 
 
 def runtime_leg(
-    cases: Sequence[Case], strict: Sequence[Float32], shipped: Sequence[Float32], limits: ParityLimits
+    cases: Sequence[Case],
+    strict: Sequence[Float32],
+    shipped: Sequence[Float32],
+    limits: ParityLimits,
+    *,
+    by_value: bool = False,
 ) -> RuntimeLeg:
     """The runtime leg of the same graphs' logits on strict kernels and as they ship."""
-    found = divergence(cases, strict, shipped, limits.runtime_max_kl, limits.runtime_min_top1_agreement)
+    found = divergence(
+        cases,
+        strict,
+        shipped,
+        limits.runtime_max_kl,
+        limits.runtime_min_top1_agreement,
+        by_value=by_value,
+    )
     return RuntimeLeg(divergence=found, cases=len(cases))

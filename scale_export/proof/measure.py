@@ -10,6 +10,7 @@ from pathlib import Path
 
 from scale_export.backends.interface import Emission, graph_backend, load_backend, open_planned
 from scale_export.core.defaults import PARITY, SCORING
+from scale_export.core.errors import UserError
 from scale_export.core.huggingface import Processor
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32, NotChecked
@@ -29,6 +30,7 @@ from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.record import Plan
 from scale_export.plan.reference_choice import must_stream
 from scale_export.plan.weights import PlannedWeights, unfolded
+from scale_export.quantize.example import Example
 from scale_export.questions import load_questions, public_name
 from scale_export.questions.question import Question, digest
 
@@ -37,6 +39,7 @@ from .attribution import attribution
 from .candidate import Candidate, GraphCandidate
 from .cases import FORCED_STEPS, Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
 from .distributions import quantization_leg, runtime_leg
+from .free_text import ROUNDS, texts
 from .last_slots import end_of_context
 from .legs import fold_leg, lowering_leg
 from .paths import ALONE, Room, path_logits
@@ -233,11 +236,41 @@ class Measurement:
             strict = path_logits(package, cases, self._strict_room)
         with self.log.stage("lowering leg"):
             steps = self._lowering(report, cases, package, strict)
-        limits = plan.target.parity.of(plan.precision)
-        codes = self.codes_kept(report)
-        report.quantization = quantization_leg(cases, portable, strict, limits, codes)
-        report.runtime = runtime_leg(cases, strict, shipped, limits)
+        assert isinstance(candidate, GraphCandidate), "others have legs of their own"
+        self._distributions(
+            report,
+            Chain(cases=list(cases), portable=list(portable), strict=list(strict), shipped=list(shipped)),
+            (self._oracle(self.weights.folded), package, candidate.responder.generator),
+        )
         return [*steps, ("runtime", shipped)]
+
+    def _distributions(
+        self, report: ParityReport, chain: Chain, engines: tuple[Generator, Generator, Generator]
+    ) -> None:
+        """The quantization and the runtime leg, on as many positions as their limits need.
+
+        ``engines``: the portable decoder, the graphs on strict kernels, and as they ship. A model that is streamed from
+        disk writes no texts, since it would be read for every token.
+        """
+        plan, codes = self.plan, self.codes_kept(report)
+        limits, by_value = plan.target.parity.of(plan.precision), self._streamed is not None
+        if by_value:
+            reason = f"the model would be read for every token of a text: {self._streamed}; values alone were judged"
+            report.skip("intervals of the quantization and runtime legs", reason)
+        for number in range(len(ROUNDS) + 1):
+            report.quantization = quantization_leg(
+                chain.cases, chain.portable, chain.strict, limits, codes, by_value=by_value
+            )
+            report.runtime = runtime_leg(chain.cases, chain.strict, chain.shipped, limits, by_value=by_value)
+            if not (report.quantization.undecided or report.runtime.undecided) or number == len(ROUNDS):
+                return
+            try:
+                written = texts(plan.base, plan.coefficients, number, self.log, plan.calibration_cache)
+            except UserError as error:
+                report.skip("texts of the model's own", str(error))
+                return
+            with self.log.stage("more positions"):
+                chain.add(written, engines)
 
     def _lowering(
         self, report: ParityReport, cases: Sequence[Case], package: Generator, strict: list[Float32]
@@ -393,6 +426,26 @@ def unproved(plan: Plan) -> list[NotChecked]:
         )
         found.append(NotChecked("rules of generation elsewhere", reason))
     return found
+
+
+@dataclass(kw_only=True)
+class Chain:
+    """Logits along paths on the portable decoder, on strict kernels, and on the shipped ones; they grow in place."""
+
+    cases: list[Case]
+    portable: list[Float32]
+    strict: list[Float32]
+    shipped: list[Float32]
+
+    def add(self, written: Sequence[Example], engines: tuple[Generator, Generator, Generator]) -> None:
+        """Run texts on all three; every position of one counts."""
+        for number, text in enumerate(written):
+            tokens = text.target[:-1]  # the last is predicted, not fed
+            logits = [engine.forced_logits(text.inputs, tokens) for engine in engines]
+            prompt = Prompt(name=f"text {number}", images=(), text="")
+            self.cases.append(Case(prompt=prompt, inputs=text.inputs, tokens=tokens, logits=logits[0]))
+            for kept, found in zip((self.portable, self.strict, self.shipped), logits, strict=True):
+                kept.append(found)
 
 
 Steps = list[tuple[str, list[Float32]]]

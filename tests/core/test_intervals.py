@@ -11,11 +11,14 @@ from scipy.optimize import minimize_scalar
 from scale_export.core import intervals
 from scale_export.core.intervals import (
     Z_95,
+    clustered_mean,
     gain_retention,
+    kl_rows,
     mcnemar_exact,
     mean_kl,
     paired_difference,
     proportion,
+    same_best,
     top1_agreement,
     wilson,
 )
@@ -203,7 +206,8 @@ def test_mean_kl_equals_plain_sums():
         p, q = ([math.exp(x) / math.fsum(map(math.exp, v)) for x in v] for v in (row, column))
         total += math.fsum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
     for rows_at_once in (4, 256):
-        assert mean_kl(reference, other, rows_at_once=rows_at_once) == pytest.approx(total / 11, rel=1e-12)
+        rows = kl_rows(reference, other, rows_at_once=rows_at_once)
+        assert rows.shape == (11,) and rows.sum() == pytest.approx(total, rel=1e-12)
     # Two tokens by hand: KL(1/2, 1/2 ‖ 3/4, 1/4) = ln 2 − ln 3 / 2.
     assert mean_kl(np.zeros((1, 2)), np.log([[3.0, 1.0]])) == pytest.approx(math.log(2) - math.log(3) / 2)
 
@@ -243,3 +247,29 @@ def test_shapes_and_types_that_do_not_pair_are_refused():
     for function in (mean_kl, top1_agreement):
         with pytest.raises(ValueError, match=r"\[2, 3\] and \[1, 3\]"):
             function(np.zeros((2, 3)), np.zeros((1, 3)))
+
+
+def test_same_best_counts_no_row_with_a_nan():
+    logits = np.array([[1.0, 2.0], [2.0, 1.0], [np.nan, 1.0]], np.float32)
+    assert same_best(logits, logits).tolist() == [True, True, False]
+    assert same_best(logits, logits[:, ::-1].copy()).tolist() == [False, False, False]
+
+
+def test_a_clustered_mean_is_as_sure_as_there_are_clusters():
+    rng = np.random.default_rng(0)
+    apart = [np.full(10, value) for value in rng.normal(1.0, 0.2, 20)]
+    found = clustered_mean(apart)
+    assert found and found.cases == 200 and found.value == pytest.approx(np.mean(apart))
+    error = np.std([cluster[0] for cluster in apart]) / math.sqrt(20)
+    assert found.low == pytest.approx(found.value - Z_95 * error, rel=0.05)
+    assert found.high == pytest.approx(found.value + Z_95 * error, rel=0.05)
+    alone = clustered_mean([np.concatenate(apart)])
+    assert alone and (alone.low, alone.high) == (None, None), "one text bounds nothing"
+    same = clustered_mean([np.full(3, 0.5), np.full(9, 0.5)])
+    assert same and (same.low, same.high) == (0.5, 0.5)
+
+
+def test_a_clustered_mean_of_nothing_or_of_what_is_not_finite_has_no_bounds():
+    assert clustered_mean([]) is None and clustered_mean([np.zeros(0)]) is None
+    broken = clustered_mean([np.ones(2), np.array([np.nan])])
+    assert broken and math.isnan(broken.value) and broken.low is None

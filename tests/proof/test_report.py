@@ -17,7 +17,9 @@ from tests.helpers import parity as made
 from tests.helpers.parity import parity
 
 ERROR = {"metric", "value", "limit", "cases", "passed"}
-DIVERGENCE = {"kl", "top1_agreement", "limits", "cases", "steps", "passed"}
+DIVERGENCE = {
+    "kl", "kl_interval", "top1_agreement", "top1_interval", "limits", "undecided", "cases", "steps", "passed",
+}  # fmt: skip
 AGREEMENT = {"cases", "agreement", "agreement_outside_near_ties", "near_ties", "differences"}
 KEYS = {
     "fold": ERROR,

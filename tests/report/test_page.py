@@ -20,7 +20,7 @@ from scale_export.core.intervals import Equivalence
 from scale_export.core.records import NotChecked
 from scale_export.proof.attribution import Attribution, Loss
 from scale_export.proof.legs import FoldLeg, StorageLeg
-from scale_export.proof.numbers import human_bytes
+from scale_export.proof.numbers import human_bytes, percent
 from scale_export.proof.report import LEGS, MEANINGS, ParityReport
 from scale_export.proof.stored_tensors import TensorsLeg
 from scale_export.report.legs import headline, leg_views
@@ -130,7 +130,7 @@ def test_page_says_what_was_measured(html):
     for said in (
         "Parity passed 6 legs are within their limits.", "spatial-cpu-int8", "Base model tiny_vlm",
         "Fold mode gate", "weights would act on every token", "42.1 → 72.9 %",
-        "1.3e-6 ≤ 1e-5", "top-1 agreement 98.8 % ≥ 97 %",
+        "1.3e-6 ≤ 1e-5", "top-1 agreement 98.8 % (95 %: 97.8 … 99.8) ≥ 97 %",
         "integer codes unchanged by folding, 8 matrices yes yes", "token ids identical yes yes",
         "gain retention 98.7 % ≥ 95 %", "same answers, near-ties aside 99.9 % ≥ 95 %",
         "share of near-ties 0.0137 ≤ 0.02", "98.7 % (95 %: 95.7 … 101.7)",
@@ -162,9 +162,21 @@ def test_a_failed_leg_is_in_the_headline_and_its_number_stands_out():
     text = Page(html).text
     assert "Parity failed The quantization leg is beyond its limits." in text
     assert "Parity passed" not in text
-    assert beyond(html) == ["0.0182"]
+    assert beyond(html) == ["0.0182 (95 %: 0.0182 … 0.0182)"]
     html = render_report(data(parity=parity(quantization=made.quantization(moved=True))))
     assert beyond(html) == ["no"]
+
+
+def test_too_few_positions_are_no_pass_and_the_headline_says_why():
+    few = made.quantization(positions=30, top1_interval=(0.91, 1.0))
+    found = parity(quantization=few)
+    text = Page(render_report(data(parity=found))).text
+    assert "Parity failed The quantization leg was measured on too few positions for its limits." in text
+    assert "quantization undecided 24 cases, 30 positions" in text
+    assert (
+        not found.passed and found.failed == ["quantization"] and found.verdict("quantization") == "undecided"
+    )
+    assert "30 positions are too few" in str(few.to_json()["undecided"])
 
 
 def beyond(html: str) -> list[str]:
@@ -318,16 +330,16 @@ def test_a_leg_without_a_limit_is_reported():
     found = parity(runtime=made.runtime(max_kl=None, min_top1=None))
     text = Page(render_report(data(parity=found))).text
     assert (
-        "runtime no limit 24 cases, 71 answer positions mean KL, nats 0.0011 no limit top-1 agreement 98.8 % "
-        "no limit" in text
+        "runtime no limit 24 cases, 710 positions mean KL, nats 0.0011 (95 %: 0.0011 … 0.0011) no limit "
+        "top-1 agreement 98.8 % (95 %: 97.8 … 99.8) no limit" in text
     )
     assert "5 legs are within their limits." in text
 
 
 def test_legs_of_distributions_say_how_many_positions_they_count():
     text = Page(render_report(data(parity=parity(quantization=made.quantization(positions=1033))))).text
-    assert "quantization passed 24 cases, 1,033 answer positions mean KL, nats" in text
-    assert text.count("answer positions") == 2
+    assert "quantization passed 24 cases, 1,033 positions mean KL, nats" in text
+    assert text.count(" positions mean KL") == 2
 
 
 def test_the_legs_of_a_checkpoint_are_shown_too():
@@ -459,7 +471,7 @@ def test_bytes_are_readable(size, text):
     ],
 )
 def test_a_percentage_never_reads_100_or_0_untruly(share, text):
-    assert made.runtime(top1_agreement=share).rows()[1].value == text
+    assert percent(share) == text
 
 
 def test_headline_counts_and_names():
