@@ -20,7 +20,7 @@ from .rows import Row, at_least, at_most, holds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """Two distributions over tokens, compared at positions of answers and of texts that the model writes itself.
+    """Two distributions over tokens, compared at the ``positions`` that belong to answers.
 
     A limit is kept or passed only where the whole 95 % interval lies on that side of it.
 
@@ -100,7 +100,7 @@ class Divergence:
 
     def counted(self, cases: int) -> str:
         """On how much it was measured, in words."""
-        return f"{number(cases)} cases, {number(self.positions)} positions"
+        return f"{number(cases)} cases, {number(self.positions)} answer positions"
 
     def rows(self, leg: str) -> tuple[Row, Row]:
         """The rows of the leg that it belongs to."""
@@ -125,7 +125,7 @@ class Divergence:
         }
 
     def to_json(self, cases: int) -> dict[str, object]:
-        """As it stands in ``parity.json``, where positions are called ``steps``."""
+        """As it stands in ``parity.json``, where answer positions are called ``steps``."""
         kl, top1 = self.kl_estimate, self.top1_estimate
         return {
             "kl": self.finite_kl,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from scale_export.backends.interface import Emission, graph_backend, load_backend, open_planned
 from scale_export.core.defaults import PARITY, SCORING
-from scale_export.core.errors import UserError
 from scale_export.core.huggingface import Processor
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32, NotChecked
@@ -30,16 +29,24 @@ from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.record import Plan
 from scale_export.plan.reference_choice import must_stream
 from scale_export.plan.weights import PlannedWeights, unfolded
-from scale_export.quantize.example import Example
 from scale_export.questions import load_questions, public_name
 from scale_export.questions.question import Question, digest
 
 from .answers import Answered, ask_all, parity_answers
 from .attribution import attribution
 from .candidate import Candidate, GraphCandidate
-from .cases import FORCED_STEPS, Case, Prompt, few_prompts, parity_cases, parity_questions, reference_cases
+from .cases import (
+    FORCED_STEPS,
+    ROUNDS,
+    Case,
+    Prompt,
+    few_prompts,
+    more_cases,
+    parity_cases,
+    parity_questions,
+    reference_cases,
+)
 from .distributions import quantization_leg, runtime_leg
-from .free_text import ROUNDS, texts
 from .last_slots import end_of_context
 from .legs import fold_leg, lowering_leg
 from .paths import ALONE, Room, path_logits
@@ -128,7 +135,7 @@ class Measurement:
 
     def _weaker(self, candidate: Candidate, cases: Sequence[Case]) -> list[Float32]:
         """See ``Measured.weaker_logits``."""
-        if self.plan.fold != "gate" or not isinstance(candidate, GraphCandidate):
+        if not isinstance(candidate, GraphCandidate) or not candidate.responder.generator.engine.can_override:
             return []
         return [candidate.logits_at(strength, cases[0]) for strength in STRENGTHS]
 
@@ -250,12 +257,12 @@ class Measurement:
         """The quantization and the runtime leg, on as many positions as their limits need.
 
         ``engines``: the portable decoder, the graphs on strict kernels, and as they ship. A model that is streamed from
-        disk writes no texts, since it would be read for every token.
+        disk is asked nothing more, since it would be read for every token.
         """
         plan, codes = self.plan, self.codes_kept(report)
-        limits, by_value = plan.target.parity.of(plan.precision), self._streamed is not None
+        base, limits, by_value = plan.base, plan.target.parity.of(plan.precision), self._streamed is not None
         if by_value:
-            reason = f"the model would be read for every token of a text: {self._streamed}; values alone were judged"
+            reason = f"the model would be read for every token: {self._streamed}; values alone were judged"
             report.skip("intervals of the quantization and runtime legs", reason)
         for number in range(len(ROUNDS) + 1):
             report.quantization = quantization_leg(
@@ -264,13 +271,10 @@ class Measurement:
             report.runtime = runtime_leg(chain.cases, chain.strict, chain.shipped, limits, by_value=by_value)
             if not (report.quantization.undecided or report.runtime.undecided) or number == len(ROUNDS):
                 return
-            try:
-                written = texts(plan.base, plan.coefficients, number, self.log, plan.calibration_cache)
-            except UserError as error:
-                report.skip("texts of the model's own", str(error))
-                return
-            with self.log.stage("more positions"):
-                chain.add(written, engines)
+            with self.log.stage(f"more questions, round {number + 1}"):
+                chain.add(
+                    more_cases(base.model, base.processor, plan.coefficients, number, base.rules), engines
+                )
 
     def _lowering(
         self, report: ParityReport, cases: Sequence[Case], package: Generator, strict: list[Float32]
@@ -437,15 +441,11 @@ class Chain:
     strict: list[Float32]
     shipped: list[Float32]
 
-    def add(self, written: Sequence[Example], engines: tuple[Generator, Generator, Generator]) -> None:
-        """Run texts on all three; every position of one counts."""
-        for number, text in enumerate(written):
-            tokens = text.target[:-1]  # the last is predicted, not fed
-            logits = [engine.forced_logits(text.inputs, tokens) for engine in engines]
-            prompt = Prompt(name=f"text {number}", images=(), text="")
-            self.cases.append(Case(prompt=prompt, inputs=text.inputs, tokens=tokens, logits=logits[0]))
-            for kept, found in zip((self.portable, self.strict, self.shipped), logits, strict=True):
-                kept.append(found)
+    def add(self, cases: Sequence[Case], engines: tuple[Generator, Generator, Generator]) -> None:
+        """Run further cases on all three."""
+        self.cases.extend(cases)
+        for kept, engine in zip((self.portable, self.strict, self.shipped), engines, strict=True):
+            kept.extend(path_logits(engine, cases))
 
 
 Steps = list[tuple[str, list[Float32]]]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from scale_export import fold
-from scale_export.core.errors import UserError
+from scale_export.coefficients.file import load_coefficients
+from scale_export.model.base import open_base
 from scale_export.proof import measure
-from scale_export.proof.cases import Case, Prompt
+from scale_export.proof.cases import MOST_PROMPTS, ROUNDS, Case, Prompt, more_cases
 from scale_export.proof.distributions import Divergence, divergence
-from scale_export.proof.free_text import FIRST_SEED, ROUNDS
 
 TINY = Path(__file__).parents[2] / "examples/tiny_vlm/spatial.safetensors"
 VOCAB = 8
@@ -74,29 +74,32 @@ def test_one_figure_beyond_its_limit_decides():
     assert compared(20, 0, by_value=True).passed is True, "where no more can be had"
 
 
-def test_texts_of_the_models_own_are_read_until_the_limit_is_cleared(tmp_path: Path):
+def test_questions_are_asked_until_the_limit_is_cleared(tmp_path: Path):
     """The shipped model's answers have 70 positions, and int8's limit of 97 % needs 124 at the least."""
     legs = fold(TINY, "cpu", out=tmp_path / "package", precision="int8", eval_limit=4).parity["legs"]
     for name in ("quantization", "runtime"):
         leg = legs[name]
         assert leg["passed"] and leg["undecided"] is None
-        assert leg["steps"] >= 124 and leg["cases"] > 14
+        assert leg["steps"] >= 124 and leg["cases"] > MOST_PROMPTS
         assert leg["top1_interval"][0] >= leg["limits"]["top1_agreement"]
         assert leg["kl_interval"][1] <= leg["limits"]["kl"]
 
 
-def test_without_texts_the_legs_stay_undecided_and_the_export_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def refused(*_: object) -> None:
-        raise UserError("the model's chat template has no place for words")
-
-    monkeypatch.setattr(measure, "texts", refused)
+def test_what_stays_undecided_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measure, "ROUNDS", ())
     outcome = fold(TINY, "cpu", out=tmp_path / "package", precision="int8", eval_limit=4)
     assert not outcome.passed
     assert "positions are too few" in outcome.parity["legs"]["runtime"]["undecided"]
-    assert any(said.startswith("texts of the model's own") for said in outcome.parity["not_checked"])
 
 
-def test_no_calibration_has_the_texts_seeds():
-    assert min(FIRST_SEED + number for number in range(len(ROUNDS))) > 1_000_000
+def test_rounds_ask_each_question_once_and_end_with_the_answer():
+    coefficients = load_coefficients(TINY)
+    base = open_base(coefficients.base.base_model, relative_to=TINY.parent)
+    first, second = (
+        more_cases(base.model, base.processor, coefficients, number, base.rules) for number in (0, 1)
+    )
+    assert (len(first), len(second)) == ROUNDS[:2]
+    names = [case.prompt.name for case in first + second]
+    assert len(set(names)) == len(names)
+    for case in first + second:
+        assert len(case.logits) == case.answer_positions == len(case.tokens) + 1

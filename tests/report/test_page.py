@@ -172,7 +172,7 @@ def test_too_few_positions_are_no_pass_and_the_headline_says_why():
     found = parity(quantization=few)
     text = Page(render_report(data(parity=found))).text
     assert "Parity failed The quantization leg was measured on too few positions for its limits." in text
-    assert "quantization undecided 24 cases, 30 positions" in text
+    assert "quantization undecided 24 cases, 30 answer positions" in text
     assert (
         not found.passed and found.failed == ["quantization"] and found.verdict("quantization") == "undecided"
     )
@@ -330,7 +330,7 @@ def test_a_leg_without_a_limit_is_reported():
     found = parity(runtime=made.runtime(max_kl=None, min_top1=None))
     text = Page(render_report(data(parity=found))).text
     assert (
-        "runtime no limit 24 cases, 710 positions mean KL, nats 0.0011 (95 %: 0.0011 … 0.0011) no limit "
+        "runtime no limit 24 cases, 710 answer positions mean KL, nats 0.0011 (95 %: 0.0011 … 0.0011) no limit "
         "top-1 agreement 98.8 % (95 %: 97.8 … 99.8) no limit" in text
     )
     assert "5 legs are within their limits." in text
@@ -338,8 +338,8 @@ def test_a_leg_without_a_limit_is_reported():
 
 def test_legs_of_distributions_say_how_many_positions_they_count():
     text = Page(render_report(data(parity=parity(quantization=made.quantization(positions=1033))))).text
-    assert "quantization passed 24 cases, 1,033 positions mean KL, nats" in text
-    assert text.count(" positions mean KL") == 2
+    assert "quantization passed 24 cases, 1,033 answer positions mean KL, nats" in text
+    assert text.count("answer positions mean KL") == 2
 
 
 def test_the_legs_of_a_checkpoint_are_shown_too():
