@@ -37,16 +37,14 @@ from .attribution import attribution
 from .candidate import Candidate, GraphCandidate
 from .cases import (
     FORCED_STEPS,
-    ROUNDS,
     Case,
     Prompt,
     few_prompts,
-    more_cases,
     parity_cases,
     parity_questions,
     reference_cases,
 )
-from .distributions import quantization_leg, runtime_leg
+from .judging import Side, Sides, judged
 from .last_slots import end_of_context
 from .legs import fold_leg, lowering_leg
 from .paths import ALONE, Room, path_logits
@@ -243,38 +241,36 @@ class Measurement:
             strict = path_logits(package, cases, self._strict_room)
         with self.log.stage("lowering leg"):
             steps = self._lowering(report, cases, package, strict)
-        assert isinstance(candidate, GraphCandidate), "others have legs of their own"
-        self._distributions(
-            report,
-            Chain(cases=list(cases), portable=list(portable), strict=list(strict), shipped=list(shipped)),
-            (self._oracle(self.weights.folded), package, candidate.responder.generator),
-        )
+        self._judge(report, cases, candidate, (portable, strict, shipped), package)
         return [*steps, ("runtime", shipped)]
 
-    def _distributions(
-        self, report: ParityReport, chain: Chain, engines: tuple[Generator, Generator, Generator]
+    def _judge(
+        self,
+        report: ParityReport,
+        cases: Sequence[Case],
+        candidate: Candidate,
+        logits: tuple[Sequence[Float32], Sequence[Float32], Sequence[Float32]],
+        package: Generator,
     ) -> None:
-        """The quantization and the runtime leg, on as many positions as their limits need.
+        """Both legs of distributions, from the ``logits`` of the portable decoder, of strict and of shipped kernels.
 
-        ``engines``: the portable decoder, the graphs on strict kernels, and as they ship. A model that is streamed from
-        disk is asked nothing more, since it would be read for every token.
+        A model that is streamed from disk is asked nothing more, since it would be read for every token.
         """
-        plan, codes = self.plan, self.codes_kept(report)
-        base, limits, by_value = plan.base, plan.target.parity.of(plan.precision), self._streamed is not None
-        if by_value:
+        assert isinstance(candidate, GraphCandidate), "others have legs of their own"
+        portable, strict, shipped = logits
+        oracle, own = self._oracle(self.weights.folded), candidate.responder.generator
+        sides = Sides(
+            cases=cases,
+            portable=Side(generator=oracle, room=self._room, logits=portable),
+            strict=Side(generator=package, room=self._strict_room, logits=strict),
+            shipped=Side(generator=own, room=ALONE, logits=shipped),
+        )
+        if self._streamed is not None:
             reason = f"the model would be read for every token: {self._streamed}; values alone were judged"
             report.skip("intervals of the quantization and runtime legs", reason)
-        for number in range(len(ROUNDS) + 1):
-            report.quantization = quantization_leg(
-                chain.cases, chain.portable, chain.strict, limits, codes, by_value=by_value
-            )
-            report.runtime = runtime_leg(chain.cases, chain.strict, chain.shipped, limits, by_value=by_value)
-            if not (report.quantization.undecided or report.runtime.undecided) or number == len(ROUNDS):
-                return
-            with self.log.stage(f"more questions, round {number + 1}"):
-                chain.add(
-                    more_cases(base.model, base.processor, plan.coefficients, number, base.rules), engines
-                )
+        report.quantization, report.runtime = judged(
+            self.plan, sides, self.codes_kept(report), self.log, by_value=self._streamed is not None
+        )
 
     def _lowering(
         self, report: ParityReport, cases: Sequence[Case], package: Generator, strict: list[Float32]
@@ -430,22 +426,6 @@ def unproved(plan: Plan) -> list[NotChecked]:
         )
         found.append(NotChecked("rules of generation elsewhere", reason))
     return found
-
-
-@dataclass(kw_only=True)
-class Chain:
-    """Logits along paths on the portable decoder, on strict kernels, and on the shipped ones; they grow in place."""
-
-    cases: list[Case]
-    portable: list[Float32]
-    strict: list[Float32]
-    shipped: list[Float32]
-
-    def add(self, cases: Sequence[Case], engines: tuple[Generator, Generator, Generator]) -> None:
-        """Run further cases on all three."""
-        self.cases.extend(cases)
-        for kept, engine in zip((self.portable, self.strict, self.shipped), engines, strict=True):
-            kept.extend(path_logits(engine, cases))
 
 
 Steps = list[tuple[str, list[Float32]]]

@@ -11,7 +11,7 @@ import pytest
 from scale_export import fold
 from scale_export.coefficients.file import load_coefficients
 from scale_export.model.base import open_base
-from scale_export.proof import measure
+from scale_export.proof import judging
 from scale_export.proof.cases import MOST_PROMPTS, ROUNDS, Case, Prompt, more_cases
 from scale_export.proof.distributions import Divergence, divergence
 
@@ -86,7 +86,7 @@ def test_questions_are_asked_until_the_limit_is_cleared(tmp_path: Path):
 
 
 def test_what_stays_undecided_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measure, "ROUNDS", ())
+    monkeypatch.setattr(judging, "ROUNDS", ())
     outcome = fold(TINY, "cpu", out=tmp_path / "package", precision="int8", eval_limit=4)
     assert not outcome.passed
     assert "positions are too few" in outcome.parity["legs"]["runtime"]["undecided"]
