@@ -8,6 +8,7 @@ from typing import Protocol
 
 from scale_export.core.records import Float32
 from scale_export.device.engine import Scalars
+from scale_export.device.generation import Inputs
 from scale_export.device.package import Responder
 from scale_export.device.prompts import conversation
 from scale_export.device.selftest import MAX_NEW_TOKENS
@@ -15,6 +16,7 @@ from scale_export.questions.question import Question
 
 from .cases import Case
 from .paths import path_logits
+from .preprocessing import same_inputs
 
 
 class Candidate(Protocol):
@@ -55,3 +57,13 @@ class GraphCandidate:
 
     def answer(self, question: Question) -> str:
         return self.responder.reply(conversation(question), max_new_tokens=MAX_NEW_TOKENS)
+
+
+def prepared_logits(
+    candidate: Candidate, cases: Sequence[Case], prepared: Sequence[Inputs], shipped: Sequence[Float32]
+) -> list[Float32]:
+    """The candidate's logits on what its own processor prepares; ``shipped`` where that is the reference's input."""
+    return [
+        logits if same_inputs(case.inputs, inputs) else candidate.logits([replace(case, inputs=inputs)])[0]
+        for case, inputs, logits in zip(cases, prepared, shipped, strict=True)
+    ]

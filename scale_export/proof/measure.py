@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from scale_export.backends.interface import Emission, graph_backend, load_backend, open_planned
+from scale_export.backends.interface import Emission, graph_backend, open_planned
 from scale_export.core.defaults import PARITY, SCORING
 from scale_export.core.huggingface import Processor
 from scale_export.core.progress import WorkLog
-from scale_export.core.records import Float32, NotChecked
+from scale_export.core.records import Float32
 from scale_export.core.words import FloatType, ParityMode, Precision, Scoring
 from scale_export.device.engine import Engine, Scalars
 from scale_export.device.generation import Generator, Inputs
@@ -34,7 +34,7 @@ from scale_export.questions.question import Question, digest
 
 from .answers import Answered, ask_all, parity_answers
 from .attribution import attribution
-from .candidate import Candidate, GraphCandidate
+from .candidate import Candidate, GraphCandidate, prepared_logits
 from .cases import (
     FORCED_STEPS,
     Case,
@@ -48,11 +48,12 @@ from .judging import Side, Sides, judged
 from .last_slots import end_of_context
 from .legs import fold_leg, lowering_leg
 from .paths import ALONE, Room, path_logits
-from .preprocessing import preprocessing_leg, same_inputs
+from .preprocessing import preprocessing_leg
 from .report import LOADED, ParityReport
 from .shipped_values import Grafted, as_stored, front_errors
 from .shrinking import Shrinking, due_inputs, large_prompts, shrinking
 from .task import task_leg
+from .unproved import unproved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ class Measurement:
         chain = [
             ("fold", portable),
             *steps,
-            ("preprocessing", _prepared(candidate, cases, prepared, shipped)),
+            ("preprocessing", prepared_logits(candidate, cases, prepared, shipped)),
         ]
         report.attribution = attribution(cases, chain)
         if plan.target.max_memory_bytes is not None:
@@ -416,27 +417,5 @@ class Measurement:
             )
 
 
-def unproved(plan: Plan) -> list[NotChecked]:
-    """What running the package here can't prove of the device, and of programs that aren't ours."""
-    found = [*load_backend(plan.target.backend).not_checked()]
-    if rules := plan.base.rules.acting:
-        reason = (
-            f"{', '.join(rules)} of the model's generation config act on answers here; a program that is not "
-            f"scale-export must follow them by itself, and none was seen to"
-        )
-        found.append(NotChecked("rules of generation elsewhere", reason))
-    return found
-
-
 Steps = list[tuple[str, list[Float32]]]
 """The chain beyond the fold: what each step is called, and the logits after it, the shipped files' last."""
-
-
-def _prepared(
-    candidate: Candidate, cases: Sequence[Case], prepared: Sequence[Inputs], shipped: Sequence[Float32]
-) -> list[Float32]:
-    """The candidate's logits on what its own processor prepares; ``shipped`` where that is the reference's input."""
-    return [
-        logits if same_inputs(case.inputs, inputs) else candidate.logits([replace(case, inputs=inputs)])[0]
-        for case, inputs, logits in zip(cases, prepared, shipped, strict=True)
-    ]

@@ -19,9 +19,10 @@ from scale_export.questions.question import Question
 from .candidate import Candidate
 from .cases import Case, model_logits, parity_prompts, parity_questions
 from .legs import StorageLeg, largest_error
-from .measure import Measured, Measurement, Steps, unproved
+from .measure import Measured, Measurement, Steps
 from .report import ParityReport
 from .stored_tensors import exact_folds, tensors_leg
+from .unproved import unproved
 
 
 @dataclass(frozen=True, kw_only=True)
