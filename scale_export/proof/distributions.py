@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Final, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,20 +22,16 @@ from .rows import Row, at_least, at_most, holds
 class Divergence:
     """Two distributions over tokens, compared at the ``positions`` that belong to answers.
 
-    A limit is kept or passed only where the whole 95 % interval lies on that side of it.
-
     Attributes:
         kl_estimate: mean Kullback-Leibler divergence in nats; infinite or NaN where logits are not finite.
         top1_estimate: share of the positions with the same best token.
-        max_kl, min_top1: their limits; None for none.
-        by_value: whether the values alone are held to the limits: where no more positions can be had.
+        max_kl, min_top1: the limits of the values; None for none.
     """
 
     kl_estimate: Estimate
     top1_estimate: Estimate
     max_kl: float | None
     min_top1: float | None
-    by_value: bool = False
 
     @property
     def kl(self) -> float:
@@ -53,45 +49,13 @@ class Divergence:
         return self.top1_estimate.cases
 
     @property
-    def kl_within(self) -> Within:
-        """Whether the divergence is within its limit; one that is not finite never is."""
-        found, limit = self.kl_estimate, self.max_kl
-        if limit is None:
-            return "no limit"
-        if not np.isfinite(found.value):
-            return "beyond"
-        if self.by_value:
-            return "within" if within_limit(found.value, limit) else "beyond"
-        if found.low is None or found.high is None:
-            return "undecided"
-        return "within" if found.high <= limit else "beyond" if found.low > limit else "undecided"
-
-    @property
-    def top1_within(self) -> Within:
-        """Whether the share is within its limit."""
-        found, limit = self.top1_estimate, self.min_top1
-        if limit is None:
-            return "no limit"
-        if self.by_value:
-            return "within" if found.value >= limit else "beyond"
-        assert found.low is not None and found.high is not None, "Wilson's interval has both ends"
-        return "within" if found.low >= limit else "beyond" if found.high < limit else "undecided"
-
-    @property
     def passed(self) -> bool | None:
-        """Whether both are within their limits: a divergence that is not finite never is, nor what is undecided."""
-        both = {self.kl_within, self.top1_within}
+        """Whether both are within their limits; a divergence that is not finite never is."""
         if not np.isfinite(self.kl):
             return False
-        return None if both == {"no limit"} else both <= {"within", "no limit"}
-
-    @property
-    def undecided(self) -> str | None:
-        """Why no verdict follows, in words; None where one does."""
-        both = {self.kl_within, self.top1_within}
-        if "undecided" not in both or "beyond" in both:
-            return None
-        return f"{number(self.positions)} positions are too few to tell on which side of the limit it lies"
+        checks = [self.max_kl is None or within_limit(self.kl, self.max_kl)]
+        checks.append(self.min_top1 is None or self.top1_agreement >= self.min_top1)
+        return None if self.max_kl is None and self.min_top1 is None else all(checks)
 
     @property
     def finite_kl(self) -> float | None:
@@ -109,14 +73,12 @@ class Divergence:
         low, high = self.kl_estimate.low, self.kl_estimate.high
         between = "" if low is None else f" (95 %: {number(low)} … {number(high)})"
         return (
-            replace(kl, value=kl.value + between, beyond=self.kl_within in NO_PASS),
-            replace(
-                top1, value=top1.value + interval(self.top1_estimate, 1), beyond=self.top1_within in NO_PASS
-            ),
+            replace(kl, value=kl.value + between),
+            replace(top1, value=top1.value + interval(self.top1_estimate, 1)),
         )
 
     def figures(self, prefix: str) -> Mapping[str, float | None]:
-        """What a requirement may name: both values, and the ends of their intervals that limits are held to."""
+        """What a requirement may name: both values, and the worse ends of their intervals."""
         return {
             f"{prefix}kl": self.finite_kl,
             f"{prefix}kl.high": self.kl_estimate.high,
@@ -133,15 +95,9 @@ class Divergence:
             "top1_agreement": self.top1_agreement,
             "top1_interval": [top1.low, top1.high],
             "limits": {"kl": self.max_kl, "top1_agreement": self.min_top1},
-            "undecided": self.undecided,
             "cases": cases,
             "steps": self.positions,
         }
-
-
-Within = Literal["within", "beyond", "undecided", "no limit"]
-"""On which side of its limit a figure lies, its interval included."""
-NO_PASS: Final = frozenset({"beyond", "undecided"})
 
 
 def divergence(
@@ -150,8 +106,6 @@ def divergence(
     other: Sequence[Float32],
     max_kl: float | None,
     min_top1: float | None,
-    *,
-    by_value: bool = False,
 ) -> Divergence:
     """The divergence of ``other`` from ``reference``, logits along every case's path."""
     pairs = [
@@ -161,7 +115,7 @@ def divergence(
     kl = clustered_mean([kl_rows(left, right) for left, right in pairs])
     top1 = proportion(np.concatenate([same_best(left, right) for left, right in pairs]))
     assert kl is not None and top1 is not None, "there is at least one case"
-    return Divergence(kl_estimate=kl, top1_estimate=top1, max_kl=max_kl, min_top1=min_top1, by_value=by_value)
+    return Divergence(kl_estimate=kl, top1_estimate=top1, max_kl=max_kl, min_top1=min_top1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,11 +144,6 @@ class QuantizationLeg:
         return self.divergence.passed if self.codes_identical else False
 
     @property
-    def undecided(self) -> str | None:
-        """Why no verdict follows; None where one does."""
-        return self.divergence.undecided if self.codes_identical else None
-
-    @property
     def counted(self) -> str:
         return self.divergence.counted(self.cases)
 
@@ -221,14 +170,12 @@ def quantization_leg(
     strict: Sequence[Float32],
     limits: ParityLimits,
     codes: Mapping[str, tuple[str, str]],
-    *,
-    by_value: bool = False,
 ) -> QuantizationLeg:
     """The quantization leg of logits on float weights, and of the quantized graph's on strict kernels.
 
-    ``codes`` and ``by_value`` are as in the records.
+    ``codes`` are as in the record.
     """
-    found = divergence(cases, plain, strict, limits.max_kl, limits.min_top1_agreement, by_value=by_value)
+    found = divergence(cases, plain, strict, limits.max_kl, limits.min_top1_agreement)
     return QuantizationLeg(divergence=found, cases=len(cases), codes=codes)
 
 
@@ -245,11 +192,6 @@ class RuntimeLeg:
     @property
     def passed(self) -> bool | None:
         return self.divergence.passed
-
-    @property
-    def undecided(self) -> str | None:
-        """Why no verdict follows; None where one does."""
-        return self.divergence.undecided
 
     @property
     def counted(self) -> str:
@@ -270,16 +212,7 @@ def runtime_leg(
     strict: Sequence[Float32],
     shipped: Sequence[Float32],
     limits: ParityLimits,
-    *,
-    by_value: bool = False,
 ) -> RuntimeLeg:
     """The runtime leg of the same graphs' logits on strict kernels and as they ship."""
-    found = divergence(
-        cases,
-        strict,
-        shipped,
-        limits.runtime_max_kl,
-        limits.runtime_min_top1_agreement,
-        by_value=by_value,
-    )
+    found = divergence(cases, strict, shipped, limits.runtime_max_kl, limits.runtime_min_top1_agreement)
     return RuntimeLeg(divergence=found, cases=len(cases))

@@ -29,7 +29,7 @@ MOST_ROWS = 16
 MOST_TOKENS = 4096
 """Positions of one forward, at the most."""
 
-MOST_CACHE_BYTES = 2 * 1024**3
+MOST_CACHE_BYTES = 512 * 1024**2
 """What the caches of one batch may take, in float32; one prompt runs whatever its own takes."""
 
 

@@ -39,11 +39,10 @@ def divergence(kl: float, **changes: Any) -> Divergence:
     """Of that mean in every case, and 98.75 % of the best tokens, unless ``changes`` say otherwise."""
     known = {"top1_agreement": 0.9875, "positions": POSITIONS, "max_kl": 0.01, "min_top1": 0.97} | changes
     share, positions = known.pop("top1_agreement"), known.pop("positions")
-    low, high = known.pop("top1_interval", (share - 0.01, min(1.0, share + 0.01)))
     bound = kl if np.isfinite(kl) else None
     return Divergence(
         kl_estimate=Estimate(value=kl, low=bound, high=bound, cases=positions),
-        top1_estimate=Estimate(value=share, low=low, high=high, cases=positions),
+        top1_estimate=Estimate(value=share, low=share - 0.01, high=min(1.0, share + 0.01), cases=positions),
         **known,
     )
 

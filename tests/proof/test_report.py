@@ -18,7 +18,7 @@ from tests.helpers.parity import parity
 
 ERROR = {"metric", "value", "limit", "cases", "passed"}
 DIVERGENCE = {
-    "kl", "kl_interval", "top1_agreement", "top1_interval", "limits", "undecided", "cases", "steps", "passed",
+    "kl", "kl_interval", "top1_agreement", "top1_interval", "limits", "cases", "steps", "passed",
 }  # fmt: skip
 AGREEMENT = {"cases", "agreement", "agreement_outside_near_ties", "near_ties", "differences"}
 KEYS = {
