@@ -50,8 +50,8 @@ class Divergence:
 
     @property
     def passed(self) -> bool | None:
-        """Whether both are within their limits; a divergence that is not finite never is."""
-        if not np.isfinite(self.kl):
+        """Whether both are within their limits; a divergence that is not finite, or of no position, never is."""
+        if not self.positions or not np.isfinite(self.kl):
             return False
         checks = [self.max_kl is None or within_limit(self.kl, self.max_kl)]
         checks.append(self.min_top1 is None or self.top1_agreement >= self.min_top1)

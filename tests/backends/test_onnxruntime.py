@@ -179,7 +179,7 @@ GATE_OPERATORS = {"Sub", "Reshape", "Split", "Unsqueeze", "Mul", "Add", "Cast"}
 
 def test_weights_live_outside_the_graph_file(emitted: Any):
     _, _, graphs = emitted()
-    for path in graphs.values():
+    for path in (path for path in graphs.values() if path.suffix == ".onnx"):
         assert path.stat().st_size < 400_000
         assert Path(f"{path}.data").exists()
 
@@ -321,7 +321,7 @@ def test_two_emissions_are_byte_identical(emitted: Any, tmp_path: Path):
     with traced_anew():
         backend.emit(emission_of(plan, folded, precision="int4", vision_precision="float32"), tmp_path)
     for path in graphs.values():
-        for name in (path.name, f"{path.name}.data"):
+        for name in (path.name, f"{path.name}.data") if path.suffix == ".onnx" else (path.name,):
             assert (tmp_path / name).read_bytes() == path.with_name(name).read_bytes(), name
 
 

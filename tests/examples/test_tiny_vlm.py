@@ -144,6 +144,7 @@ def test_naive_folding_changes_answers(exported: Any):
     healthy = exported("float32")
     plan = replace(healthy.plan, fold="weights")
     graphs = {role: healthy.path / f"{role}.onnx" for role in ("decoder", "vision", "embedding")}
+    graphs["runtime"] = healthy.path / "runtime.json"
     measurement = Measurement(
         plan=plan, weights=weights_of(plan), directory=healthy.path, graphs=graphs, log=WorkLog(quiet=True)
     )

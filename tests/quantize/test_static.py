@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -439,11 +440,13 @@ def test_wrong_numbers_in_the_graph_fail_the_lowering(
 def test_a_gate_behind_the_rounding_fails(measurement: Emit, tmp_path: Path):
     """Scalars one layer off: what enters o_proj is not what the reference enters, whatever the products do."""
 
-    def roll(values: Any) -> None:
-        array = values["attn_scale"].const_value.numpy()
-        values["attn_scale"].const_value = ir.tensor(np.roll(array, 1, axis=0), name="attn_scale")
-
-    leg = report_of(changed(measurement(), tmp_path, roll)).lowering
+    healthy = measurement()
+    told = json.loads(healthy.graphs["runtime"].read_text(encoding="utf-8"))
+    scales = told["scalars"]["attn_scale"]
+    told["scalars"]["attn_scale"] = [scales[-1], *scales[:-1]]
+    rolled = tmp_path / "runtime.json"
+    rolled.write_text(json.dumps(told), encoding="utf-8")
+    leg = report_of(replace(healthy, graphs={**healthy.graphs, "runtime": rolled})).lowering
     assert leg.products.first_departure == "layers.0.o_proj"
 
 
