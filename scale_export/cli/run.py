@@ -55,8 +55,10 @@ def run(
         raise UserError("there is no question: give --prompt, or --chat to ask several")
     pictures = [load_picture(path) for path in image or []]
     opened = open_package(package, threads=threads, public_key=public_key, signature=signature)
-    if coeffs is not None:
-        opened.coefficients = load_coefficients(coeffs)
+    other = None if coeffs is None else load_coefficients(coeffs)
+    opened.ready()
+    if other is not None:
+        opened.coefficients = other
     if scale != 1:
         opened.scale = scale
     conversation = Conversation(

@@ -15,8 +15,11 @@ from typing import Any
 
 from .process import replaced
 
+LIBRARY = "transformers"
 MODELS = "transformers.models"
 ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+LEVEL = "TRANSFORMERS_VERBOSITY"
+LOG = "transformers.utils.logging"
 VIDEO_WORDS = ("DEFAULT_MEDIA_OUTTRO", "DEFAULT_VIDEO_INTRO", "FRAME_TIMESTAMP_MESSAGE")
 
 
@@ -48,27 +51,36 @@ def errors_only() -> Iterator[None]:
 
 @contextmanager
 def off_the_screen() -> Iterator[None]:
-    """Within a command: no progress bars, advice or log lines of transformers and its hub client."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
-    from transformers.utils import logging as log
+    """Within a command: no progress bars, advice or log lines of transformers and its hub client.
 
-    advice, bars, hub_bars = (
-        os.environ.get(ADVICE),
-        log.is_progress_bar_enabled(),
-        are_progress_bars_disabled(),
-    )
+    Transformers that is imported only within reads the same from variables, and need not be imported for it.
+    """
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    root, log, hub_bars = logging.getLogger(LIBRARY), sys.modules.get(LOG), are_progress_bars_disabled()
+    level, bars = (root.level, log.is_progress_bar_enabled()) if log else (logging.WARNING, not hub_bars)
+    variables = {name: os.environ.get(name) for name in (ADVICE, LEVEL)}
     os.environ.setdefault(ADVICE, "1")
-    log.disable_progress_bar()
+    os.environ.setdefault(LEVEL, "error")
+    disable_progress_bars()  # transformers' own follow them when it is imported
+    if log:
+        log.disable_progress_bar()
+    unimported = root.level
+    root.setLevel(logging.ERROR)
     try:
-        with errors_only():
-            yield
+        yield
     finally:
-        if advice is None:
-            os.environ.pop(ADVICE, None)
-        if bars:
+        for name, before in variables.items():
+            if before is None:
+                os.environ.pop(name, None)
+        if not hub_bars:
+            enable_progress_bars()
+        log = sys.modules.get(LOG)
+        root.setLevel(level if log else unimported)
+        if log and bars:
             log.enable_progress_bar()
-        if hub_bars:
-            disable_progress_bars()
+            if hub_bars:
+                disable_progress_bars()
 
 
 def stand_in(original: Any, **members: Any) -> Any:
@@ -81,7 +93,6 @@ def stand_in(original: Any, **members: Any) -> Any:
     return type(original.__name__, (original,), {**named, **members})
 
 
-@functools.cache
 def without_videos(path: str) -> Any:
     """A processor's class that takes no video processor, which can't be built where torchvision is missing.
 
@@ -90,21 +101,29 @@ def without_videos(path: str) -> Any:
     Args:
         path: of the class, as ``model_class`` takes it; its ``video_processor`` has a default.
     """
-    return stand_in(model_class(path), get_attributes=classmethod(_no_videos))
+    return _without_videos(model_class(path))
+
+
+@functools.cache
+def _without_videos(original: Any) -> Any:
+    return stand_in(original, get_attributes=classmethod(_no_videos))
 
 
 def _no_videos(kind: object) -> list[str]:
     return ["image_processor", "tokenizer"]
 
 
-@functools.cache
 def smolvlm_without_videos() -> Any:
     """SmolVLM's processor for pictures, where torchvision or num2words is missing.
 
     Its own asks for a video processor without a default and for num2words, which write videos into prompts, and reads
     a video processor's settings with every chat.
     """
-    module = _smolvlm_module()
+    return _smolvlm_without_videos(_smolvlm_module())
+
+
+@functools.cache
+def _smolvlm_without_videos(module: Any) -> Any:
     original = module.SmolVLMProcessor
     length = inspect.signature(original.__init__).parameters["image_seq_len"].default
 
@@ -145,19 +164,23 @@ def _smolvlm_module() -> Any:
             return importlib.import_module(module)
 
 
-@functools.cache
 def pixtral_without_torchvision() -> Any:
     """Pixtral's processor, whose module asks for torchvision beside a function that its PIL twin has too.
 
     The module is imported over the twin and kept here: to the rest of the process neither has been imported. Before
     5.4 there was no twin, and the module asked for no torchvision.
     """
+    return _pixtral_without_torchvision(importlib.import_module(f"{MODELS}.pixtral"))
+
+
+@functools.cache
+def _pixtral_without_torchvision(package: ModuleType) -> Any:
     module, missing = f"{MODELS}.pixtral.processing_pixtral", f"{MODELS}.pixtral.image_processing_pixtral"
     try:
         twin = importlib.import_module(f"{MODELS}.pixtral.image_processing_pil_pixtral")
     except ModuleNotFoundError:
         return importlib.import_module(module).PixtralProcessor
-    with _unimported(importlib.import_module(f"{MODELS}.pixtral"), module, missing):
+    with _unimported(package, module, missing):
         sys.modules[missing] = twin
         return importlib.import_module(module).PixtralProcessor
 

@@ -76,6 +76,7 @@ def bench_package(
             f"{prompt_tokens} prompt and {new_tokens} new tokens don't fit the package's context of {context}: "
             f"give fewer --prompt-tokens or --new-tokens"
         )
+    package.ready()
     prefill, decode, first = [], [], []
     for repeat in range(repeats + 1):  # the first round warms up
         prefill_seconds, decode_seconds = time_decoder(package.generator, prompt_tokens, new_tokens)

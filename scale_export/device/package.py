@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from scale_export.coefficients.file import Coefficients, load_coefficients
+from scale_export.compat.without_torch import without_torch
 from scale_export.core.borders import refusing
 from scale_export.core.defaults import ANSWER_TOKENS
 from scale_export.core.errors import UserError
@@ -148,7 +150,7 @@ class Package:
     @functools.cached_property
     def processor(self) -> Processor:
         """Hugging Face's processor, from the package's own files."""
-        with self.refusing("its processor cannot be loaded"):
+        with self.refusing("its processor cannot be loaded"), without_torch():
             processor = self._family.load_processor(self.files.directory)
         self.files.check_unchanged()
         return processor
@@ -168,6 +170,19 @@ class Package:
             )
         self.files.check_unchanged()
         return engine
+
+    def ready(self) -> None:
+        """Load graphs and processor now, side by side where the runtime allows it, and not on first use.
+
+        Raises:
+            UserError: as the package is found unusable.
+        """
+        if self.files.manifest.backend == "onnxruntime":  # others look for torch while they are imported
+            with ThreadPoolExecutor(max_workers=1) as pool:
+                engine = pool.submit(getattr, self, "engine")
+                _ = self.processor
+                engine.result()
+        _ = self.responder
 
     @functools.cached_property
     def generator(self) -> generation.Generator:
@@ -274,6 +289,7 @@ class Package:
             UserError: as ``load_picture`` and ``encode_messages``; ContextFull, as the first piece is taken, where the
                 prompt doesn't fit the package's context.
         """
+        self.ready()
         return self.stream(self.prepare(images, prompt), max_new_tokens=max_new_tokens)
 
     def stream(self, inputs: Inputs, *, max_new_tokens: int = ANSWER_TOKENS) -> AnswerStream:
@@ -288,6 +304,7 @@ class Package:
 
     def logits(self, images: Sequence[Picture], prompt: str, tokens: Sequence[int] = ()) -> Float32:
         """Logits ``[len(tokens) + 1, V]`` after the prompt and after each token fed as if generated."""
+        self.ready()
         inputs = self.prepare(images, prompt)
         with self.refusing("it fails on this question"):
             return self.generator.forced_logits(inputs, tokens)

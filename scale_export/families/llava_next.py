@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,10 +74,24 @@ def _pack_picture(tiles: Array, size: list[int], newline: Array, runtime: Runtim
 
 def tile_grid(size: list[int], runtime: Runtime) -> tuple[int, int]:
     """How many tiles, down and across, a picture of (height, width) pixels is cut into, the overview aside."""
-    from transformers.image_processing_utils import select_best_resolution
-
-    height, width = select_best_resolution(tuple(size), table(runtime, "grid_pinpoints"))
+    height, width = best_resolution(size, table(runtime, "grid_pinpoints"))
     return height // integer(runtime, "tile_size"), width // integer(runtime, "tile_size")
+
+
+def best_resolution(size: Sequence[int], offered: Sequence[Sequence[float]]) -> tuple[int, int]:
+    """The (height, width) that keeps most of a picture's pixels, and of several the one that leaves least unused.
+
+    The first offered of equals; ``select_best_resolution`` of transformers chooses the same.
+    """
+    height, width = size
+
+    def kept(room: Sequence[float]) -> tuple[float, float]:
+        scale = min(room[1] / width, room[0] / height)
+        pixels = min(int(width * scale) * int(height * scale), width * height)
+        return pixels, pixels - room[0] * room[1]
+
+    best = max(offered, key=kept)
+    return int(best[0]), int(best[1])
 
 
 def unpadded(plane: Array, size: list[int]) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class PaliGemma(Family):
         return processor
 
     def processor_class(self) -> ProcessorClass:
-        return _asks_for_a_picture()
+        return _asks_for_a_picture(model_class("paligemma.processing_paligemma.PaliGemmaProcessor"))
 
     def decoder_spec(self, config: Config) -> DecoderSpec:
         from scale_export.families._towers.siglip import check_tower
@@ -70,9 +70,8 @@ class PaliGemma(Family):
 
 
 @functools.cache
-def _asks_for_a_picture() -> ProcessorClass:
+def _asks_for_a_picture(original: Any) -> ProcessorClass:
     """The processor's class, which says what is missing where a question comes without a picture."""
-    original = model_class("paligemma.processing_paligemma.PaliGemmaProcessor")
 
     def __call__(self: object, images: object = None, text: object = None, **settings: object) -> object:
         if images is None:

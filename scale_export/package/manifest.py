@@ -16,6 +16,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final, Literal
@@ -322,15 +323,18 @@ def _verify_files(
     for name, entry in manifest.files.items():
         if present[name] != entry.size:
             raise UserError(f"{directory / name} has {present[name]} bytes, not {entry.size}: {_AGAIN}")
-    identities = {}
-    for name, entry in manifest.files.items():
-        with (directory / name).open("rb") as file:
-            identities[name] = Identity.of(os.fstat(file.fileno()))
-            if _hash(file) != entry:
-                raise UserError(
-                    f"{directory / name} is damaged: its SHA-256 differs from the manifest's; {_AGAIN}"
-                )
-    return identities
+    largest_first = sorted(manifest.files.items(), key=lambda item: -item[1].size)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        hashed = {name: pool.submit(_verify_file, directory / name, entry) for name, entry in largest_first}
+    return {name: hashed[name].result() for name in manifest.files}
+
+
+def _verify_file(path: Path, entry: FileEntry) -> Identity:
+    with path.open("rb") as file:
+        identity = Identity.of(os.fstat(file.fileno()))
+        if _hash(file) != entry:
+            raise UserError(f"{path} is damaged: its SHA-256 differs from the manifest's; {_AGAIN}")
+    return identity
 
 
 def _is_known_stranger(name: str) -> bool:
