@@ -150,6 +150,7 @@ class Package:
     @functools.cached_property
     def processor(self) -> Processor:
         """Hugging Face's processor, from the package's own files."""
+        self.files.check_unchanged()
         with self.refusing("its processor cannot be loaded"), without_torch():
             processor = self._family.load_processor(self.files.directory)
         self.files.check_unchanged()
