@@ -10,13 +10,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from scale_export.core.errors import EXIT_OK, EXIT_OWN_FAULT, EXIT_USER_ERROR, UserError
 from scale_export.core.terminal import printable
 from scale_export.core.version import __version__
+from scale_export.core.watch import may_end
 
 from .bench import bench
 from .cache import cache
@@ -83,11 +84,12 @@ def run_words(commands: typer.Typer, words: Sequence[str], name: str | None = No
         name: what the help calls the program; the process's own name where None.
     """
     try:
-        code = commands(list(words), standalone_mode=False, prog_name=name)
+        with may_end(lambda sentence: _end_at_once(sentence, words)):
+            code = commands(list(words), standalone_mode=False, prog_name=name)
         sys.stdout.flush()
     except typer.Exit as end:
         code = end.exit_code
-    except (Exception, KeyboardInterrupt, SystemExit) as error:
+    except BaseException as error:  # libraries in Rust raise what is no Exception
         return _ended_by(error, words)
     if code == EXIT_INTERRUPTED:  # how Typer returns it
         return _ended_by(KeyboardInterrupt(), words)
@@ -120,6 +122,14 @@ def _said_of(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
     if isinstance(error, OSError) and error.filename is None:  # a stream's, not a file's
         drop_output()
     return EXIT_USER_ERROR, refused
+
+
+def _end_at_once(sentence: str, words: Sequence[str]) -> NoReturn:
+    """End the process from whichever thread sees that a library does not return."""
+    code = _complain(sentence, EXIT_USER_ERROR, as_json="--json" in words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _complain(sentence: str, code: int, as_json: bool) -> int:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from scale_export.package.manifest import Manifest, PackageFiles
 
 COEFFICIENT_SUFFIXES = (".pt", ".safetensors")
-PARITY = "parity.json"
 DRAWINGS = (".png", ".svg")
 
 
@@ -88,13 +87,15 @@ def _package_facts(manifest: Manifest) -> dict[str, object]:
 
 def _verdict(files: PackageFiles) -> dict[str, object]:
     """What the package's own report says: passed or not, the legs, and what was not looked at."""
+    from scale_export.package.stored_report import PARITY, read_report
+
     if not files.manifest.holds(PARITY):
         return {"parity": "not measured"}
-    parity = json.loads(files.path(PARITY).read_text(encoding="utf-8"))
+    parity = read_report(files)
     words = {True: "passed", False: "FAILED", None: "no limit"}
     legs = {name: words[leg["passed"]] if leg else "not checked" for name, leg in parity["legs"].items()}
     return {
-        "parity": words[bool(parity["passed"])],
+        "parity": words[parity["passed"]],
         "legs": legs,
         "measured_on": parity["executed_by"],
         "not_checked": parity["not_checked"],

@@ -89,7 +89,7 @@ def _read_safetensors(path: Path, content: bytes) -> dict[str, object]:
     try:
         tensors = dict(sorted(deserialize(content)))  # type: ignore[no-untyped-call]
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = header.get("__metadata__", {})
+        metadata = header.get("__metadata__") or {}
         fields = json.loads(metadata.get(_METADATA_KEY, "{}"), object_pairs_hook=_unique)
         if not isinstance(fields, dict):
             raise ValueError(f"{_METADATA_KEY} in its metadata is not a record")

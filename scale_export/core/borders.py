@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 SHOWN = 160
 """Characters of another library's words that a sentence quotes."""
@@ -28,13 +32,27 @@ def refusing(what: str, way_out: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(f"{what} ({_said(error)}): {way_out}") from error
 
 
-def _said(error: Exception) -> str:
+def first_problem(error: ValidationError) -> str:
+    """Where a file departs from its schema first, and how: ``at 'key' (what is wrong)``."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"])) or "its beginning"
+    return f"at {where!r} ({first['msg']})"
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust, such as tokenizers, gave up: its exception is no ``Exception``."""
+    return type(error).__name__ == "PanicException"
+
+
+def _said(error: BaseException) -> str:
     """The name and the first words of an error, on one line."""
     words = " ".join(str(error).split()).rstrip(".:")
     if len(words) > SHOWN:

@@ -79,7 +79,8 @@ def bench_package(
     package.ready()
     prefill, decode, first = [], [], []
     for repeat in range(repeats + 1):  # the first round warms up
-        prefill_seconds, decode_seconds = time_decoder(package.generator, prompt_tokens, new_tokens)
+        with package.bounded("a round of it", prompt_tokens + new_tokens):
+            prefill_seconds, decode_seconds = time_decoder(package.generator, prompt_tokens, new_tokens)
         first_seconds = _time_first_token(package)
         if repeat:
             prefill.append(prefill_seconds)

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from scale_export.core import limits
+from scale_export.core.borders import first_problem
 from scale_export.core.compare import LargestError, worst_of
 from scale_export.core.errors import UserError
 from scale_export.core.inside import check_regular
@@ -165,10 +166,8 @@ def read_result(path: Path) -> DeviceResult:
     except OSError as error:
         raise UserError(f"device result {path} cannot be read ({error.strerror}): check the path") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "its beginning"
         raise UserError(
-            f"device result {path} is refused at {where!r} ({first['msg']}): save it with the self-test again"
+            f"device result {path} is refused {first_problem(error)}: save it with the self-test again"
         ) from None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from scale_export.core.errors import UserError
 from scale_export.core.huggingface import Processor, Tokenizer
 from scale_export.core.pictures import Picture
 from scale_export.core.records import Array, Float32
+from scale_export.core.watch import bounded, graph_bound
 from scale_export.families import load_family
 from scale_export.families._family import Family
 from scale_export.package.hub import package_directory
@@ -142,6 +143,21 @@ class Package:
             "it is damaged, or does not fit this version of scale-export; export it again",
         )
 
+    def bounded(self, what: str, tokens: int = 0) -> AbstractContextManager[None]:
+        """What graphs do within, opened or run over so many tokens, is held to what their size lets them take."""
+        manifest = self.files.manifest
+        graphs = tuple(manifest.graphs.values())
+        size = sum(entry.size for name, entry in manifest.files.items() if name.startswith(graphs))
+        return bounded(
+            f"package {self.files.directory}, {what},",
+            graph_bound(size, min(tokens, manifest.context_length)),
+        )
+
+    @contextmanager
+    def _guarded(self, fault: str, tokens: int) -> Iterator[None]:
+        with self.refusing(fault), self.bounded("its answer", tokens):
+            yield
+
     @functools.cached_property
     def _family(self) -> Family:
         manifest = self.files.manifest
@@ -161,7 +177,7 @@ class Package:
         """The backend's sessions on the package's graphs."""
         manifest = self.files.manifest
         graphs = {str(role): self.files.path(name) for role, name in manifest.graphs.items()}
-        with self.refusing("its graphs cannot be opened"):
+        with self.refusing("its graphs cannot be opened"), self.bounded("its graphs' opening"):
             engine = open_engine(
                 manifest.backend,
                 graphs,
@@ -179,7 +195,7 @@ class Package:
             UserError: as the package is found unusable.
         """
         if self.files.manifest.backend == "onnxruntime":  # others look for torch while they are imported
-            with ThreadPoolExecutor(max_workers=1) as pool:
+            with self.bounded("its opening"), ThreadPoolExecutor(max_workers=1) as pool:
                 engine = pool.submit(getattr, self, "engine")
                 _ = self.processor
                 engine.result()
@@ -296,7 +312,8 @@ class Package:
     def stream(self, inputs: Inputs, *, max_new_tokens: int = ANSWER_TOKENS) -> AnswerStream:
         """``generate`` from prepared inputs."""
         pieces = self.responder.stream(inputs, max_new_tokens=max_new_tokens)
-        pieces.guard = lambda: self.refusing("it fails on this conversation")
+        tokens = inputs["input_ids"].size
+        pieces.guard = lambda: self._guarded("it fails on this conversation", tokens + max_new_tokens)
         return pieces
 
     def answer(self, images: Sequence[Picture], prompt: str, *, max_new_tokens: int = ANSWER_TOKENS) -> str:
@@ -307,7 +324,7 @@ class Package:
         """Logits ``[len(tokens) + 1, V]`` after the prompt and after each token fed as if generated."""
         self.ready()
         inputs = self.prepare(images, prompt)
-        with self.refusing("it fails on this question"):
+        with self._guarded("it fails on this question", inputs["input_ids"].size + len(tokens)):
             return self.generator.forced_logits(inputs, tokens)
 
 

@@ -13,6 +13,7 @@ from scale_export.core.errors import UserError
 from scale_export.core.huggingface import Processor
 from scale_export.core.pictures import Picture, load_picture
 from scale_export.core.records import Array
+from scale_export.core.watch import PROCESSOR, bounded
 from scale_export.questions.question import Question
 
 
@@ -104,7 +105,10 @@ def encode_messages(processor: Processor, messages: Sequence[Message]) -> dict[s
             "the model's processor has no chat template to ask with; add a chat_template.jinja to it"
         )
     said = without_placeholders(processor, messages)
-    with narrow_pictures_refused(said):
+    with (
+        narrow_pictures_refused(said),
+        bounded("what this model's processor makes of the conversation", PROCESSOR),
+    ):
         inputs = processor.apply_chat_template(
             said, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="np"
         )

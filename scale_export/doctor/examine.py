@@ -35,6 +35,7 @@ from scale_export.model.blocks import integers_of
 from scale_export.model.engine import TappedKernels
 from scale_export.model.weights import DecoderWeights
 from scale_export.package.manifest import PackageFiles, open_package_files
+from scale_export.package.stored_report import failed_checks, read_report
 from scale_export.plan.again import plan_again
 from scale_export.plan.options import Origins
 from scale_export.plan.portable import generator_of, reference_engine
@@ -53,7 +54,6 @@ from scale_export.proof.products import (
     follow,
     largest_error,
 )
-from scale_export.proof.report import stored_failures
 from scale_export.proof.shipped_values import Grafted
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, StaticWeights
 from scale_export.quantize.sources import QuestionSource, parse_source
@@ -97,7 +97,7 @@ class Examination:
     def run(self) -> Diagnosis:
         """Every stage, in order."""
         plan, base = self.plan, self.plan.base
-        self.failed_legs = stored_failures(self.files.path("parity.json"))
+        self.failed_legs = failed_checks(read_report(self.files))
         self.weights = PlannedWeights.of(plan, plan_statistics(plan, self.log))
         self.folded = self.weights.stored
         with self.log.stage("reference"):

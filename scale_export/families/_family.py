@@ -16,7 +16,9 @@ from scale_export.core.borders import refusing
 from scale_export.core.errors import UserError
 from scale_export.core.huggingface import Config, Model, Processor, ProcessorClass
 from scale_export.core.records import Array, DecoderSpec
+from scale_export.core.watch import PROCESSOR, bounded
 
+from ._processor_files import check_sizes
 from ._runtime import Runtime
 
 if TYPE_CHECKING:
@@ -60,9 +62,11 @@ class Family(ABC):
                 raise UserError(
                     f"{directory} holds no {' and no '.join(files)}, so that {what}: download the model's files again"
                 )
+        check_sizes(directory)
         with (
             errors_only(),
             refusing(f"the processor's files in {directory} are refused by transformers", AGAIN),
+            bounded(f"the processor in {directory}", PROCESSOR),
         ):
             return self.processor_class().from_pretrained(directory, trust_remote_code=False)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from scale_export.core.errors import UserError
 from scale_export.core.huggingface import Model, Processor, Tokenizer
 from scale_export.core.records import Float32
+from scale_export.core.watch import PROCESSOR, bounded
 from scale_export.device.prompts import (
     LABELS,
     assistant_message,
@@ -72,7 +73,10 @@ def encode_prompts(processor: Processor, questions: Sequence[Question]) -> dict[
     if len(questions) > 1 and processor.tokenizer.pad_token is None:
         raise UserError("the model's tokenizer has no pad token to make batches with; set one (any does)")
     asked = [without_placeholders(processor, conversation(question)) for question in questions]
-    with narrow_pictures_refused([message for messages in asked for message in messages]):
+    with (
+        narrow_pictures_refused([message for messages in asked for message in messages]),
+        bounded("what this model's processor makes of the questions", PROCESSOR),
+    ):
         inputs = processor.apply_chat_template(
             asked,
             add_generation_prompt=True,

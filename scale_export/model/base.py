@@ -51,8 +51,10 @@ class BaseModel:
 
     @functools.cached_property
     def spec(self) -> DecoderSpec:
-        """The language decoder's shape."""
-        return self.family.decoder_spec(self.config)
+        """The language decoder's shape; raises UserError where the config describes none."""
+        path = self.directory / "config.json"
+        with refusing(f"{path} describes no decoder of {self.family.model_type}", AGAIN):
+            return self.family.decoder_spec(self.config)
 
     @functools.cached_property
     def skeleton(self) -> Model:
@@ -70,7 +72,8 @@ class BaseModel:
     @property
     def image_token_id(self) -> int:
         """The id of the token that stands where image features go."""
-        return self.family.image_token_id(self.config)
+        with refusing(f"{self.directory / 'config.json'} names no image token", AGAIN):
+            return self.family.image_token_id(self.config)
 
     @functools.cached_property
     def stored_weights(self) -> CheckpointWeights:

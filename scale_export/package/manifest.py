@@ -23,6 +23,7 @@ from typing import Annotated, BinaryIO, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError, field_validator
 
+from scale_export.core.borders import first_problem
 from scale_export.core.errors import UserError, did_you_mean
 from scale_export.core.inside import colliding, is_blob, is_inside_name
 from scale_export.core.words import FloatType, FoldMode, Precision, Scope, Weighting
@@ -274,9 +275,7 @@ def read_manifest(path: Path, *, exact: bool = False) -> Manifest:
         manifest = Manifest.model_validate_json(_unseal(path.read_bytes()))
         manifest.check_references()
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path} is refused at {where!r} ({first['msg']}): {_AGAIN}") from None
+        raise UserError(f"{path} is refused {first_problem(error)}: {_AGAIN}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is refused ({error}): {_AGAIN}") from None
     return manifest

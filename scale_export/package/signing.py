@@ -65,7 +65,7 @@ def sign_package(package: Path, key: Path, out: Path | None = None, *, force: bo
         )
     except OSError as error:
         raise UserError(f"{key} cannot be read ({error.strerror}): check --key") from None
-    except (ValueError, TypeError, AttributeError):
+    except Exception:  # cryptography's errors have no common base
         ways = f"for an encrypted one set {PASSWORD_VARIABLE}"
         raise UserError(f"{key} cannot be opened as a private key {_CURVES}: {ways}") from None
     every_file = hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)
@@ -90,7 +90,7 @@ def check_signature(package: Path, public_key: Path, signature: Path | None = No
             raise UserError(f"there is no file {file}: check {option}")
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
-    except (ValueError, TypeError, AttributeError):
+    except Exception:  # cryptography's errors have no common base
         raise UserError(f"{public_key} is not a public key {_CURVES}: check --public-key") from None
     try:
         config.verify(package.resolve(), path)

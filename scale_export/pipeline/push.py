@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from scale_export.coefficients.file import load_coefficients
+from scale_export.core.borders import refusing
 from scale_export.core.errors import UserError
 from scale_export.core.hub import SCHEME, HubName, fetch_file, hub_name, refusals
 from scale_export.core.progress import WorkLog
@@ -17,7 +18,8 @@ from scale_export.package.manifest import (
     open_package_files,
     read_manifest,
 )
-from scale_export.report.card import CardFacts, is_card, model_card, parity_of
+from scale_export.package.stored_report import read_report
+from scale_export.report.card import CardFacts, is_card, model_card
 
 from .request import PushRequest
 
@@ -149,13 +151,13 @@ def _licence(api: HfApi, base: HubName | None) -> str | None:
 
 
 def _card(name: HubName, files: PackageFiles, base: HubName | None, licence: str | None) -> str:
-    return model_card(
-        CardFacts(
-            repo=name.repo,
-            manifest=files.manifest,
-            coefficients=load_coefficients(files.path(files.manifest.coefficients)),
-            parity=parity_of(files.path("parity.json").read_text(encoding="utf-8")),
-            base=base.repo if base else None,
-            licence=licence,
-        )
+    facts = CardFacts(
+        repo=name.repo,
+        manifest=files.manifest,
+        coefficients=load_coefficients(files.path(files.manifest.coefficients)),
+        parity=read_report(files),
+        base=base.repo if base else None,
+        licence=licence,
     )
+    with refusing(f"package {files.directory} has a report that no card can be made from", "export it again"):
+        return model_card(facts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from scale_export.package.hub import package_directory
 from scale_export.package.manifest import package_seal
 from scale_export.package.requirements import Checked, check_requirements, read_requirements
 from scale_export.package.signing import Signature
+from scale_export.package.stored_report import read_report
 from scale_export.proof.contents import Contents, coefficient_statements
 
 from .request import VerifyRequest
@@ -114,7 +114,7 @@ def _device(package: Package, request: VerifyRequest) -> DeviceLeg | None:
         return None
     leg = device_leg(package.files, package, read_result(Path(request.device_result)))
     if request.certificate is not None:
-        report = json.loads(package.files.path("parity.json").read_text(encoding="utf-8"))
+        report = read_report(package.files)
         report["legs"]["device"] = leg.to_json()
         report["passed"] = report["passed"] and leg.passed
         report["package"] = package_seal(package.files)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from scale_export.core.records import NotChecked
@@ -120,11 +118,3 @@ class ParityReport:
             "attribution": lost.to_json() if lost else None,
             "not_checked": [str(found) for found in self.not_checked],
         }
-
-
-def stored_failures(file: Path) -> tuple[str, ...]:
-    """The checks that failed by a package's ``parity.json``, whose hash was checked."""
-    table = json.loads(file.read_text(encoding="utf-8"))
-    legs: Mapping[str, Mapping[str, object] | None] = table["legs"]
-    checks = {**legs, ParityAnswers.name: table.get("answer_agreement")}
-    return tuple(name for name, check in checks.items() if check and check.get("passed") is False)

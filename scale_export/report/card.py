@@ -5,7 +5,6 @@ Every figure is that of ``parity.json``; what was not measured is said in words.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -197,12 +196,6 @@ def _origin(facts: CardFacts) -> Iterator[str]:
     trained = facts.coefficients.training
     if data := str(trained.get("data", "")).partition(":")[0]:
         yield f"The scalars were trained on `{data}`."
-
-
-def parity_of(text: str) -> Mapping[str, Any]:
-    """The object in a package's ``parity.json``, whose hash was checked."""
-    found: Mapping[str, Any] = json.loads(text)
-    return found
 
 
 def is_card(text: str) -> bool:

@@ -25,11 +25,9 @@ from scale_export.device.selftest import run_selftest
 from scale_export.package.manifest import canonical_json, open_package_files
 from scale_export.plan.targets import load_target
 from tests.helpers import mil_packages
-from tests.helpers.coefficients import random_coefficients, saved
-from tests.helpers.folds import fold_on, opened_once
-from tests.helpers.models import FAMILIES
 from tests.helpers.packages import plant, reseal, write
 
+from . import text_targets as small
 from .mutation import damaged_bytes, damaged_json, damaged_message
 
 ROOT = Path(__file__).parents[2]
@@ -199,11 +197,7 @@ def _package_seeds(target: str, precision: str | None = None) -> Callable[[Path]
     """The files of a random LLaVA's package that are read in Python."""
 
     def seeds(folder: Path) -> dict[str, bytes]:
-        FAMILIES["llava"]("llama", directory=folder / "base")
-        base = opened_once(folder / "base")
-        coefficients = saved(random_coefficients(base), folder)
-        package = folder / "package"
-        fold_on(base, coefficients, target, out=package, precision=precision, evaluation="none")
+        package = small.fold(folder, target, precision)
         files = (path for path in package.rglob("*") if path.is_file() and ".mlpackage" not in str(path))
         names = (path.relative_to(package).as_posix() for path in files)
         return {n: (package / n).read_bytes() for n in names if n not in SAFE and not n.endswith(NATIVE)}
@@ -239,6 +233,14 @@ TARGETS: dict[str, Target] = {
     "picture": Target(seeds=_picture_seeds, damage=_bytes_damage, read=_read_picture),
     "package": Target(seeds=_package_seeds("cpu", "float32"), damage=_damaged_package, read=_read_package),
     "phone": Target(seeds=_package_seeds("iphone"), damage=_damaged_package, read=_read_package),
+    "runtime": Target(seeds=small.runtime_seeds, damage=_json_damage, read=small.read_runtime),
+    "device-result": Target(seeds=small.result_seeds, damage=_json_damage, read=small.read_device_result),
+    "report": Target(seeds=small.report_seeds, damage=_json_damage, read=small.read_parity),
+    "questions": Target(seeds=small.question_seeds, damage=small.damaged_lines, read=small.read_questions),
+    "base": Target(seeds=small.base_seeds, damage=small.damaged_base, read=small.read_base),
+    "signature": Target(
+        seeds=small.signature_seeds, damage=small.damaged_signature, read=small.read_signature
+    ),
     "core-ml": Target(seeds=_core_ml_seeds, damage=_damaged_core_ml, read=_read_core_ml),
 }
 

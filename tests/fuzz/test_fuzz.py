@@ -11,7 +11,7 @@ from scale_export.core.errors import UserError
 from tests.fuzz.__main__ import Tally, damaged_inputs, found_before, fuzz, read_one
 from tests.fuzz.targets import TARGETS
 
-INPUTS = {"package": 40, "phone": 30, "core-ml": 150}
+INPUTS = {"package": 40, "phone": 30, "core-ml": 150, "base": 100}
 """Of readers that take milliseconds; the others read many."""
 
 

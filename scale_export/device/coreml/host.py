@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
+from scale_export.core.borders import first_problem
+from scale_export.core.errors import UserError
 from scale_export.core.words import ComputeUnits, FoldMode, Scope
 
 FILE = "runtime.json"
@@ -15,7 +17,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DecoderPart(_Record):
@@ -40,6 +42,13 @@ class ScalarDefaults(_Record):
     scope: Scope
     attn_scale: list[list[float]]
     mlp_scale: list[float]
+
+    @field_validator("attn_scale")
+    @classmethod
+    def _refuse_ragged_rows(cls, rows: list[list[float]]) -> list[list[float]]:
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError("its rows differ in length")
+        return rows
 
 
 class HostConfig(_Record):
@@ -83,5 +92,12 @@ def write_host_config(config: HostConfig, path: Path) -> None:
 
 
 def read_host_config(path: Path) -> HostConfig:
-    """Read the file of a verified package."""
-    return HostConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    """Read the file of a verified package.
+
+    Raises:
+        UserError: it does not follow the schema.
+    """
+    try:
+        return HostConfig.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{path} is refused {first_problem(error)}: export the package again") from None

@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError
 
+from scale_export.core.borders import first_problem
 from scale_export.core.errors import UserError
 from scale_export.core.records import Float32
 from scale_export.core.words import FloatType, FoldMode, Scope
@@ -32,7 +33,7 @@ Size = Annotated[int, Field(ge=0)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataFile(_Record):
@@ -175,10 +176,6 @@ def read_runtime_config(path: Path) -> RuntimeConfig:
         UserError: it does not follow the schema.
     """
     try:
-        return RuntimeConfig.model_validate_json(path.read_text(encoding="utf-8"))
+        return RuntimeConfig.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "its beginning"
-        raise UserError(
-            f"{path} is refused at {where!r} ({first['msg']}): export the package again"
-        ) from None
+        raise UserError(f"{path} is refused {first_problem(error)}: export the package again") from None
