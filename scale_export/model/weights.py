@@ -59,6 +59,12 @@ class CheckpointWeights:
         """The Hugging Face module of a part, see ``module_name``."""
         return module_name(self.spec, self.prefix, name)
 
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the embedding table: one tensor of the files."""
+        head, table = f"{self.module_name('lm_head')}.weight", f"{self.prefix}.embed_tokens.weight"
+        return self.checkpoint.resolve(head) == self.checkpoint.resolve(table)
+
     def _read(self, module_name: str) -> Tensor:
         if self.held is None:
             return self.checkpoint.tensor(module_name).to(torch.float32)

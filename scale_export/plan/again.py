@@ -11,6 +11,7 @@ from scale_export.core.words import ParityMode
 from scale_export.model.base import open_base
 from scale_export.package.manifest import PackageFiles
 
+from .bits import MIXED_BACKENDS
 from .make import make_plan
 from .options import ExportOptions, Origins
 from .record import Plan
@@ -33,13 +34,15 @@ def plan_again(
         base = open_base(origins.model or recorded.base_model, relative_to=files.directory)
     except UserError as error:
         raise UserError(f"{error}; or check the package alone with --selftest") from error
+    target = load_target(origins.target) if origins.target else load_recorded_target(recorded.target)
+    mixes = target.backend in MIXED_BACKENDS
     options = ExportOptions(
         precision=recorded.precision,
         fold=recorded.fold,
         block_size=recorded.block_size,
         # A package of an earlier version names no quantizer: there was one.
         quantizer=recorded.quantizer or ("auto" if recorded.block_size is None else "rtn"),
-        bits=recorded.bits,
+        bits=recorded.bits or ("uniform" if recorded.precision == "int4" and mixes else None),
         cache=origins.cache,
         calib="none",
     )
@@ -51,5 +54,4 @@ def plan_again(
             calib_weighting=calibration.weighting,
             calib_text_only=not calibration.pictures,
         )
-    target = load_target(origins.target) if origins.target else load_recorded_target(recorded.target)
     return make_plan(coefficients, holding(base, parity), target, options)

@@ -1,12 +1,14 @@
 """Bits per matrix: what a plan may ask, the named mixes, and what a target decides by itself.
 
-A plan is a TOML file (``read_bits_plan``), a mapping, or the name of one of ``MIXES``.
+A plan is a TOML file (``read_bits_plan``), a mapping, or the name of one of ``MIXES``. Where none is asked, int4 is
+``spared`` on backends that can hold it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 from scale_export.core.errors import UserError, did_you_mean
 from scale_export.core.options import StrPath
@@ -40,17 +42,44 @@ def k_quant_mixed(spec: DecoderSpec) -> dict[str, int]:
     return {name: 8 if name in names else 4 for name in spec.linears()}
 
 
-MIXES: Mapping[str, Callable[[DecoderSpec], dict[str, int]]] = {"k_quant_mixed": k_quant_mixed}
+def spared(spec: DecoderSpec) -> dict[str, int]:
+    """8 bits for what 4 hurt most for their bytes on a really pretrained model; 4 for the rest.
+
+    Those are the output head, every ``v_proj``, and ``down_proj`` in the first eighth of the layers and in the last one
+    (measured in docs/quantization.md).
+    """
+    layers = spec.num_layers
+    early = {layer for layer in range(layers) if 8 * layer < layers or layer == layers - 1}
+    names = {
+        "lm_head",
+        *(f"layers.{layer}.v_proj" for layer in range(layers)),
+        *(f"layers.{layer}.down_proj" for layer in early),
+    }
+    return {name: 8 if name in names else 4 for name in spec.linears()}
 
 
-def bits_plan(asked: Mapping[str, int] | StrPath | None) -> Mapping[str, int] | str:
-    """What was asked: the name of one of ``MIXES``, or bits by matrix, which a TOML file may hold; empty for None.
+def uniform(spec: DecoderSpec) -> dict[str, int]:
+    """4 bits everywhere."""
+    return dict.fromkeys((*spec.linears(), "embedding"), 4)
+
+
+MIXES: Mapping[str, Callable[[DecoderSpec], dict[str, int]]] = {
+    "spared": spared,
+    "k_quant_mixed": k_quant_mixed,
+    "uniform": uniform,
+}
+DEFAULT_MIX: Final = "spared"
+"""That of int4, where a backend can hold it and nothing else is asked."""
+
+
+def bits_plan(asked: Mapping[str, int] | StrPath | None) -> Mapping[str, int] | str | None:
+    """What was asked: the name of one of ``MIXES``, or bits by matrix, which a TOML file may hold; None for nothing.
 
     Raises:
         UserError: neither a mix nor a file.
     """
     if not isinstance(asked, str | Path):
-        return asked or {}
+        return asked or None
     if asked in MIXES:
         return str(asked)
     path = Path(asked)
@@ -67,10 +96,22 @@ def fixed_bits(target: Target) -> Mapping[str, Bits]:
     return FIXED.get(target.backend, {})
 
 
+def is_default(asked: Mapping[str, int] | str | None, target: Target, precision: Precision) -> bool:
+    """Whether ``DEFAULT_MIX`` decides, where ``asked`` is what ``bits_plan`` gives."""
+    return asked is None and precision == "int4" and target.backend in MIXED_BACKENDS
+
+
 def other_bits(
-    asked: Mapping[str, int] | str, spec: DecoderSpec, target: Target, precision: Precision
+    asked: Mapping[str, int] | str | None,
+    spec: DecoderSpec,
+    target: Target,
+    precision: Precision,
+    *,
+    tied: bool,
 ) -> dict[str, Bits]:
     """The matrices whose bits are not the precision's; ``asked`` is what ``bits_plan`` gives.
+
+    An embedding table that is the output head (``tied``) has the head's bits, where nobody says otherwise.
 
     Raises:
         UserError: an unknown matrix, other bits than 4 and 8, or what the target can't store.
@@ -79,8 +120,13 @@ def other_bits(
         check_mixed(target, precision)
     elif precision not in BLOCKWISE:
         return {}
+    elif is_default(asked, target, precision):
+        asked = DEFAULT_MIX
     if isinstance(asked, str):
-        asked = MIXES[asked](spec)
+        asked = {name: bits for name, bits in MIXES[asked](spec).items() if name not in fixed_bits(target)}
+    asked = dict(asked or {})
+    if tied and "lm_head" in asked and "embedding" not in fixed_bits(target):
+        asked.setdefault("embedding", asked["lm_head"])
     fixed = fixed_bits(target)
     for name, bits in fixed.items():
         if asked.get(name, bits) != bits:

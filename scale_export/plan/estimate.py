@@ -9,6 +9,7 @@ from typing import Final
 from scale_export.core.errors import UserError
 from scale_export.core.words import Precision
 from scale_export.model.base import BaseModel
+from scale_export.quantize import load_quantizer
 
 from .bits import fixed_bits
 from .record import Plan
@@ -38,11 +39,27 @@ def block_bytes(plan: Plan, out: int, width: int, bits: int) -> int:
     return out * blocks * (plan.block_size * bits // 8 + scale)
 
 
+def shares_table(plan: Plan) -> bool:
+    """Whether a package of the plan stores an embedding table that is the output head once, where their bits agree."""
+    if plan.quantizer is None or plan.static or plan.target.backend != "onnxruntime":
+        return False
+    return plan.base.stored_weights.tied and not load_quantizer(plan.quantizer).scales_columns
+
+
+def stored_bytes(plan: Plan, name: str, bits: int, *, shared: bool) -> int:
+    """What a matrix, or the embedding, takes at that width; ``shared``: whether the head holds the table's codes."""
+    out, width = shapes_of(plan)[name]
+    if not (shared and name == "embedding"):
+        return block_bytes(plan, out, width, bits)
+    same = plan.base.spec.embedding_scale == 1
+    return 0 if same else block_bytes(plan, out, width, 0)
+
+
 def reach(plan: Plan) -> tuple[int, int]:
     """Bytes of all codes and scales with 4 bits wherever the target lets them, and with 8."""
-    fixed, shapes = fixed_bits(plan.target), shapes_of(plan)
+    fixed, shared = fixed_bits(plan.target), shares_table(plan)
     least, most = (
-        sum(block_bytes(plan, *shape, fixed.get(name, bits)) for name, shape in shapes.items())
+        sum(stored_bytes(plan, name, fixed.get(name, bits), shared=shared) for name in shapes_of(plan))
         for bits in (4, 8)
     )
     return least, most
@@ -50,7 +67,8 @@ def reach(plan: Plan) -> tuple[int, int]:
 
 def matrix_bytes(plan: Plan, only: Collection[str] | None = None) -> int:
     """Of the decoder's matrices and the embedding as the plan writes them, or of ``only`` those named; exact."""
-    total = 0
+    total, bits_of = 0, {name: plan.other_bits.get(name, plan.bits) for name in ("embedding", "lm_head")}
+    shared = bits_of["embedding"] == bits_of["lm_head"] and shares_table(plan)
     for name, (out, width) in shapes_of(plan).items():
         if only is not None and name not in only:
             continue
@@ -61,7 +79,7 @@ def matrix_bytes(plan: Plan, only: Collection[str] | None = None) -> int:
         elif plan.static:
             total += 4 * out * width
         else:
-            total += block_bytes(plan, out, width, plan.other_bits.get(name, plan.bits))
+            total += stored_bytes(plan, name, plan.other_bits.get(name, plan.bits), shared=shared)
     return total
 
 

@@ -15,7 +15,7 @@ from scale_export.device.rules import check_vocabulary
 from scale_export.model.base import BaseModel
 from scale_export.model.identity import check_base
 
-from .bits import bits_plan, bits_reason, other_bits
+from .bits import DEFAULT_MIX, bits_plan, bits_reason, is_default, other_bits
 from .fold_choice import choose_fold, unfoldable
 from .options import ExportOptions
 from .picture_choice import check_one_size, choose_prefill_tokens, fit_pictures, tower_inputs_of
@@ -57,7 +57,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
     prefill_tokens, why_so_many = choose_prefill_tokens(base, target, trial)
     quantizer, calibration, how = choose_quantizer(coefficients, base, precision, options)
     asked_bits = bits_plan(options.bits)
-    bits = other_bits(asked_bits, base.spec, target, precision)
+    bits = other_bits(asked_bits, base.spec, target, precision, tied=base.stored_weights.tied)
     return Plan(
         base=base,
         coefficients=coefficients,
@@ -73,7 +73,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
             why,
             _precision_reason(precision, options.precision, target, block_size),
             *how,
-            *bits_reason(bits, base.spec, target, _bits_source(asked_bits)),
+            *bits_reason(bits, base.spec, target, _bits_source(asked_bits, target, precision)),
             _context_reason(context_length, target, base.spec.max_positions),
             *resized,
             *why_so_many,
@@ -89,7 +89,12 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
     )
 
 
-def _bits_source(asked: Mapping[str, int] | str) -> str:
+DEFAULT_BITS = f"int4's default (--bits-plan {DEFAULT_MIX})"
+
+
+def _bits_source(asked: Mapping[str, int] | str | None, target: Target, precision: Precision) -> str:
+    if is_default(asked, target, precision):
+        return DEFAULT_BITS
     return f"--bits-plan {asked}" if isinstance(asked, str) else "the bits plan"
 
 
@@ -146,8 +151,12 @@ def _precision_reason(precision: Precision, asked: str | None, target: Target, b
 def with_bits(plan: Plan, bits: Mapping[str, int], why: str) -> Plan:
     """The plan with bits of its own for single matrices, and the sentence that says so."""
     spec, target = plan.base.spec, plan.target
-    found = other_bits(bits, spec, target, plan.precision)
-    earlier = bits_reason(plan.other_bits, spec, target)
+    found = other_bits(bits, spec, target, plan.precision, tied=plan.base.stored_weights.tied)
+    earlier = {
+        said
+        for source in ("the bits plan", DEFAULT_BITS)
+        for said in bits_reason(plan.other_bits, spec, target, source)
+    }
     kept = tuple(decision for decision in plan.decisions if decision not in earlier)
     return replace(plan, other_bits=found, decisions=(*kept, *bits_reason(found, spec, target, why)))
 

@@ -61,7 +61,8 @@ class ExportOptions:
         Mapping[str, int] | StrPath | None,
         Option(
             flags=("--bits-plan",),
-            help="Bits of single matrices, 4 or 8: a TOML file with a table [bits], or k_quant_mixed.",
+            help="Bits of single matrices, 4 or 8: a TOML file with a table [bits], spared (int4's default), "
+            "k_quant_mixed or uniform (4 everywhere).",
         ),
     ] = None
     cache: Cache = None

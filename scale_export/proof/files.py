@@ -123,7 +123,9 @@ class FileCheck:
 
     def _bits(self, path: Path) -> Statement:
         plan = self.plan
-        found = other_bits(bits_plan(path), plan.base.spec, plan.target, plan.precision)
+        found = other_bits(
+            bits_plan(path), plan.base.spec, plan.target, plan.precision, tied=plan.base.stored_weights.tied
+        )
         return Statement(name=BITS_PLAN, found=dict(found), expected=dict(plan.other_bits))
 
     def _tables(self) -> Iterator[Statement]:

@@ -93,6 +93,8 @@ class Method(ABC):
 
     calibration: Calibration
     precisions: tuple[Precision, ...] = BLOCKWISE
+    scales_columns: bool = False
+    """Whether ``prepare`` gives matrices other columns, so that a tied output head is no longer the table."""
 
     def prepare(
         self, weights: DecoderWeights, statistics: Statistics, bits: Bits, block_size: int

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,8 +79,23 @@ class QuantizedWeights:
         """``block(name)``: the packed matrix of that name."""
         return functools.lru_cache(maxsize=None if self.held else 1)(self.pack)
 
+    @functools.cached_property
+    def table_is_head(self) -> bool:
+        """Whether the embedding table is the output head, at the same bits: then it has the head's codes.
+
+        Block scales differ by the family's ``embedding_scale``. A method that scales the head's columns parts them.
+        """
+        if self.bits_of("embedding") != self.bits_of("lm_head"):
+            return False
+        head, table = self.base.matrix("lm_head"), self.base.embedding()
+        scale = self.spec.embedding_scale
+        return torch.equal(head if scale == 1 else head * scale, table)
+
     def pack(self, name: str) -> BlockMatrix:
         """What ``block`` keeps, worked out anew: quantized first, then folded."""
+        if name == "embedding" and self.table_is_head:
+            head = self.block("lm_head")
+            return replace(head, scales=head.scales * np.float32(self.spec.embedding_scale))
         weight = self.base.embedding() if name == "embedding" else self.base.matrix(name)
         moments = self.statistics.moments(name)
         packed = self.quantizer.quantize(weight.numpy(), self.bits_of(name), self.block_size, moments)

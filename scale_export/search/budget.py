@@ -30,7 +30,7 @@ from scale_export.model.blocks import Bits
 from scale_export.model.engine import ReferenceEngine
 from scale_export.model.weights import DecoderWeights
 from scale_export.plan.bits import fixed_bits
-from scale_export.plan.estimate import block_bytes, reach
+from scale_export.plan.estimate import reach, shares_table, stored_bytes
 from scale_export.plan.make import with_bits
 from scale_export.plan.portable import generator_of
 from scale_export.plan.quantizer_choice import trained_on_set
@@ -154,7 +154,7 @@ def check_reach(plan: Plan, budget: Budget) -> None:
 def narrowing_order(plan: Plan, statistics: StoredStatistics | None, log: WorkLog) -> list[str]:
     """Every matrix in the order of rule 2; raises UserError as ``search_bits``."""
     bench = _Bench(plan, statistics)
-    return list(bench.sensitivity([n for n in bench.wide if n not in fixed_bits(plan.target)], log))
+    return list(bench.sensitivity(bench.free, log))
 
 
 Timer = Callable[[Plan, StoredStatistics | None], float]
@@ -176,7 +176,7 @@ def search_bits(
         UserError: float weights, no questions to measure on, or a budget that nothing meets.
     """
     bench = _Bench(plan, statistics)
-    free = [name for name in bench.wide if name not in fixed_bits(plan.target)]
+    free = bench.free
     names = [name for name in free if budget.kind != "decode" or name != "embedding"]
     sensitivity = bench.sensitivity(names, log)
     order = list(sensitivity)
@@ -269,12 +269,12 @@ class _Bench:
         self.weights: dict[int, QuantizedWeights] = {4: replace(weights, bits=4), 8: replace(weights, bits=8)}
         self.engine = self._engine(self.weights[8])
         self.wide = dict(self.engine.tensors)
+        self.shared = shares_table(plan)
         self.size = sum(self.bytes_of(name, 8) for name in self.wide)
 
     def bytes_of(self, name: str, bits: int) -> int:
         """Of a matrix's codes and scales at that width."""
-        out, width = self.wide[name].shape
-        return block_bytes(self.plan, int(out), int(width), bits)
+        return stored_bytes(self.plan, name, bits, shared=self.shared)
 
     def saved(self, name: str) -> int:
         """Bytes less at 4 bits."""
@@ -285,13 +285,25 @@ class _Bench:
         for name in names:
             if self.engine.tensors[name] is self.wide[name]:
                 weights = self.weights[4]
-                value = weights.embedding() if name == "embedding" else weights.matrix(name)
-                self.engine.swap(name, value)
+                for each in self.together(name):
+                    value = weights.embedding() if each == "embedding" else weights.matrix(each)
+                    self.engine.swap(each, value)
 
     def widen(self, names: Sequence[str]) -> None:
         """Put the 8-bit values back."""
         for name in names:
-            self.engine.swap(name, self.wide[name])
+            for each in self.together(name):
+                self.engine.swap(each, self.wide[each])
+
+    def together(self, name: str) -> tuple[str, ...]:
+        """What is narrow where that matrix is: a table that is the output head follows it."""
+        return (name, "embedding") if self.shared and name == "lm_head" else (name,)
+
+    @property
+    def free(self) -> list[str]:
+        """The matrices whose bits are chosen: neither the target's own choice nor what follows another one."""
+        follows = {"embedding"} if self.shared else set()
+        return [n for n in self.wide if n not in fixed_bits(self.plan.target) and n not in follows]
 
     def sensitivity(self, names: Sequence[str], log: WorkLog) -> dict[str, float]:
         """What each matrix alone costs at 4 bits (rule 1), in the order of rule 2."""

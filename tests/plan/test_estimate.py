@@ -37,7 +37,7 @@ def test_the_size_is_about_that_of_the_package(package: Path, base_of: Any, coef
 
 
 def test_the_reach_of_bits_is_that_of_the_search(base_of: Any):
-    plan = plan_of(base_of("llava", "llama"))
+    plan = plan_of(base_of("llava", "llama"), bits="uniform")
     bench = _Bench(plan, weights_of(plan).statistics)
     assert reach(plan) == (bench.size - sum(map(bench.saved, bench.wide)), bench.size)
     assert matrix_bytes(plan) == reach(plan)[0]

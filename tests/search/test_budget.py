@@ -218,7 +218,7 @@ def core_ml_bytes(graphs: dict[str, Path]) -> int:
 
 def test_core_ml_holds_both_widths_within_the_budget(base_of: Any, tmp_path: Path):
     base = base_of("llava", "llama")
-    plan = plan_of(base, "coreml", quantizer="rtn")
+    plan = plan_of(base, "coreml", quantizer="rtn", bits="uniform")
     statistics = weights_of(plan).statistics
     assert plan.other_bits == {"embedding": 8} and any("keeps it in" in said for said in plan.decisions)
     most = search_bits(plan, statistics, Budget(kind="size", limit=1e12), QUIET).frontier

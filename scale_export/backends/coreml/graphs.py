@@ -144,10 +144,10 @@ def embedding_table(weights: DecoderWeights, storage: Storage, scale: float) -> 
     if not isinstance(weights, QuantizedWeights):
         table = weights.embedding().numpy() * np.float32(scale)
         return {EMBEDDING: table.astype(np.float16 if storage.half else np.float32)}
-    table = weights.base.embedding().numpy() * np.float32(scale)
-    block = weights.quantizer.quantize(table, 8, weights.block_size)
+    block = weights.block("embedding")
+    assert block.bits == 8, "the plan says so"
     codes = (block.integers().astype(np.int16) - 128).astype(np.int8)
-    return {CODES: codes, SCALES: block.scales.astype(np.float16)}
+    return {CODES: codes, SCALES: (block.scales * np.float32(scale)).astype(np.float16)}
 
 
 def scalar_defaults(folded: FoldedDecoder) -> host.ScalarDefaults | None:

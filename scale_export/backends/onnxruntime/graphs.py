@@ -56,6 +56,7 @@ def emit_graphs(
         options=plan.options,
         image_token_id=plan.image_token_id,
     )
+    _share(directory / graphs["embedding"], decoder, _same_table(directory / graphs["embedding"], decoder))
     emit_vision(
         vision,
         plan.tower_inputs,
@@ -76,22 +77,70 @@ def _emit_folded_twin(folded: FoldedDecoder, plan: GraphPlan, decoder: Path, pat
     """A second decoder graph that shares the first one's external data but for the tensors that folding changes."""
     assert folded.scaled is not None
     emit_decoder(folded.scaled, path, options=plan.options, context_length=plan.context_length, gated=False)
-    twin, first = ir.load(path), ir.load(decoder)
     own = {f"{name}{suffix}" for name in folded.factors for suffix in ("", ".scales", ".bias")}
+    names = [str(name) for name in ir.load(path).graph.initializers if name not in own]
+    _share(path, decoder, {name: name for name in names})
+
+
+TABLE = {"embed_tokens.codes": "lm_head.codes", "embed_tokens.scales": "lm_head.scales"}
+"""Tensors of the embedding graph → those of the decoder that they are where the output head is tied to the table."""
+
+
+def _same_table(embedding: Path, decoder: Path) -> dict[str, str]:
+    """Those of ``TABLE`` that hold the same bytes, whatever their shapes."""
+    words, first = (ir.load(path).graph.initializers for path in (embedding, decoder))
+
+    def values(initializers: Mapping[str, ir.Value], name: str) -> NDArray[np.generic] | None:
+        tensor = initializers[name].const_value if name in initializers else None
+        return None if tensor is None else tensor.numpy().reshape(-1)
+
+    same = {}
+    for name, other in TABLE.items():
+        own, there = values(words, name), values(first, other)
+        if own is not None and there is not None and own.dtype == there.dtype and np.array_equal(own, there):
+            same[name] = other
+    return same
+
+
+def _share(path: Path, other: Path, names: Mapping[str, str]) -> None:
+    """Let tensors of a graph (its name → the other graph's) lie in the other one's data; all else is written anew."""
+    graph, there = ir.load(path), ir.load(other).graph.initializers
+    shared = {}
+    for own, name in names.items():
+        tensor = there[name].const_value if name in there else None
+        if isinstance(tensor, ir.ExternalTensor):
+            shared[own] = tensor
+    if not shared:
+        return
     kept: list[tuple[ir.Value, ir.TensorProtocol]] = []
-    for name, value in twin.graph.initializers.items():
-        shared = first.graph.initializers.get(name)
-        if shared is not None and isinstance(shared.const_value, ir.ExternalTensor) and name not in own:
-            value.const_value = shared.const_value
-        elif isinstance(value.const_value, ir.ExternalTensor):
-            kept.append((value, ir.tensor(value.const_value.numpy().copy(), name=value.name)))
+    for name, value in graph.graph.initializers.items():
+        held = value.const_value
+        if name in shared:
+            assert value.shape is not None, "an initializer has a shape"
+            value.const_value = _placed(shared[name], str(name), value.shape)
+        elif isinstance(held, ir.ExternalTensor):
+            kept.append((value, ir.tensor(held.numpy().copy(), name=value.name)))
     data = path.with_name(f"{path.name}.data")
     data.unlink()
-    own_tensors = [tensor for _, tensor in kept]
-    external = ir.external_data.convert_tensors_to_external(own_tensors, path.parent, data.name)
-    for (value, _), tensor in zip(kept, external, strict=True):
-        value.const_value = tensor
-    ir.save(twin, path)
+    if kept:
+        own_tensors = [tensor for _, tensor in kept]
+        external = ir.external_data.convert_tensors_to_external(own_tensors, path.parent, data.name)
+        for (value, _), tensor in zip(kept, external, strict=True):
+            value.const_value = tensor
+    ir.save(graph, path)
+
+
+def _placed(tensor: ir.ExternalTensor, name: str, shape: ir.Shape) -> ir.ExternalTensor:
+    """The same bytes of the same file under another name and shape."""
+    return ir.ExternalTensor(
+        tensor.location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=shape,
+        name=name,
+        base_dir=tensor.base_dir,
+    )
 
 
 def decoder_codes(decoder: Path, names: Iterable[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:

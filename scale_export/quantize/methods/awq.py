@@ -32,6 +32,7 @@ class Awq(Method):
     """Channel scaling, then searched scales weighted by the scaled inputs."""
 
     calibration = "required"
+    scales_columns = True
 
     def prepare(
         self, weights: DecoderWeights, statistics: Statistics, bits: Bits, block_size: int

@@ -40,6 +40,7 @@ class SmoothQuant(Method):
     """Channels smoothed, then weights rounded to the nearest."""
 
     calibration = "required"
+    scales_columns = True
     precisions: tuple[Precision, ...] = ("w8a8",)
 
     def __init__(self, alphas: tuple[float, ...] = ALPHAS) -> None:
