@@ -57,6 +57,13 @@ export class Cache {
 /** The inputs of a gated decoder that a runtime must not drop. */
 const GATE = ["gate", "attn_scale", "mlp_scale"] as const;
 
+/** The graphs in the order of their opening. */
+const ROLES = ["decoder", "embedding", "vision"];
+
+function filesOf(graph: Graph): string[] {
+    return [graph.file, ...graph.data];
+}
+
 /** The three graphs of a package as sessions of whatever ONNX Runtime the host has registered. */
 export class Engine {
     readonly hiddenSize: number;
@@ -95,15 +102,21 @@ export class Engine {
                 `${files.source.name} is a two-phase package, which is not run here: export it with --fold gate`,
             );
         }
+        const graphs = ROLES.flatMap((role) => facts.graphs.get(role) ?? []);
         const session = async (role: string) => {
             const graph = facts.graphs.get(role);
             if (!graph)
                 throw new UserError(`${files.source.name} has no ${role} graph: export the package again`);
-            return openSession(files, graph, options, role === "decoder");
+            const opened = await openSession(files, graph, options, role === "decoder");
+            // A tied table lies in the decoder's file, which is read once and kept until the last graph has it.
+            const later = new Set(graphs.slice(graphs.indexOf(graph) + 1).flatMap(filesOf));
+            files.release(filesOf(graph).filter((file) => !later.has(file)));
+            return opened;
         };
         const decoder = await session("decoder");
+        const embedding = await session("embedding");
         const vision = facts.graphs.has("vision") ? await session("vision") : null;
-        return new Engine(decoder, vision, await session("embedding"), files, new Tensors(options.ort));
+        return new Engine(decoder, vision, embedding, files, new Tensors(options.ort));
     }
 
     /** What the vision graph says of prepared pictures, output by output, float32. */
@@ -223,12 +236,10 @@ async function openSession(
         ...(externalData.length ? { externalData } : {}),
     };
     try {
-        const session = await options.ort.InferenceSession.create(bytes, {
+        return await options.ort.InferenceSession.create(bytes, {
             ...settings,
             ...(isDecoder && options.cacheOnGpu ? { preferredOutputLocation: gpuPlaces(files) } : {}),
         });
-        files.release([graph.file, ...graph.data]);
-        return session;
     } catch (error) {
         throw runtimeRefusal(error, `ONNX Runtime cannot load ${graph.file} of ${files.source.name}`);
     }

@@ -211,3 +211,42 @@ test("a word that stands for a picture is no part of a question, and is taken ou
     );
     assert.ok(!told.ids.includes(ID["<image>"]));
 });
+
+test("a file that two graphs read is read once", async () => {
+    const graph = (role, ...data) => [
+        role,
+        { file: `${role}.onnx`, size: 1, data: data.map((file) => ({ file, size: 4 })) },
+    ];
+    const whole = JSON.parse(Buffer.from(packageFiles().get("runtime.json")));
+    const graphs = Object.fromEntries([
+        graph("decoder", "decoder.onnx.data"),
+        graph("vision", "vision.onnx.data"),
+        graph("embedding", "decoder.onnx.data"),
+    ]);
+    const source = packageSource({
+        "runtime.json": { ...whole, graphs },
+        "decoder.onnx.data": "codes",
+        "vision.onnx.data": "tower",
+    });
+    const reads = [];
+    const counted = {
+        ...source,
+        name: source.name,
+        read: (name, told) => (reads.push(name), source.read(name, told)),
+    };
+    const ort = fakeOrt();
+    const given = [];
+    const create = ort.InferenceSession.create;
+    ort.InferenceSession.create = (bytes, options) => {
+        given.push((options.externalData ?? []).map(({ path, data }) => `${path}: ${Buffer.from(data)}`));
+        return create(bytes);
+    };
+    await openPackage(counted, { ort, executionProviders: ["cpu"] });
+    assert.deepEqual(given, [
+        ["decoder.onnx.data: codes"],
+        ["decoder.onnx.data: codes"],
+        ["vision.onnx.data: tower"],
+    ]);
+    for (const name of ["decoder.onnx.data", "vision.onnx.data"])
+        assert.equal(reads.filter((read) => read === name).length, 1);
+});
