@@ -1,6 +1,8 @@
 # make demo: set up .venv, export the shipped model for ONNX Runtime and Core ML, ask each package one question.
 # make test: set up .venv, lint, type-check and test everything, JavaScript too where Node 20 is there.
 # make js: set up examples/node_modules, check, build and test the JavaScript examples. NODE=required fails without Node.
+# make web PORT=8000: export the shipped model for the web page, build the page, and serve both on 127.0.0.1.
+# make web-gpu: the page's self-test on WebGPU without a GPU, which takes minutes.
 # make real: set up .venv, download a pretrained language model, and export the vision-language model over it.
 # make fuzz MINUTES=5: set up .venv, and damage files for that long for each reader.
 # make docs: set up .venv, build the pages of the Python API into out/docs.
@@ -10,8 +12,9 @@ BIN := .venv/bin
 MODEL := examples/tiny_vlm
 OUT := out
 MINUTES := 5
+PORT := 8000
 
-.PHONY: demo real test lint js fuzz bench docs compat clean
+.PHONY: demo real test lint js web web-gpu fuzz bench docs compat clean
 .DELETE_ON_ERROR:
 
 .venv/installed: pyproject.toml constraints.txt
@@ -64,12 +67,31 @@ js: examples/node_modules/.package-lock.json
 	cd examples && node_modules/.bin/prettier --log-level warn --check .
 	$(JS_TOOLS)/tsc --build examples/js
 	$(JS_TOOLS)/tsc --project examples/node
+	for part in tsconfig tsconfig.worker tsconfig.node; do $(JS_TOOLS)/tsc --project examples/web/$$part.json || exit 1; done
+	$(JS_TOOLS)/vite build --logLevel warn examples/web
 	node --test --test-reporter dot examples/js/test/
 else
 js:
 	@echo "JavaScript is not tested: Node 20 or newer is not installed here"
 	@test "$(NODE)" != required
 endif
+
+WEB_PACKAGE := $(OUT)/spatial-web
+
+$(WEB_PACKAGE)/manifest.json: .venv/installed
+	$(BIN)/scale-export fold --coeffs $(MODEL)/spatial.pt --target web --out $(WEB_PACKAGE) --force
+
+web: NODE = required
+web: $(WEB_PACKAGE)/manifest.json js
+	rm -rf $(OUT)/web
+	cp -r examples/web/dist $(OUT)/web
+	cp -r $(WEB_PACKAGE) $(OUT)/web/package
+	$(JS_TOOLS)/vite preview examples/web --outDir ../../$(OUT)/web --host 127.0.0.1 --port $(PORT) --strictPort
+
+web-gpu: NODE = required
+web-gpu: $(WEB_PACKAGE)/manifest.json js
+	node examples/web/test/webgpu.js $(WEB_PACKAGE) $(OUT)/webgpu-result.json
+	$(BIN)/scale-export verify $(WEB_PACKAGE) --selftest --device-result $(OUT)/webgpu-result.json
 
 test: lint js
 	$(BIN)/pytest -n 2 --dist worksteal

@@ -18,8 +18,9 @@ from scale_export.device.certificate import device_leg, read_result
 from scale_export.questions import load_questions
 from tests.helpers.coefficients import random_coefficients, saved
 from tests.helpers.folds import fold_on, opened_once
+from tests.helpers.forged_graphs import with_defaults
 from tests.helpers.javascript import EXAMPLES, claimed_families, driven, needs_node, told
-from tests.helpers.packages import plant, reseal
+from tests.helpers.packages import reseal
 from tests.helpers.pictures import picture
 
 TINY = EXAMPLES / "tiny_vlm"
@@ -134,15 +135,3 @@ def test_refusals_are_one_sentence(tiny: Any, tmp_path: Path):
     assert "paligemma" in refusal("family", lambda p: reseal(p, lambda t: t.update(model_type="paligemma")))
     assert "older" in refusal("older", lambda p: reseal(p, lambda t: t.update(schema=1)))
     assert "gate" in refusal("dropped", with_defaults)
-
-
-def with_defaults(package: Path) -> None:
-    """Give the gate's inputs defaults, as packages once had them: onnxruntime-node ignores such inputs silently."""
-    import onnx
-    from onnx import numpy_helper
-
-    model = onnx.load(package / "decoder.onnx", load_external_data=False)
-    shapes = {"gate": (1, 1), "attn_scale": (4, 8), "mlp_scale": (4,)}
-    for name, shape in shapes.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
-    plant(package, "decoder.onnx", model.SerializeToString())

@@ -1,7 +1,7 @@
 export type { Ort, RuntimeOptions } from "./engine.js";
 export { ContextFull, UserError } from "./errors.js";
 export { FAMILIES } from "./families/index.js";
-export { PackageFiles, type FileEntry, type Manifest, type Progress } from "./manifest.js";
+export { MANIFEST, PackageFiles, type FileEntry, type Manifest, type Progress } from "./manifest.js";
 export {
     AnswerStream,
     openPackage,
