@@ -48,6 +48,9 @@ class BaseUnits:
     def held_cache(self, held: Held) -> Any:
         return self.engine.held_cache(held)
 
+    def cut(self, cache: Any, tokens: int) -> None:
+        self.engine.cut(cache, tokens)
+
     def keys(self, layer: int, step: Step, phase: Phase) -> Float32 | None:
         return self.engine.keys(layer, self._carrying(step), phase)
 

@@ -153,6 +153,10 @@ class Engine(Protocol):
         """
         ...
 
+    def cut(self, cache: Any, tokens: int) -> None:
+        """Forget all but the first ``tokens`` of a cache of one row, which holds as many or more."""
+        ...
+
     def keys(self, layer: int, step: Step, phase: Phase) -> Float32 | None:
         """The keys ``[B, K, T, hd]`` that a layer makes of a step over an empty cache; layers behind it do not run.
 

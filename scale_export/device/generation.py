@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import abc
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from .rules import GenerationRules
 
 Inputs = Mapping[str, Array]
 """A processor's NumPy output for one prompt: ``input_ids [1, T]``, its mask, pixels and what goes with them."""
+
+Tower = Callable[[Mapping[str, Array]], dict[str, Array]]
+"""What a tower takes → its named outputs."""
 
 Stopped = Literal["end", "length", "context"]
 """Why an answer stopped: the model ended it, it has as many tokens as were asked for, or the context is full."""
@@ -60,11 +64,17 @@ class EmbeddedPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prefilled:
-    """A cache that holds a prompt, the logits ``[1, V]`` after it, and where generation goes on."""
+    """A cache that holds a prompt, the logits ``[1, V]`` after it, and where generation goes on.
+
+    Attributes:
+        next_position: of the first token after the prompt.
+        fed: the tokens that the cache holds after the prompt; ``Generator.follow`` adds to them.
+    """
 
     cache: object
     logits: Float32
     next_position: int
+    fed: list[int] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -79,15 +89,15 @@ class Generator:
     scalars: Scalars | None = None
     """Scalars in place of the package's own; only where the engine can override them."""
 
-    def embed_prompt(self, inputs: Inputs) -> EmbeddedPrompt:
-        """A prompt's tokens with its pictures' features in place."""
+    def embed_prompt(self, inputs: Inputs, see: Tower | None = None) -> EmbeddedPrompt:
+        """A prompt's tokens with its pictures' features in place; ``see`` stands in for the engine's tower."""
         ids = inputs["input_ids"].astype(np.int64)
         family, runtime = self.family, self.runtime_config
         positions = family.positions(inputs, runtime)
         groups = family.attention_groups(inputs, runtime)
         if "pixel_values" not in inputs:
             return EmbeddedPrompt(embeds=self.embed_tokens(ids), positions=positions, attention_group=groups)
-        outputs = self.engine.vision(family.tower_inputs(inputs, runtime))
+        outputs = (see or self.engine.vision)(family.tower_inputs(inputs, runtime))
         features = family.pack(outputs, inputs, runtime)
         at_image = ids == self.image_token_id
         if len(features) != at_image.sum():
@@ -118,18 +128,30 @@ class Generator:
         """
         return self.prefill_embedded(self.embed_prompt(inputs))
 
-    def prefill_embedded(self, prompt: EmbeddedPrompt, cache: object | None = None) -> Prefilled:
-        """``prefill`` of a prompt that is embedded already, over a ``cache`` of one row or an empty one."""
+    def prefill_embedded(
+        self, prompt: EmbeddedPrompt, cache: object | None = None, *, held: int = 0
+    ) -> Prefilled:
+        """``prefill`` of a prompt that is embedded already, over a ``cache`` of one row or an empty one.
+
+        Args:
+            held: how many of the prompt's tokens the cache holds already, not the last one.
+        """
         cache = self.engine.new_cache(1) if cache is None else cache
-        split = prompt.tokens - 1 if self.fold == "two-phase" else 0
-        if split > 0:
-            self.forward(cache, prompt.step(slice(0, split), gated=False))
+        split = prompt.tokens - 1 if self.fold == "two-phase" else held
+        if split > held:
+            self.forward(cache, prompt.step(slice(held, split), gated=False))
         logits = self.forward(cache, prompt.step(slice(split, prompt.tokens), gated=True))
         return Prefilled(cache=cache, logits=logits, next_position=prompt.next_position)
 
     def decode(self, cache: object, token: int, position: int) -> Float32:
         """Run one generated token at its position; the logits ``[1, V]`` after it."""
         return self.forward(cache, self.decode_step(token, position))
+
+    def follow(self, start: Prefilled, token: int) -> Float32:
+        """Feed the next token after a prompt; the logits ``[1, V]`` after it."""
+        logits = self.decode(start.cache, token, start.next_position + len(start.fed))
+        start.fed.append(token)
+        return logits
 
     def decode_step(self, token: int, position: int) -> Step:
         """The forward of one generated token at its position."""
@@ -147,31 +169,48 @@ class Generator:
     def forced_logits(self, inputs: Inputs, tokens: Sequence[int]) -> Float32:
         """Logits ``[len(tokens) + 1, V]`` after the prompt and after each of ``tokens`` fed as if generated."""
         start = self.prefill(inputs)
-        rows = [start.logits[0]]
-        for offset, token in enumerate(tokens):
-            rows.append(self.decode(start.cache, token, start.next_position + offset)[0])
-        return np.stack(rows)
+        return np.stack([start.logits[0], *(self.follow(start, token)[0] for token in tokens)])
 
     def stream(
-        self, inputs: Inputs, *, max_new_tokens: int, rules: GenerationRules
+        self,
+        inputs: Inputs,
+        *,
+        max_new_tokens: int,
+        rules: GenerationRules,
+        starting: Starting | None = None,
     ) -> abc.Generator[int, None, Stopped]:
         """Greedy tokens by the rules, one by one, without the end token; returns why there are no more.
+
+        Args:
+            starting: runs the prompt; None runs all of it.
 
         Raises:
             ContextFull: the prompt alone doesn't fit the package's context.
         """
-        start = self.prefill(inputs)
-        logits = start.logits
-        prompt, answer = inputs["input_ids"][0].tolist(), list[int]()
-        for offset in range(max_new_tokens):
-            token = rules.choose(logits[0], prompt, answer)
-            if token in rules.end_tokens:
-                return "end"
-            yield token
-            answer.append(token)
-            if offset + 1 < max_new_tokens:
-                try:
-                    logits = self.decode(start.cache, token, start.next_position + offset)
-                except ContextFull:
-                    return "context"
-        return "length"
+        with (starting or from_nothing)(self, inputs) as start:
+            logits = start.logits
+            prompt, answer = inputs["input_ids"][0].tolist(), list[int]()
+            for offset in range(max_new_tokens):
+                token = rules.choose(logits[0], prompt, answer)
+                if token in rules.end_tokens:
+                    return "end"
+                yield token
+                answer.append(token)
+                if offset + 1 < max_new_tokens:
+                    try:
+                        logits = self.follow(start, token)
+                    except ContextFull:
+                        return "context"
+            return "length"
+
+
+class Starting(Protocol):
+    """Runs a prompt and hands out what it left; whoever goes on does so within."""
+
+    def __call__(self, generator: Generator, inputs: Inputs) -> AbstractContextManager[Prefilled]: ...
+
+
+@contextmanager
+def from_nothing(generator: Generator, inputs: Inputs) -> Iterator[Prefilled]:
+    """Run all of a prompt."""
+    yield generator.prefill(inputs)

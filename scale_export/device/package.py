@@ -31,12 +31,16 @@ from scale_export.package.signing import Signature, check_signature
 from . import generation
 from .engine import Engine, Scalars
 from .generation import Inputs, Stopped
+from .memory import Memory
 from .onnxruntime import genai
 from .open import check_threads, open_engine
 from .prompts import Message, encode_messages, user_message
 from .rules import GenerationRules, read_rules
 
 __all__ = ["AnswerStream", "Package", "open_package"]
+
+AHEAD = "?"
+"""Stands for a question that is not known yet; what follows its pictures runs again."""
 
 PROCESSOR_FILES = (
     "config.json",
@@ -102,9 +106,13 @@ class Responder:
     generator: generation.Generator
     rules: GenerationRules
 
-    def stream(self, inputs: Inputs, *, max_new_tokens: int) -> AnswerStream:
-        """A greedy answer, piece by piece as its text becomes certain."""
-        tokens = self.generator.stream(inputs, max_new_tokens=max_new_tokens, rules=self.rules)
+    def stream(
+        self, inputs: Inputs, *, max_new_tokens: int, starting: generation.Starting | None = None
+    ) -> AnswerStream:
+        """A greedy answer, piece by piece as its text becomes certain; ``starting`` as in ``Generator.stream``."""
+        tokens = self.generator.stream(
+            inputs, max_new_tokens=max_new_tokens, rules=self.rules, starting=starting
+        )
         return AnswerStream(tokens, self.processor.tokenizer)
 
     def answer(self, images: Sequence[Picture], prompt: str, *, max_new_tokens: int) -> str:
@@ -135,6 +143,7 @@ class Package:
         self._strength = 1.0
         self._coefficients = load_coefficients(files.path(files.manifest.coefficients))
         self._own = self._coefficients
+        self._memory = Memory(scope=files.manifest.scope)
 
     def refusing(self, fault: str) -> AbstractContextManager[None]:
         """What is raised inside over the package's contents becomes a ``UserError``."""
@@ -310,11 +319,32 @@ class Package:
         return self.stream(self.prepare(images, prompt), max_new_tokens=max_new_tokens)
 
     def stream(self, inputs: Inputs, *, max_new_tokens: int = ANSWER_TOKENS) -> AnswerStream:
-        """``generate`` from prepared inputs."""
-        pieces = self.responder.stream(inputs, max_new_tokens=max_new_tokens)
+        """``generate`` from prepared inputs.
+
+        Pictures and the beginning of a prompt that the last question had too do not run again (``Memory``).
+        """
+        pieces = self.responder.stream(inputs, max_new_tokens=max_new_tokens, starting=self._memory.start)
         tokens = inputs["input_ids"].size
         pieces.guard = lambda: self._guarded("it fails on this conversation", tokens + max_new_tokens)
         return pieces
+
+    def prefill(self, images: Sequence[Picture]) -> None:
+        """Run pictures before their question is known, so that the first answer to one about them begins soon.
+
+        Raises:
+            UserError: as ``generate``.
+        """
+        self.ready()
+        inputs = self.prepare(images, AHEAD)
+        with (
+            self._guarded("it fails on these pictures", inputs["input_ids"].size),
+            self._memory.start(self.generator, inputs),
+        ):
+            pass
+
+    def forget(self) -> None:
+        """Let go of what is kept of the last questions: pictures' features, and the decoder's cache."""
+        self._memory.forget()
 
     def answer(self, images: Sequence[Picture], prompt: str, *, max_new_tokens: int = ANSWER_TOKENS) -> str:
         """A whole greedy answer, stripped."""

@@ -266,7 +266,7 @@ def _ask(
         expected = golden.expected(full), golden.expected(index)
         response = gate_response(expected, (before[full], logits), golden.tolerance)
     if case.answer is not None:
-        answer = package.answer(images, case.prompt, max_new_tokens=MAX_NEW_TOKENS)
+        answer = package.responder.answer(images, case.prompt, max_new_tokens=MAX_NEW_TOKENS)
     error = _error(golden.expected(index), logits)
     result = CaseResult(
         index=index,

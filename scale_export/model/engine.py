@@ -127,6 +127,10 @@ class ReferenceEngine(ReferenceInputs):
             layers.append((keys, values))
         return TorchCache(layers=layers, mask=np.ones((1, held.tokens), np.int64))
 
+    def cut(self, cache: TorchCache, tokens: int) -> None:
+        cache.layers = [(keys[:, :, :tokens], values[:, :, :tokens]) for keys, values in cache.layers]
+        cache.mask = cache.mask[:, :tokens]
+
     @torch.no_grad()
     def keys(self, layer: int, step: Step, phase: Phase) -> Float32 | None:
         decoder = PortableDecoder(

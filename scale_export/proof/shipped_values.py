@@ -105,6 +105,9 @@ class Grafted:
     def held_cache(self, held: Held) -> Any:
         return self.decoder.held_cache(held)
 
+    def cut(self, cache: Any, tokens: int) -> None:
+        self.decoder.cut(cache, tokens)
+
     def keys(self, layer: int, step: Step, phase: Phase) -> Float32 | None:
         return self.decoder.keys(layer, step, phase)
 

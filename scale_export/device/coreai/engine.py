@@ -157,6 +157,9 @@ class CoreAIEngine:
             states[name] = self._state(name, held.slots, np.stack(made)[:, None])
         return [RowCache(states=states, length=held.tokens)]
 
+    def cut(self, cache: list[RowCache], tokens: int) -> None:
+        cache[0].length = tokens
+
     def keys(self, layer: int, step: Step, phase: Phase) -> None:
         """Nothing: assets work turns out, the same way at every position."""
 

@@ -119,6 +119,9 @@ class CoreMLEngine:
         cache.length = held.tokens
         return cache
 
+    def cut(self, cache: StateCache, tokens: int) -> None:
+        cache.length = tokens
+
     def keys(self, layer: int, step: Step, phase: Phase) -> None:
         """Nothing: the host works turns out, the same way at every position."""
 

@@ -305,5 +305,8 @@ class OnnxEngine:
     def held_cache(self, held: Held) -> SharedCache:
         return self._decoders["base"].held_cache(held)
 
+    def cut(self, cache: SharedCache, tokens: int) -> None:
+        cache.lengths[:] = tokens
+
     def keys(self, layer: int, step: Step, phase: Phase) -> Float32 | None:
         return self._decoders[phase].keys(layer, step)
