@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -36,15 +37,15 @@ def needs_browser() -> None:
         pytest.skip(reason)
 
 
-def visited(test: Path, laid: Path) -> None:
-    """Run one file of the page's tests on what was laid ready for it.
+def visited(tests: Sequence[Path], laid: Path) -> None:
+    """Run files of the page's tests, one after the other, on what was laid ready for them.
 
     Raises:
         AssertionError: a test of it fails; with what Node says.
     """
     needs_browser()
     done = subprocess.run(
-        ["node", "--test", "--test-reporter", "spec", str(test)],
+        ["node", "--test", "--test-concurrency", "1", "--test-reporter", "spec", *map(str, tests)],
         capture_output=True,
         text=True,
         timeout=600,

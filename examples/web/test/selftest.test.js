@@ -18,16 +18,20 @@ async function tested() {
     await site.page.locator("#save:visible").waitFor({ timeout: 120_000 });
 }
 
-test("the self-test passes, and its result can be saved", async () => {
-    const { page, problems } = site;
-    await tested();
-    assert.match(await page.innerText("#verdict"), /^✓ Passed: \d+ golden cases/);
-    assert.equal(await page.locator("#failures").isVisible(), false);
-    const [download] = await Promise.all([page.waitForEvent("download"), page.click("#save")]);
-    assert.equal(download.suggestedFilename(), "tiny-device-result.json");
-    await download.saveAs(laid("result.json"));
-    assert.deepEqual(problems, []);
-});
+for (const name of ["tiny", "float32", "small"]) {
+    test(`the self-test passes, and its result can be saved: ${name}`, async () => {
+        const { page, problems } = site;
+        await load(site, name);
+        await opened(page);
+        await tested();
+        assert.match(await page.innerText("#verdict"), /^✓ Passed: \d+ golden cases/);
+        assert.equal(await page.locator("#failures").isVisible(), false);
+        const [download] = await Promise.all([page.waitForEvent("download"), page.click("#save")]);
+        assert.equal(download.suggestedFilename(), `${name}-device-result.json`);
+        await download.saveAs(laid(`${name}.json`));
+        assert.deepEqual(problems, []);
+    });
+}
 
 test("a graph that ignores the gate fails", async () => {
     const { page } = site;

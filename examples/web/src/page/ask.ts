@@ -81,6 +81,7 @@ export class AskView {
         }));
         this.#answers.replaceChildren(...asked.map(({ card }) => card.element));
         this.#answers.ariaBusy = "true";
+        this.#answers.scrollIntoView({ block: "nearest" });
         for (const { strength, card } of asked) {
             if (running.signal.aborted) card.fail();
             else
