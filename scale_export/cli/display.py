@@ -30,7 +30,8 @@ def show_parity(report: ParityReport) -> None:
             table.add_row(name, "", "", "", "", verdict(None))
             continue
         words = report.verdict(name)
-        shown = Text(words, "dim") if leg.passed is None else verdict(leg.passed)
+        style = "dim" if leg.passed is None else "bold yellow" if words == "undecided" else None
+        shown = verdict(leg.passed) if style is None else Text(words, style)
         for number, row in enumerate(leg.rows()):
             value = Text(row.value, "bold red") if row.beyond else row.value
             ends = ("", "", "") if number else (name, leg.counted, shown)

@@ -24,6 +24,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from .limits import DECIDED_ODDS
 from .records import Array
 
 Bools = NDArray[np.bool_]
@@ -39,7 +40,7 @@ BOOTSTRAP_SEED = 20_261_107
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A measured number with its 95 % interval, over ``cases`` questions.
+    """A measured number with an interval, 95 % unless its maker says otherwise, over ``cases`` questions.
 
     ``low`` and ``high`` are None where the data don't bound the number.
     """
@@ -50,8 +51,8 @@ class Estimate:
     cases: int
 
 
-def wilson(successes: int, n: int) -> tuple[float, float] | None:
-    """Wilson's 95 % interval of a proportion (source 1); None where there are no cases.
+def wilson(successes: int, n: int, z: float = Z_95) -> tuple[float, float] | None:
+    """Wilson's interval of a proportion (source 1), 95 % unless ``z`` says otherwise; None where there are no cases.
 
     Raises:
         ValueError: ``successes`` outside 0 … n.
@@ -60,20 +61,20 @@ def wilson(successes: int, n: int) -> tuple[float, float] | None:
         raise ValueError(f"{successes} successes of {n} cases")
     if n == 0:
         return None
-    z2 = Z_95**2
+    z2 = z**2
     share = successes / n
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     # At the ends the bound is exactly 0 or 1; rounding would leave 1e-17 of it.
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == n else centre + half
     return low, high
 
 
-def proportion(correct: Bools) -> Estimate | None:
-    """The share of True in ``correct [N]`` with Wilson's interval; None where N is 0."""
+def proportion(correct: Bools, z: float = Z_95) -> Estimate | None:
+    """The share of True in ``correct [N]`` with Wilson's interval, see ``wilson``; None where N is 0."""
     successes, n = int(np.count_nonzero(correct)), len(correct)
-    interval = wilson(successes, n)
+    interval = wilson(successes, n, z)
     if interval is None:
         return None
     return Estimate(value=successes / n, low=interval[0], high=interval[1], cases=n)
@@ -218,11 +219,13 @@ def gain_retention(base: Bools, scale: Bools, export: Bools) -> Estimate | None:
     return Estimate(value=int(counts @ export_gain) / gain, low=low, high=high, cases=n)
 
 
-def ratio_bounds(numerators: Array, denominators: Array) -> tuple[float | None, float | None]:
-    """The 2.5 % and 97.5 % points of the ratios; a denominator that isn't positive is beyond either end."""
+def ratio_bounds(
+    numerators: Array, denominators: Array, tail: float = 0.025
+) -> tuple[float | None, float | None]:
+    """The points of the ratios that leave ``tail`` on either side; a denominator that isn't positive is beyond both."""
     ratios = numerators / np.where(denominators > 0, denominators, 1)
-    low = np.quantile(np.where(denominators > 0, ratios, -np.inf), 0.025, method="inverted_cdf")
-    high = np.quantile(np.where(denominators > 0, ratios, np.inf), 0.975, method="inverted_cdf")
+    low = np.quantile(np.where(denominators > 0, ratios, -np.inf), tail, method="inverted_cdf")
+    high = np.quantile(np.where(denominators > 0, ratios, np.inf), 1 - tail, method="inverted_cdf")
     bounded = bool(np.isfinite(low) and np.isfinite(high))
     return (float(low), float(high)) if bounded else (None, None)
 
@@ -253,7 +256,7 @@ def kl_rows(reference_logits: Array, other: Array, *, rows_at_once: int = 256) -
 
 
 def clustered_mean(clusters: Sequence[NDArray[np.float64]]) -> Estimate | None:
-    """The mean over all numbers of ``clusters``, with an interval by a bootstrap of whole clusters (source 4).
+    """The mean over all numbers of ``clusters``, with its 90 % interval by a bootstrap of whole clusters (source 4).
 
     Numbers of one text depend on one another, so texts are drawn, not numbers. None where there is no number; no bounds
     where a number isn't finite, or where fewer than two clusters have any.
@@ -267,7 +270,7 @@ def clustered_mean(clusters: Sequence[NDArray[np.float64]]) -> Estimate | None:
     if len(kept) > 1 and np.isfinite(value):
         rng, n = np.random.default_rng(BOOTSTRAP_SEED), len(kept)
         drawn = rng.multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP_RESAMPLES)
-        low, high = ratio_bounds(drawn @ sums, drawn @ counts)
+        low, high = ratio_bounds(drawn @ sums, drawn @ counts, tail=0.05)
     return Estimate(value=value, low=low, high=high, cases=int(counts.sum()))
 
 
@@ -304,6 +307,16 @@ def same_best(reference_logits: Array, other: Array) -> Bools:
     broken = np.isnan(reference_logits).any(axis=-1) | np.isnan(other).any(axis=-1)
     same: Bools = (reference_logits.argmax(axis=-1) == other.argmax(axis=-1)) & ~broken
     return same
+
+
+def decided(logits: Array) -> Bools:
+    """At which rows of logits ``[N, V]`` the best token is ``DECIDED_ODDS`` times as likely as the next; bool ``[N]``.
+
+    Where it is not, another best token is a choice between near equals: nothing that a reader loses.
+    """
+    best = np.partition(logits, -2, axis=-1)[:, -2:].astype(np.float64)
+    found: Bools = best[:, 1] - best[:, 0] >= math.log(DECIDED_ODDS)
+    return found
 
 
 def _discordant(a: Bools, b: Bools) -> tuple[int, int]:

@@ -53,6 +53,12 @@ PIXEL_LEVELS = 1.0
 NEAR_TIE_MARGIN = 1e-3
 """A reference step is a near-tie when its two best logits differ by less than this share of max |logit|."""
 
+DECIDED_ODDS = 2.0
+"""A reference is decided at a position whose best token it gives at least this many times the next one's probability.
+
+Elsewhere another best token costs nobody anything: the two are near equals. Random models are decided nowhere.
+"""
+
 SELFTEST_RELATIVE: dict[Precision, float] = {
     "float32": 1e-4,
     "float16": 5e-3,

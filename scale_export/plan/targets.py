@@ -96,11 +96,12 @@ class ParityLimits(_Record):
     Attributes:
         max_kl: quantization leg: mean KL divergence from the float weights at the answers' positions, in nats;
             None for float weights, as in the next three, since nothing is quantized there and kernels have no levels.
-        min_top1_agreement: quantization leg: share of the answers' positions with the same best token.
+        min_top1_agreement: quantization leg: share of the answers' decided positions with the same best token.
         runtime_max_kl: runtime leg: mean KL divergence of this machine's kernels from the strictest, in nats.
-        runtime_min_top1_agreement: runtime leg: share of the answers' positions with the same best token.
+        runtime_min_top1_agreement: runtime leg: share of the answers' decided positions with the same best token.
         min_gain_retention: task leg: (export - base) / (PyTorch ScAle - base); None for no limit.
-        min_answer_agreement: task leg: share of answers equal to PyTorch ScAle's; None for no limit.
+        min_answer_agreement: task leg: share of answers equal to PyTorch ScAle's; of integer weights those that it was
+            decided about, of others all but near-ties; None for no limit.
         equivalence_margin: task leg: the export's accuracy must be shown to equal PyTorch ScAle's up to this share,
             on spatial questions and on all, by two one-sided tests at 5 %; None for no limit.
         near_tie_budget: task leg: the largest share of cases that may be set aside as near-ties.
@@ -114,6 +115,11 @@ class ParityLimits(_Record):
     min_answer_agreement: Fraction | None = None
     equivalence_margin: Annotated[float, Field(gt=0, lt=1)] | None = None
     near_tie_budget: Fraction
+
+    @property
+    def of_integers(self) -> bool:
+        """Whether they are those of quantized weights."""
+        return any(getattr(self, name) is not None for name in INTEGER_LIMITS)
 
 
 class ParityTable(_Record):

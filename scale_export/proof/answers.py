@@ -7,16 +7,16 @@ weights have no limits on positions: theirs is ``min_answer_agreement``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from math import prod
 from statistics import fmean
 from typing import ClassVar
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.defaults import SCORING
 from scale_export.core.huggingface import Model, Processor
-from scale_export.core.limits import NEAR_TIE_MARGIN
+from scale_export.core.limits import DECIDED_ODDS, NEAR_TIE_MARGIN
 from scale_export.core.words import Scoring
 from scale_export.device.selftest import MAX_NEW_TOKENS
 from scale_export.model.asking import Answer, answer_questions
@@ -37,9 +37,13 @@ Advance = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """One question with the three answers; ``near_tie``, and how many ``tokens``, by PyTorch ScAle's.
+    """One question with the three answers, and what PyTorch ScAle's own is like.
 
-    ``base`` is None where the base model was not asked.
+    Attributes:
+        base: None where the base model was not asked.
+        near_tie: whether some token hung on a margin too small to hold any export to.
+        decided: whether every token was decided (``core.limits.DECIDED_ODDS``).
+        tokens: how many there are.
     """
 
     question: Question
@@ -47,6 +51,7 @@ class Answered:
     scale: str
     export: str
     near_tie: bool
+    decided: bool
     tokens: int
 
     @property
@@ -86,6 +91,7 @@ def ask_all(
                 scale=said.text,
                 export=ask_export(question),
                 near_tie=is_near_tie(said),
+                decided=bool((said.margins >= math.log(DECIDED_ODDS)).all()),
                 tokens=len(said.token_ids),
             )
         )
@@ -141,21 +147,24 @@ class Agreement:
     """How often the export's answer is PyTorch ScAle's, and where not; any model has it, no right answers needed.
 
     Attributes:
-        share: of all cases; ``outside_near_ties`` of those alone that are no near-tie. None where there are none.
-        near_ties: how many cases are.
+        share: of all cases; ``outside_near_ties`` of those alone that are no near-tie, ``where_decided`` of those whose
+            tokens PyTorch ScAle was all decided about. None where there are none.
+        near_ties, decided: how many cases are.
         differing: how many answers differ, of which the first ``MAX_LISTED`` are ``listed``.
     """
 
     cases: int
     share: float | None
     outside_near_ties: float | None
+    where_decided: float | None
     near_ties: int
+    decided: int
     differing: int
     listed: tuple[Difference, ...]
 
     def figures(self, name: str) -> Mapping[str, float | None]:
         """What a requirement may name."""
-        return {name: self.outside_near_ties}
+        return {name: self.outside_near_ties, f"{name}.decided": self.where_decided}
 
     def to_json(self) -> dict[str, object]:
         """As it stands in ``parity.json``."""
@@ -164,6 +173,8 @@ class Agreement:
             "agreement": self.share,
             "agreement_outside_near_ties": self.outside_near_ties,
             "near_ties": self.near_ties,
+            "agreement_where_decided": self.where_decided,
+            "decided": self.decided,
             "differences": {"count": self.differing, "listed": [asdict(found) for found in self.listed]},
         }
 
@@ -213,7 +224,8 @@ class ParityAnswers(Agreement):
 
     def figures(self, name: str = "parity.agreement") -> Mapping[str, float | None]:
         """None where equal answers prove nothing."""
-        return {name: None if self.undecided else self.outside_near_ties}
+        shares = Agreement.figures(self, name)
+        return {of: None if self.undecided else share for of, share in shares.items()}
 
     def to_json(self) -> dict[str, object]:
         held = {"limit": self.limit, "various": self.various, "passed": self.passed}
@@ -236,7 +248,7 @@ def answer_limit(limits: ParityLimits, lengths: Sequence[int]) -> float | None:
     by_position = [p for p in (limits.min_top1_agreement, limits.runtime_min_top1_agreement) if p is not None]
     if not by_position or not lengths:
         return limits.min_answer_agreement
-    implied = fmean(prod(by_position) ** length for length in lengths)
+    implied = fmean(math.prod(by_position) ** length for length in lengths)
     stated = limits.min_answer_agreement
     return implied if stated is None else min(stated, implied)
 
@@ -244,12 +256,15 @@ def answer_limit(limits: ParityLimits, lengths: Sequence[int]) -> float | None:
 def agreement(answered: Sequence[Answered], scoring: Scoring = SCORING) -> Agreement:
     """The agreement of those answers; ``scoring`` judges the listed ones."""
     clear = [a for a in answered if not a.near_tie]
+    decided = [a for a in answered if a.decided]
     differing = [a for a in answered if not a.agrees]
     return Agreement(
         cases=len(answered),
         share=_share(answered),
         outside_near_ties=_share(clear),
+        where_decided=_share(decided),
         near_ties=len(answered) - len(clear),
+        decided=len(decided),
         differing=len(differing),
         listed=tuple(_difference(a, scoring) for a in differing[:MAX_LISTED]),
     )

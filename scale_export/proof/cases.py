@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ ANSWER_POSITIONS = 70
 
 MOST_PROMPTS = 48
 """Questions that are asked for that, at the most."""
+
+ROUNDS = (32, 64, 128, 256)
+"""Questions of each further round, while those before leave a verdict open (``distributions``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,11 @@ class Case:
         All of them where none does.
         """
         return len(self.answer)
+
+    def cut(self) -> Case:
+        """The case without what comes behind its answer."""
+        positions = self.answer_positions
+        return replace(self, tokens=self.tokens[: positions - 1], logits=self.logits[:positions])
 
     @property
     def hangs_on_near_tie(self) -> bool:
@@ -142,6 +150,21 @@ def parity_cases(
         cases += reference_cases(model, processor, coefficients, [_prompt(question)], rules=rules)
         missing -= cases[-1].answer_positions
     return cases
+
+
+def more_cases(
+    model: Model, processor: Processor, coefficients: Coefficients, number: int, rules: GenerationRules
+) -> list[Case]:
+    """Round ``number`` of further questions, from 0: of the validation split, which nothing was calibrated on.
+
+    The paths end with the answers.
+    """
+    first = sum(ROUNDS[:number])
+    questions = load_questions(parity_questions(coefficients), "validation", limit=first + ROUNDS[number])[
+        first:
+    ]
+    prompts = [_prompt(question) for question in questions]
+    return [case.cut() for case in reference_cases(model, processor, coefficients, prompts, rules=rules)]
 
 
 def few_prompts(*, text_alone: bool = True, questions: str = QUESTION_SET) -> list[Prompt]:

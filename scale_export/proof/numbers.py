@@ -40,11 +40,11 @@ def points(difference: float | None) -> str:
     return "not measured" if difference is None else f"{100 * difference:.2f} points".replace("-", "−")
 
 
-def interval(share: Estimate | None, decimals: int) -> str:
-    """The 95 % interval of a share in percent, in brackets; nothing where it isn't bounded."""
+def interval(share: Estimate | None, decimals: int, level: int = 95) -> str:
+    """A share's interval in percent, ``level`` % by its making, in brackets; nothing where it isn't bounded."""
     if share is None or share.low is None or share.high is None:
         return ""
-    return f" (95 %: {100 * share.low:.{decimals}f} … {100 * share.high:.{decimals}f})".replace("-", "−")
+    return f" ({level} %: {100 * share.low:.{decimals}f} … {100 * share.high:.{decimals}f})".replace("-", "−")
 
 
 def signed(value: float | None) -> str:

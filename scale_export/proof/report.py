@@ -32,7 +32,7 @@ MEANINGS: Mapping[str, str] = {kind.name: kind.meaning for kind in (*KINDS, *CHE
 SCHEMA = 1
 LOADED = "PyTorch in float32, loaded by transformers"
 """What the reference is, unless it is streamed or no model runs."""
-Verdict = Literal["passed", "failed", "no limit", "not checked"]
+Verdict = Literal["passed", "failed", "undecided", "no limit", "not checked"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class ParityReport:
 
     @property
     def failed(self) -> list[str]:
-        """The checks beyond their limits."""
+        """The checks that are beyond their limits, or that nothing was decided of."""
         return [name for name, check in self.checks.items() if check and check.passed is False]
 
     @property
@@ -92,6 +92,8 @@ class ParityReport:
             return "not checked"
         if check.passed is None:
             return "no limit"
+        if isinstance(check, QuantizationLeg | RuntimeLeg) and check.undecided:
+            return "undecided"
         return "passed" if check.passed else "failed"
 
     def reason(self, leg: str) -> str:

@@ -95,14 +95,25 @@ class TaskLeg:
         limits, agreed = self.limits, self.agreement
         checks = [agreed.cases > 0, agreed.near_ties <= limits.near_tie_budget * agreed.cases]
         if limits.min_answer_agreement is not None:
-            clear = agreed.outside_near_ties
-            checks.append(clear is not None and clear >= limits.min_answer_agreement)
+            share, least = self.held_agreement, limits.min_answer_agreement
+            nothing_to_hold = limits.of_integers and agreed.cases > 0
+            checks.append(nothing_to_hold if share is None else share >= least)
         if limits.min_gain_retention is not None and self.retention is not None:
             checks.append(self.retention.value >= limits.min_gain_retention)
         if limits.equivalence_margin is not None:
             tested = [test for test in self.equivalences.values() if test is not None]
             checks.append(self.equivalent is not None and all(test.shown for test in tested))
         return all(checks)
+
+    @property
+    def held_agreement(self) -> float | None:
+        """The share of equal answers that is held to the limit.
+
+        Rounded weights may choose otherwise where PyTorch ScAle was not decided: nobody loses by it, and accuracy is
+        held by itself. Float weights may not, but for near-ties.
+        """
+        agreed = self.agreement
+        return agreed.where_decided if self.limits.of_integers else agreed.outside_near_ties
 
     @property
     def counted(self) -> str:
@@ -113,8 +124,11 @@ class TaskLeg:
 
     def _rows(self) -> Iterator[Row]:
         limits, agreed, retention = self.limits, self.agreement, self.retention
-        label, lost = "same answers, near-ties aside", "answers changed"
-        yield at_least(self.name, label, agreed.outside_near_ties, limits.min_answer_agreement, lost=lost)
+        label = "same answers, near-ties aside"
+        if limits.of_integers:
+            label = f"same answers, {number(agreed.decided)} that PyTorch ScAle was decided about"
+        least, lost = limits.min_answer_agreement, "answers changed"
+        yield at_least(self.name, label, self.held_agreement, least, lost=lost)
         kept = None if retention is None else retention.value
         yield at_least(self.name, "gain retention", kept, limits.min_gain_retention, lost="gain lost")
         if limits.equivalence_margin is not None:
@@ -134,6 +148,7 @@ class TaskLeg:
         yield "Scoring", f"{self.scoring}{unscored}"
         yield "Same answer as PyTorch ScAle", percent(agreed.share)
         yield "The same, near-ties aside", percent(agreed.outside_near_ties)
+        yield "The same where PyTorch ScAle was decided", percent(agreed.where_decided)
         yield "Near-ties", f"{number(agreed.near_ties)} of {number(agreed.cases)}"
         lost = None if self.difference is None else self.difference.value
         yield "Accuracy lost by the export", points(lost) + interval(self.difference, 2)
@@ -179,7 +194,9 @@ class TaskLeg:
             **_with_interval("gain_retention", self.retention),
             "limits": {
                 "gain_retention": limits.min_gain_retention,
-                "agreement_outside_near_ties": limits.min_answer_agreement,
+                "agreement_where_decided" if limits.of_integers else "agreement_outside_near_ties": (
+                    limits.min_answer_agreement
+                ),
                 "equivalence_margin": limits.equivalence_margin,
                 "near_ties": limits.near_tie_budget,
             },

@@ -47,12 +47,20 @@ def _leg_view(report: ParityReport, name: str, leg: Leg | None) -> LegView:
 def headline(passed: bool, views: Sequence[LegView]) -> str:
     """The verdict as one sentence, with the legs that failed or did not run; ``passed`` is the whole report's."""
     failed = [view.name for view in views if view.verdict == "failed"]
+    undecided = [view.name for view in views if view.verdict == "undecided"]
     unchecked = [view.name for view in views if view.verdict == NOT_CHECKED]
     within = sum(view.verdict == "passed" for view in views)
     left_out = f" Not checked: {', '.join(unchecked)}." if unchecked else ""
     if failed:
         beyond = "leg is beyond its" if len(failed) == 1 else "legs are beyond their"
         return f"The {' and '.join(failed)} {beyond} limits.{left_out}"
+    if undecided:
+        had = (
+            "leg was measured on too few positions for its"
+            if len(undecided) == 1
+            else "legs were measured on too few positions for their"
+        )
+        return f"The {' and '.join(undecided)} {had} limits.{left_out}"
     if not passed:
         return f"No leg is beyond its limit, but the checks as a whole did not pass.{left_out}"
     whole = "leg is within its" if within == 1 else "legs are within their"

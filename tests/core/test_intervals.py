@@ -10,8 +10,10 @@ from scipy.optimize import minimize_scalar
 
 from scale_export.core import intervals
 from scale_export.core.intervals import (
+    Z_90,
     Z_95,
     clustered_mean,
+    decided,
     gain_retention,
     kl_rows,
     mcnemar_exact,
@@ -255,14 +257,21 @@ def test_same_best_counts_no_row_with_a_nan():
     assert same_best(logits, logits[:, ::-1].copy()).tolist() == [False, False, False]
 
 
+def test_a_row_is_decided_where_its_best_token_is_twice_as_probable():
+    odds = np.log([[2.001, 1.0, 0.5], [1.999, 1.0, 0.5], [1.0, 1.0, 1.0]]).astype(np.float32)
+    assert decided(odds).tolist() == [True, False, False]
+    assert decided(odds + 50).tolist() == [True, False, False], "whatever is added to all"
+    assert decided(np.full((1, 3), np.nan, np.float32)).tolist() == [False]
+
+
 def test_a_clustered_mean_is_as_sure_as_there_are_clusters():
     rng = np.random.default_rng(0)
     apart = [np.full(10, value) for value in rng.normal(1.0, 0.2, 20)]
     found = clustered_mean(apart)
     assert found and found.cases == 200 and found.value == pytest.approx(np.mean(apart))
     error = np.std([cluster[0] for cluster in apart]) / math.sqrt(20)
-    assert found.low == pytest.approx(found.value - Z_95 * error, rel=0.05)
-    assert found.high == pytest.approx(found.value + Z_95 * error, rel=0.05)
+    assert found.low == pytest.approx(found.value - Z_90 * error, rel=0.05)
+    assert found.high == pytest.approx(found.value + Z_90 * error, rel=0.05)
     alone = clustered_mean([np.concatenate(apart)])
     assert alone and (alone.low, alone.high) == (None, None), "one text bounds nothing"
     same = clustered_mean([np.full(3, 0.5), np.full(9, 0.5)])

@@ -36,13 +36,16 @@ def error(value: float, limit: float, metric: str = "max |Δlogit| / max |logit|
 
 
 def divergence(kl: float, **changes: Any) -> Divergence:
-    """Of that mean in every case, and 98.75 % of the best tokens, unless ``changes`` say otherwise."""
+    """Of that mean in every case, and 98.75 % of the best tokens, all decided, unless ``changes`` say otherwise."""
     known = {"top1_agreement": 0.9875, "positions": POSITIONS, "max_kl": 0.01, "min_top1": 0.97} | changes
     share, positions = known.pop("top1_agreement"), known.pop("positions")
+    low, high = known.pop("top1_interval", (share - 0.01, min(1.0, share + 0.01)))
     bound = kl if np.isfinite(kl) else None
+    top1 = Estimate(value=share, low=low, high=high, cases=positions)
     return Divergence(
         kl_estimate=Estimate(value=kl, low=bound, high=bound, cases=positions),
-        top1_estimate=Estimate(value=share, low=share - 0.01, high=min(1.0, share + 0.01), cases=positions),
+        top1_estimate=top1,
+        decided_estimate=top1,
         **known,
     )
 
@@ -91,7 +94,9 @@ def agreement(cases: int = CASES, **changes: Any) -> Agreement:
     known: dict[str, Any] = {
         "share": 1.0,
         "outside_near_ties": 1.0,
+        "where_decided": 1.0,
         "near_ties": 0,
+        "decided": cases,
         "differing": 0,
         "listed": (),
     }
@@ -107,7 +112,14 @@ def answers(cases: int = CASES, **changes: Any) -> ParityAnswers:
 
 
 def task(agreed: Agreement | None = None, **changes: Any) -> TaskLeg:
-    answers = agreement(2 * QUESTIONS, share=0.9863, outside_near_ties=0.99928, near_ties=21)
+    answers = agreement(
+        2 * QUESTIONS,
+        share=0.9863,
+        outside_near_ties=0.99928,
+        near_ties=21,
+        where_decided=0.9995,
+        decided=1400,
+    )
     known: dict[str, Any] = {
         "dataset": "gridworld", "questions_sha256": "0" * 64, "scoring": "strict", "unscored": 0,
         "base": accuracy(0.421, 0.831), "scale": accuracy(0.733, 0.821), "export": accuracy(0.729, 0.822),

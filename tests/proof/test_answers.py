@@ -23,6 +23,7 @@ from scale_export.plan.targets import load_target
 from scale_export.proof import answers, candidate, measure_checkpoint
 from scale_export.proof.answers import MAX_LISTED, Answered, ParityAnswers, answer_limit, parity_answers
 from scale_export.proof.report import ParityReport
+from scale_export.proof.task import task_leg
 from scale_export.questions.question import Question
 from scale_export.report.legs import headline, leg_views
 from tests.helpers import parity as made
@@ -34,10 +35,20 @@ CPU = load_target("cpu").parity
 QUESTION = Question(id="q", instance="q", prompt="where?", answer="", kind="other", topic="parity")
 
 
-def answered(*pairs: tuple[str, str], near_tie: bool = False, tokens: int = 2) -> list[Answered]:
+def answered(
+    *pairs: tuple[str, str], near_tie: bool = False, decided: bool = True, tokens: int = 2
+) -> list[Answered]:
     """Pairs of what PyTorch ScAle and the export say."""
     return [
-        Answered(question=QUESTION, base="", scale=scale, export=export, near_tie=near_tie, tokens=tokens)
+        Answered(
+            question=QUESTION,
+            base="",
+            scale=scale,
+            export=export,
+            near_tie=near_tie,
+            decided=decided,
+            tokens=tokens,
+        )
         for scale, export in pairs
     ]
 
@@ -88,7 +99,7 @@ def test_near_ties_are_set_aside_and_where_they_leave_nothing_nothing_is_decided
 def test_the_same_answer_to_every_prompt_proves_nothing_and_still_disproves() -> None:
     found = judged(answered(*[("left", "left")] * 20))
     assert found.passed is None and "says the same to every prompt" in str(found.undecided)
-    assert found.figures() == {"parity.agreement": None}, "so that no requirement holds by it"
+    assert set(found.figures().values()) == {None}, "so that no requirement holds by it"
     assert judged(answered(*[("left", "right")] * 20)).passed is False
     assert judged(answered(*[("left", "left")] * 20, ("right", "right"))).passed is True
 
@@ -235,3 +246,22 @@ def test_the_base_model_is_asked_only_where_its_answer_is_told(monkeypatch: pyte
     listed = parity_answers(found, CPU.of("int8"))
     assert listed.differing == MAX_LISTED + 2 and {one.base for one in listed.listed} == {"base"}
     assert all(one.base == "base" for one in answers.ask_all(*models, export, questions, lambda *_: None))
+
+
+def test_integer_weights_are_held_to_the_answers_that_were_decided():
+    """Half of the others change, and that is told but not held; of float weights it fails."""
+    undecided = [
+        (word, other) for word, other in zip(("left", "right") * 5, ("left", "above") * 5, strict=True)
+    ]
+    asked = [*SAME, *answered(*undecided, decided=False)]
+    integers, floats = (task_leg("made", asked, limits) for limits in (CPU.of("int8"), CPU.of("float32")))
+    assert (integers.agreement.decided, integers.agreement.where_decided) == (15, 1.0)
+    assert integers.held_agreement == 1.0 and integers.passed
+    assert floats.held_agreement == integers.agreement.outside_near_ties == 0.8 and not floats.passed
+    assert integers.figures()["agreement"] == 0.8 and integers.figures()["agreement.decided"] == 1.0
+    assert "15 that PyTorch ScAle was decided about" in integers.rows()[0].label
+
+    wrong = task_leg("made", [*asked, *answered(("left", "right"))], CPU.of("int8"))
+    assert wrong.held_agreement == 15 / 16 and not wrong.passed
+    none = task_leg("made", answered(*undecided, decided=False), CPU.of("int8"))
+    assert none.held_agreement is None and none.passed, "nothing was decided, so nothing can be lost by it"

@@ -151,6 +151,7 @@ def answers(*pairs: tuple[str, str], kind: Any = "spatial", rule: str = "exact")
             scale=scale,
             export=export,
             near_tie=False,
+            decided=True,
             tokens=2,
         )
         for i, (scale, export) in enumerate(pairs)

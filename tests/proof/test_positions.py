@@ -101,9 +101,9 @@ def test_distributions_differ_by_what_answers_are_made_of_and_errors_by_everythi
 ) -> None:
     exact, broken = [case.logits for case in CASES], moved(at, position)
     for leg in (
-        quantization_leg(CASES, exact, broken, LIMITS, {}),
-        runtime_leg(CASES, exact, broken, LIMITS),
-        quantization_leg(CASES, broken, exact, LIMITS, {}),  # whichever side it is on
+        quantization_leg(CASES, exact, broken, LIMITS, {}, by_value=True),
+        runtime_leg(CASES, exact, broken, LIMITS, by_value=True),
+        quantization_leg(CASES, broken, exact, LIMITS, {}, by_value=True),  # whichever side it is on
     ):
         found = leg.divergence
         assert (leg.cases, found.positions) == (3, 2 + 5 + 1)
@@ -129,7 +129,7 @@ def test_a_candidate_that_ends_early_is_still_counted_to_the_references_end() ->
     early = [case.logits.copy() for case in CASES]
     for rows in early:
         rows[0, END] = 9
-    leg = quantization_leg(CASES, [case.logits for case in CASES], early, LIMITS, {})
+    leg = quantization_leg(CASES, [case.logits for case in CASES], early, LIMITS, {}, by_value=True)
     assert leg.divergence.positions == 8 and leg.divergence.top1_agreement == 6 / 8
     assert leg.passed is False
 

@@ -18,9 +18,13 @@ from tests.helpers.parity import parity
 
 ERROR = {"metric", "value", "limit", "cases", "passed"}
 DIVERGENCE = {
-    "kl", "kl_interval", "top1_agreement", "top1_interval", "limits", "cases", "steps", "passed",
+    "kl", "kl_interval", "top1_agreement", "top1_interval", "decided_agreement", "decided_interval", "decided_steps",
+    "limits", "undecided", "cases", "steps", "passed",
 }  # fmt: skip
-AGREEMENT = {"cases", "agreement", "agreement_outside_near_ties", "near_ties", "differences"}
+AGREEMENT = {
+    "cases", "agreement", "agreement_outside_near_ties", "agreement_where_decided", "near_ties", "decided",
+    "differences",
+}  # fmt: skip
 KEYS = {
     "fold": ERROR,
     "lowering": ERROR | {"precision", "weights", "products"},

@@ -130,9 +130,10 @@ def test_page_says_what_was_measured(html):
     for said in (
         "Parity passed 6 legs are within their limits.", "spatial-cpu-int8", "Base model tiny_vlm",
         "Fold mode gate", "weights would act on every token", "42.1 → 72.9 %",
-        "1.3e-6 ≤ 1e-5", "top-1 agreement 98.8 % (95 %: 97.8 … 99.8) ≥ 97 %",
+        "1.3e-6 ≤ 1e-5", "top-1 agreement at 710 decided positions 98.8 % (90 %: 97.8 … 99.8) ≥ 97 %",
+        "top-1 agreement 98.8 % (90 %: 97.8 … 99.8) no limit",
         "integer codes unchanged by folding, 8 matrices yes yes", "token ids identical yes yes",
-        "gain retention 98.7 % ≥ 95 %", "same answers, near-ties aside 99.9 % ≥ 95 %",
+        "gain retention 98.7 % ≥ 95 %", "same answers, 1,400 that PyTorch ScAle was decided about 99.95 % ≥ 95 %",
         "share of near-ties 0.0137 ≤ 0.02", "98.7 % (95 %: 95.7 … 101.7)",
         "0.20 points (95 %: −0.25 … 0.71)", "McNemar's exact p 0.549", "21 of 1,536",
         "spatial 42.1 % 38.6 … 45.6", "decoder.onnx.data 1.03 MB 95.5 %", "Together 1.08 MB", "4,096 bytes",
@@ -162,9 +163,21 @@ def test_a_failed_leg_is_in_the_headline_and_its_number_stands_out():
     text = Page(html).text
     assert "Parity failed The quantization leg is beyond its limits." in text
     assert "Parity passed" not in text
-    assert beyond(html) == ["0.0182 (95 %: 0.0182 … 0.0182)"]
+    assert beyond(html) == ["0.0182 (90 %: 0.0182 … 0.0182)"]
     html = render_report(data(parity=parity(quantization=made.quantization(moved=True))))
     assert beyond(html) == ["no"]
+
+
+def test_too_few_positions_are_no_pass_and_the_headline_says_why():
+    few = made.quantization(positions=30, top1_interval=(0.91, 1.0))
+    found = parity(quantization=few)
+    text = Page(render_report(data(parity=found))).text
+    assert "Parity failed The quantization leg was measured on too few positions for its limits." in text
+    assert "quantization undecided 24 cases, 30 answer positions" in text
+    assert (
+        not found.passed and found.failed == ["quantization"] and found.verdict("quantization") == "undecided"
+    )
+    assert "30 positions, 30 of them decided, are too few" in str(few.to_json()["undecided"])
 
 
 def beyond(html: str) -> list[str]:
@@ -246,7 +259,7 @@ DIFFERING: Any = {"share": 0.9, "differing": 2, "listed": tuple(made.difference(
 )
 def test_what_is_said_of_answers_was_measured_by_the_leg_that_says_it(task: str, prompts: str, other: str):
     """Every sentence on answers follows from the answers that were given, whatever other legs found."""
-    bad = made.agreement(1536, share=0.5, outside_near_ties=0.5)
+    bad = made.agreement(1536, share=0.5, outside_near_ties=0.5, where_decided=0.5)
     found = parity(
         task={
             "passed": made.task(),
@@ -318,8 +331,8 @@ def test_a_leg_without_a_limit_is_reported():
     found = parity(runtime=made.runtime(max_kl=None, min_top1=None))
     text = Page(render_report(data(parity=found))).text
     assert (
-        "runtime no limit 24 cases, 710 answer positions mean KL, nats 0.0011 (95 %: 0.0011 … 0.0011) no limit "
-        "top-1 agreement 98.8 % (95 %: 97.8 … 99.8) no limit" in text
+        "runtime no limit 24 cases, 710 answer positions mean KL, nats 0.0011 (90 %: 0.0011 … 0.0011) no limit "
+        "top-1 agreement at 710 decided positions 98.8 % (90 %: 97.8 … 99.8) no limit" in text
     )
     assert "5 legs are within their limits." in text
 

@@ -1,0 +1,69 @@
+"""The quantization and the runtime leg, on as many answers as their limits need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scale_export.core.progress import WorkLog
+from scale_export.core.records import Float32
+from scale_export.device.generation import Generator
+from scale_export.plan.record import Plan
+
+from .cases import ROUNDS, Case, more_cases
+from .distributions import QuantizationLeg, RuntimeLeg, quantization_leg, runtime_leg
+from .paths import Room, path_logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One side of the two legs: an engine, how many prompts it runs together, and its logits along the cases."""
+
+    generator: Generator
+    room: Room
+    logits: Sequence[Float32]
+
+    def grown(self, cases: Sequence[Case]) -> Side:
+        """The side with the logits of further cases."""
+        more = path_logits(self.generator, cases, self.room)
+        return Side(generator=self.generator, room=self.room, logits=[*self.logits, *more])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """The portable decoder on float weights, the package's graphs on strict kernels, and the package as it runs."""
+
+    cases: Sequence[Case]
+    portable: Side
+    strict: Side
+    shipped: Side
+
+    def grown(self, cases: Sequence[Case]) -> Sides:
+        """All sides with further cases."""
+        return Sides(
+            cases=[*self.cases, *cases],
+            portable=self.portable.grown(cases),
+            strict=self.strict.grown(cases),
+            shipped=self.shipped.grown(cases),
+        )
+
+
+def judged(
+    plan: Plan, sides: Sides, codes: Mapping[str, tuple[str, str]], log: WorkLog, *, by_value: bool
+) -> tuple[QuantizationLeg, RuntimeLeg]:
+    """Both legs; while one of them is undecided, more questions are asked, ``ROUNDS`` times at the most.
+
+    ``codes`` and ``by_value`` are as in their records.
+    """
+    base, limits = plan.base, plan.target.parity.of(plan.precision)
+    for number in range(len(ROUNDS) + 1):
+        cases, strict = sides.cases, sides.strict.logits
+        quantization = quantization_leg(
+            cases, sides.portable.logits, strict, limits, codes, by_value=by_value
+        )
+        runtime = runtime_leg(cases, strict, sides.shipped.logits, limits, by_value=by_value)
+        if not (quantization.undecided or runtime.undecided) or number == len(ROUNDS):
+            break
+        with log.stage(f"more questions, round {number + 1}"):
+            sides = sides.grown(more_cases(base.model, base.processor, plan.coefficients, number, base.rules))
+    return quantization, runtime
