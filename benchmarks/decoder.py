@@ -98,7 +98,7 @@ def build_ours(source: Path, directory: Path, variant: str) -> Path:
             base=weights, quantizer=load_quantizer("rtn"), bits=4, block_size=32, factors=factors
         ),
         path,
-        options=GraphOptions(precision="int4", block_size=32, accuracy_level=4),
+        options=GraphOptions(precision="int4", block_size=32, accuracy_level=4, activations="float32"),
         context_length=CONTEXT,
         gated=variant == "gate",
     )

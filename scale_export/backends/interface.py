@@ -114,8 +114,6 @@ class GraphBackend(Backend):
     """A backend that writes graphs, and opens them."""
 
     makes = "graphs"
-    exact: ClassVar[bool] = True
-    """Whether ``open_engine(strict=True)`` computes in float32, whatever the graphs' own activations are."""
     batches: ClassVar[bool] = False
     """Whether its engines run several prompts in one forward, each row as it would run alone."""
 
@@ -146,6 +144,13 @@ class GraphBackend(Backend):
     def side_facts(self, directory: Path) -> SideFacts | None:
         """What the file for the host in ``directory`` says; None where the backend writes none."""
         return None
+
+    def strict_type(self, computes: FloatType) -> FloatType | None:
+        """What ``open_engine(strict=True)`` computes in, of graphs whose activations are ``computes``.
+
+        The lowering leg's limit follows from it. None where that arithmetic is too coarse to be held to a limit.
+        """
+        return "float32"
 
     @abstractmethod
     def open_engine(

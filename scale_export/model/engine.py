@@ -151,7 +151,7 @@ class ReferenceEngine(ReferenceInputs):
     def _run(
         self, decoder: PortableDecoder, cache: TorchCache, step: Step, scalars: Scalars | None
     ) -> Tensor:
-        """A step through a decoder's layers, over a cache of as many."""
+        """A step through a decoder's layers, over a cache of as many; in float32, whatever it was embedded in."""
         tokens = step.inputs_embeds.shape[1]
         new = (np.arange(tokens) < step.lengths[:, None]).astype(np.int64)
         cache.mask = np.concatenate((cache.mask, new), axis=1)
@@ -159,14 +159,14 @@ class ReferenceEngine(ReferenceInputs):
         group, deepstack = step.attention_group, step.deepstack
         output: Tensor
         output, cache.layers = decoder(
-            torch.from_numpy(np.ascontiguousarray(step.inputs_embeds)),
+            torch.from_numpy(np.ascontiguousarray(step.inputs_embeds, np.float32)),
             torch.from_numpy(cache.mask),
             torch.from_numpy(step.position_ids),
             cache.layers,
             self._make_gate(scalars),
             torch.from_numpy(position),
             None if group is None else torch.from_numpy(group),
-            () if deepstack is None else list(torch.from_numpy(deepstack)),
+            () if deepstack is None else list(torch.from_numpy(deepstack.astype(np.float32, copy=False))),
         )
         return output
 

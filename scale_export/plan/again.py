@@ -7,7 +7,7 @@ from dataclasses import replace
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.defaults import PARITY
 from scale_export.core.errors import UserError
-from scale_export.core.words import ParityMode
+from scale_export.core.words import BLOCKWISE, ParityMode
 from scale_export.model.base import open_base
 from scale_export.package.manifest import PackageFiles
 
@@ -38,6 +38,7 @@ def plan_again(
     mixes = target.backend in MIXED_BACKENDS
     options = ExportOptions(
         precision=recorded.precision,
+        activations=recorded.decoder.activation_dtype if recorded.precision in BLOCKWISE else None,
         fold=recorded.fold,
         block_size=recorded.block_size,
         # A package of an earlier version names no quantizer: there was one.

@@ -15,6 +15,7 @@ from scale_export.device.rules import check_vocabulary
 from scale_export.model.base import BaseModel
 from scale_export.model.identity import check_base
 
+from .activation_choice import activations_reason, choose_activations
 from .bits import DEFAULT_MIX, bits_plan, bits_reason, is_default, other_bits
 from .fold_choice import choose_fold, unfoldable
 from .options import ExportOptions
@@ -26,7 +27,7 @@ from .targets import Target
 
 
 def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, options: ExportOptions) -> Plan:
-    """Decide precision, block size, context and fold mode.
+    """Decide precision, activations, block size, context and fold mode.
 
     Raises:
         UserError: a base model that the coefficients don't fit, one whose generation config holds a rule that packages
@@ -40,6 +41,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         )
     check_vocabulary(base.rules, base.spec.vocab_size)
     precision = _precision(target, options.precision)
+    target = choose_activations(target, precision, options.activations)
     block_size = _block_size(target, options.block_size, precision)
     quantized = precision in INTEGER
     if precision in BLOCKWISE:
@@ -72,6 +74,7 @@ def make_plan(coefficients: Coefficients, base: BaseModel, target: Target, optio
         decisions=(
             why,
             _precision_reason(precision, options.precision, target, block_size),
+            *activations_reason(target, precision, options.activations),
             *how,
             *bits_reason(bits, base.spec, target, _bits_source(asked_bits, target, precision)),
             _context_reason(context_length, target, base.spec.max_positions),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from scale_export.core.defaults import CALIBRATION_QUESTIONS, PARITY, SCORING, WEIGHTING
 from scale_export.core.options import Option, StrPath, check
-from scale_export.core.words import FoldMode, ParityMode, Precision, Scoring, Weighting
+from scale_export.core.words import FloatType, FoldMode, ParityMode, Precision, Scoring, Weighting
 
 Auto = Literal["auto"]
 Cache = Annotated[
@@ -22,6 +22,13 @@ class ExportOptions:
         Precision | None,
         Option(
             help="What weights are written in: float32, float16, int8, int4 or w8a8; stored for a checkpoint. "
+            "By default the target's own."
+        ),
+    ] = None
+    activations: Annotated[
+        FloatType | None,
+        Option(
+            help="What the decoder computes in and its cache holds beside int8 and int4 weights: float32 or float16. "
             "By default the target's own."
         ),
     ] = None

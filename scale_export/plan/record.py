@@ -67,10 +67,15 @@ class Plan:
 
 
 def float_types(precision: Precision, target: Target) -> tuple[FloatType, FloatType]:
-    """What a decoder of that weight precision computes in on a target, and keeps in its cache."""
+    """What a decoder of that weight precision computes in on a target, and keeps in its cache.
+
+    Between its integer products, w8a8 computes in float32 on every target.
+    """
     match precision:
         case "float32" | "float16" as own:
             return own, own
+        case "w8a8":
+            return "float32", "float32"
         case _:
             assert target.activations and target.kv_cache, "targets with graphs state them"
             return target.activations, target.kv_cache

@@ -71,7 +71,7 @@ GRAPH_KEYS: Final = ("block_size", "activations", "kv_cache", "vision_precision"
 """The keys that every backend's targets must state but those of a checkpoint, which has no graphs."""
 
 BACKEND_ACTIVATIONS: Final[dict[Backend, tuple[FloatType, ...]]] = {
-    "onnxruntime": ("float32",),
+    "onnxruntime": ("float32", "float16"),
     "coreml": ("float16",),
     "coreai": ("float32", "float16"),
     "checkpoint": (),
@@ -226,6 +226,8 @@ def _backend_contradictions(target: Target) -> Iterable[str]:
     for key in ("activations", "kv_cache"):
         if getattr(target, key) not in (None, *computes):
             yield f"backend {target.backend!r} has no {getattr(target, key)} {key}: use {' or '.join(computes)}"
+    if target.backend == "onnxruntime" and target.activations != target.kv_cache:
+        yield "ONNX Runtime's attention keeps its cache in what it computes in: set activations and kv_cache alike"
 
 
 def _contradictions(target: Target) -> Iterable[str]:

@@ -14,7 +14,7 @@ from scale_export.core.huggingface import Processor
 from scale_export.core.limits import DECIDED_ODDS
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
-from scale_export.core.words import FloatType, ParityMode, Precision, Scoring
+from scale_export.core.words import FloatType, ParityMode, Scoring
 from scale_export.device.engine import Engine, Scalars
 from scale_export.device.generation import Generator, Inputs
 from scale_export.device.package import Responder
@@ -285,21 +285,25 @@ class Measurement:
         The graphs are those that ship, on kernels that round nothing: no other graph answers for them. Where a runtime
         has no such kernels, the same quantized weights are emitted once more, in graphs that compute in float32.
         """
-        plan, backend = self.plan, graph_backend(self.plan.target.backend)
-        if backend.exact or plan.float_types[0] == "float32":
-            return self._held(report, cases, package, strict, plan.float_types[0], plan.vision_precision)
+        backend, emission = (
+            graph_backend(self.plan.target.backend),
+            Emission.of(self.plan, self.weights.stored),
+        )
+        computes = emission.float_types[0]
+        if arithmetic := backend.strict_type(computes):
+            return self._held(report, cases, package, strict, emission, arithmetic)
         report.skip(
             "shipped graphs on strict kernels",
-            f"this runtime computes in {plan.float_types[0]} as the graphs say; the lowering leg held graphs of the "
-            f"same quantized weights that compute in float32",
+            f"this runtime computes in {computes} as the graphs say; the lowering leg held graphs of the same "
+            f"quantized weights that compute in float32",
         )
         with tempfile.TemporaryDirectory(prefix="scale-export-lowering-") as scratch:
-            names = backend.emit(Emission.of(plan, self.weights.stored).in_float32(), Path(scratch))
+            emission = emission.in_float32()
+            names = backend.emit(emission, Path(scratch))
             graphs = {role: Path(scratch) / name for role, name in names.items()}
-            twin = self._generator(open_planned(plan, graphs, strict=True))
-            return self._held(
-                report, cases, twin, path_logits(twin, cases, self._strict_room), "float32", "float32"
-            )
+            twin = self._generator(open_planned(self.plan, graphs, strict=True))
+            found = path_logits(twin, cases, self._strict_room)
+            return self._held(report, cases, twin, found, emission, "float32")
 
     def _held(
         self,
@@ -307,21 +311,21 @@ class Measurement:
         cases: Sequence[Case],
         package: Generator,
         strict: list[Float32],
-        keeps: FloatType,
-        tower: Precision,
+        emission: Emission,
+        arithmetic: FloatType,
     ) -> Steps:
-        """Graphs that keep ``keeps`` beside integer codes, against the portable decoder on the same values."""
-        oracle = self._stored_oracle(keeps)
+        """The graphs of an emission, in that ``arithmetic``, against the portable decoder on the same values."""
+        oracle = self._stored_oracle(emission.float_types[0])
         engine = Grafted(front=package.engine, decoder=oracle.engine)
         grafted = self._generator(engine)
         expected = path_logits(grafted, cases, self._room)
         report.lowering = lowering_leg(
             expected,
             strict,
-            "float32",
+            arithmetic,
             weights="dequantized",
-            front=front_errors(cases, package, oracle, tower),
-            context=end_of_context(report, self.plan, grafted, package, "float32"),
+            front=front_errors(cases, package, oracle, emission.vision_precision, arithmetic),
+            context=end_of_context(report, self.plan, grafted, package, arithmetic),
         )
         return [("quantization", expected), ("lowering", strict)]
 

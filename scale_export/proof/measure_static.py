@@ -50,7 +50,11 @@ class StaticMeasurement(Measurement):
         report.not_checked.extend(NOT_RUN)
         products = self._products(report, cases[0])
         front = front_errors(
-            cases, package, self._stored_oracle(self.plan.float_types[0]), self.plan.vision_precision
+            cases,
+            package,
+            self._stored_oracle(self.plan.float_types[0]),
+            self.plan.vision_precision,
+            self.plan.float_types[0],
         )
         report.lowering = LoweringLeg(
             error=products.error, cases=1, precision=None, front=tuple(front), products=products

@@ -116,7 +116,7 @@ class Grafted:
 
 
 def front_errors(
-    cases: Sequence[Case], package: Generator, oracle: Generator, tower: Precision
+    cases: Sequence[Case], package: Generator, oracle: Generator, tower: Precision, table: FloatType
 ) -> list[LargestError]:
     """What the package's tower and table give, against the base's tower and the table that it is said to hold.
 
@@ -124,6 +124,7 @@ def front_errors(
         package: the package's files on strict kernels.
         oracle: the portable decoder's, on the values that the package holds.
         tower: what the package's tower computes in.
+        table: what its embedding graph computes in.
     """
     features, prompts = [], []
     for case in cases:
@@ -135,7 +136,7 @@ def front_errors(
             given = own[0]
         rows = [generator.engine.embed(ids, given) for generator in (oracle, package)]
         prompts.append(relative_error(*rows))
-    held = [(FEATURES, features, LOWERING_RELATIVE[tower]), (PROMPTS, prompts, LOWERING_RELATIVE["float32"])]
+    held = [(FEATURES, features, LOWERING_RELATIVE[tower]), (PROMPTS, prompts, LOWERING_RELATIVE[table])]
     return [
         LargestError(metric=metric, value=float(np.max(errors)), limit=limit)
         for metric, errors, limit in held

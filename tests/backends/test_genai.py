@@ -139,6 +139,16 @@ def test_the_same_greedy_tokens_and_logits(
     assert relative_error(logits, found) <= LIMIT
 
 
+def test_integer_weights_beside_float16_activations(emitted: Emit):
+    plan, _, graphs = emitted("gemma3", "own", "int4", activations="float16")
+    asked = Ran(plan, graphs)
+    inputs = asked.prepared(PICTURES["wide"])
+    tokens, logits = asked.answered(inputs)
+    found_tokens, found = genai_answered(asked.model, asked.named(inputs))
+    assert found_tokens == tokens
+    assert relative_error(logits, found) <= LIMIT
+
+
 def test_folded_weights_answer_alike(ran: Callable[..., Ran]):
     asked = ran("mistral3", "int4", "weights", "all")
     inputs = asked.prepared(PICTURES["wide"])

@@ -72,24 +72,30 @@ def test_a_random_model_has_pythons_logits(family: str, base_of: Any, tmp_path: 
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``tiny(precision)``: a package of the shipped model."""
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny(precision, activations)``: a package of the shipped model."""
 
     @functools.cache
-    def build(precision: str) -> Path:
+    def build(precision: str, activations: str | None = None) -> Path:
         needs_node()
         out = tmp_path_factory.mktemp("packages") / precision
         base = opened_once(TINY / "model")
-        made = fold_on(base, TINY / "spatial.pt", "cpu", out=out, precision=precision, evaluation="none")
+        asked = {"precision": precision, "activations": activations, "evaluation": "none"}
+        made = fold_on(base, TINY / "spatial.pt", "cpu", out=out, **asked)
         assert made.passed
         return out
 
     return build
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8", "int4"])
-def test_the_shipped_model_passes_its_self_test(tiny: Any, precision: str, tmp_path: Path):
-    done = told(tiny(precision), "--self-test", tmp_path / "result.json")
+@pytest.mark.parametrize(
+    ("precision", "activations"), [("float32", None), ("int8", None), ("int4", None), ("int4", "float16")]
+)
+def test_the_shipped_model_passes_its_self_test(
+    tiny: Any, precision: str, activations: str | None, tmp_path: Path
+):
+    made = tiny(precision, activations)
+    done = told(made, "--self-test", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert sorted({case["strength"] for case in result["cases"]}) == [0, 0.5, 1]
@@ -97,7 +103,7 @@ def test_the_shipped_model_passes_its_self_test(tiny: Any, precision: str, tmp_p
     assert all(case["answer"] == case["answer_expected"] for case in result["cases"])
     if precision == "float32":
         assert max(case["error"] for case in result["cases"]) <= 1e-5
-    package = open_package(tiny(precision), threads=1)
+    package = open_package(made, threads=1)
     leg = device_leg(package.files, package, read_result(tmp_path / "result.json"))
     assert leg.passed
 

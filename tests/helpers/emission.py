@@ -12,7 +12,7 @@ import pytest
 
 from scale_export.backends.interface import Emission, GraphBackend
 from scale_export.core.progress import WorkLog
-from scale_export.core.words import FoldMode, Precision
+from scale_export.core.words import FloatType, FoldMode, Precision
 from scale_export.device.engine import Engine, Scalars
 from scale_export.device.generation import Generator
 from scale_export.device.onnxruntime.engine import DecoderSession, open_session
@@ -47,11 +47,12 @@ def emitting(
         precision: Precision = "float32",
         mode: FoldMode = "gate",
         scope: Any = "last",
+        activations: FloatType | None = None,
     ) -> Emitted:
         base = base_of(family, variant)
         chosen = load_target(target)
         asked = precision if precision in chosen.precisions else chosen.precisions[0]
-        options = ExportOptions(precision=asked, fold=mode, calib="none")
+        options = ExportOptions(precision=asked, activations=activations, fold=mode, calib="none")
         plan = make_plan(random_coefficients(base, scope), base, chosen, options)
         folded = stored(plan) if asked == precision else fold(base.weights, plan.coefficients, mode)
         directory = tmp_path_factory.mktemp("graphs")

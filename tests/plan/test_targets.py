@@ -168,7 +168,7 @@ def test_wrong_setting_is_refused(pattern: str, replacement: str, expected: str,
             "max_part_bytes = 5\nblock_size",
             "max_part_bytes splits decoders of backend 'coreml'",
         ),
-        (r'^activations = "float32"', 'activations = "float16"', "has no float16 activations: use float32"),
+        (r'^activations = "float32"', 'activations = "float16"', "set activations and kv_cache alike"),
     ],
 )
 def test_contradiction_is_refused(pattern: str, replacement: str, expected: str, tmp_path: Path) -> None:

@@ -13,16 +13,9 @@ import pytest
 from scale_export.backends.coreml import graphs as GRAPHS
 from scale_export.backends.interface import Emission, GraphBackend, graph_backend
 from scale_export.coefficients.file import Coefficients
-from scale_export.core.progress import WorkLog
 from scale_export.core.words import INTEGER
-from scale_export.model.base import BaseModel
-from scale_export.plan.make import make_plan
-from scale_export.plan.options import ExportOptions
 from scale_export.plan.targets import load_target
-from scale_export.proof.choose import measurement_of
-from scale_export.proof.report import ParityReport
-from tests.helpers.coefficients import random_coefficients
-from tests.helpers.emission import emission_of, weights_of
+from tests.helpers.reports import report_of
 
 Break = Callable[[Coefficients], Coefficients]
 
@@ -58,26 +51,6 @@ def plant(monkeypatch: pytest.MonkeyPatch, target: str, broken: Break) -> None:
         return emit(self, replace(emission, decoder=decoder), directory)
 
     monkeypatch.setattr(kind, "emit", planted)
-
-
-def report_of(base: BaseModel, directory: Path, target: str, precision: Any) -> ParityReport:
-    """The legs of a package."""
-    options = ExportOptions(precision=precision, fold="gate", quantizer="rtn", calib_limit=4)
-    if precision == "w8a8":
-        options = replace(options, calib="gridworld")
-    plan = make_plan(random_coefficients(base), base, load_target(target), options)
-    weights = weights_of(plan)
-    names = graph_backend(plan.target.backend).write(emission_of(plan, weights.stored), directory)
-    graphs = {role: directory / name for role, name in names.items()}
-    measurement = measurement_of(plan)(
-        plan=plan,
-        weights=weights,
-        directory=directory,
-        graphs=graphs,
-        log=WorkLog(quiet=True),
-        parity="streamed",  # few prompts
-    )
-    return measurement.run(None, None).report
 
 
 EVERYWHERE = [

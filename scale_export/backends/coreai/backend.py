@@ -31,7 +31,6 @@ class CoreAI(GraphBackend):
     """Core AI assets, run by Apple's own runtime. There are no side files: the scalars are the decoder's constants."""
 
     libraries = ("coreai-core", "coreai-torch")
-    exact = False
 
     def check(self, plan: Plan) -> None:
         """Every refusal, before a weight is loaded.
@@ -62,6 +61,10 @@ class CoreAI(GraphBackend):
         """The bundle's own files, and the processor's."""
         _write_bundle(emission, directory)
         super().remake(emission, directory)
+
+    def strict_type(self, computes: FloatType) -> FloatType | None:
+        """Apple's runtime on this machine sums float16 products in float16."""
+        return "float32" if computes == "float32" else None
 
     def open_engine(
         self,

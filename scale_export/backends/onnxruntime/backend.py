@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scale_export.backends.interface import Emission, GraphBackend
 from scale_export.core.errors import UserError
 from scale_export.core.records import NotChecked, SideFacts
+from scale_export.core.words import FloatType
 from scale_export.device.engine import Engine, Tap
 from scale_export.device.onnxruntime import host
 from scale_export.device.onnxruntime.engine import OnnxEngine
@@ -54,6 +55,7 @@ class OnnxRuntime(GraphBackend):
             precision=emission.precision,
             block_size=emission.block_size,
             accuracy_level=emission.target.accuracy_level or 0,
+            activations=emission.float_types[0],
         )
         plan = GraphPlan(
             options=options,
@@ -100,6 +102,10 @@ class OnnxRuntime(GraphBackend):
             image_token_id=config.image_token_id,
             end_token_ids=tuple(config.eos_token_ids),
         )
+
+    def strict_type(self, computes: FloatType) -> FloatType:
+        """Its strictest kernels still keep activations as the graphs say."""
+        return computes
 
     def open_engine(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from scale_export.core.records import DecoderSpec
-from scale_export.core.words import Precision
+from scale_export.core.words import FloatType, Precision
 from scale_export.model.arithmetic import rotary_tables
 from scale_export.model.decoder import Cache
 from scale_export.quantize import group_of
@@ -31,11 +31,13 @@ class GraphOptions:
     """How a decoder graph computes.
 
     ``accuracy_level`` 0 multiplies by dequantized float weights; 4 rounds activations to int8 per block.
+    ``activations`` is what block scales, norms, biases and the KV cache are kept in, too.
     """
 
     precision: Precision
     block_size: int
     accuracy_level: int
+    activations: FloatType
 
     @property
     def bits(self) -> int | None:
@@ -50,7 +52,7 @@ class GraphOptions:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of activations and of the KV cache."""
-        return torch.float16 if self.precision == "float16" else torch.float32
+        return torch.float16 if self.activations == "float16" else torch.float32
 
 
 HIDDEN = {torch.float32: -1e9, torch.float16: -6e4}
