@@ -108,6 +108,22 @@ def test_the_shipped_model_passes_its_self_test(
     assert leg.passed
 
 
+def test_a_table_in_the_decoders_file_passes_its_self_test(tmp_path: Path):
+    """The head of this model is its embedding table, whose codes lie in ``decoder.onnx.data`` alone."""
+    needs_node()
+    small, out = EXAMPLES / "small_vlm", tmp_path / "tied"
+    base = opened_once(small / "model")
+    made = fold_on(
+        base, small / "spatial.pt", "cpu", out=out, precision="int4", calib="none", evaluation="none"
+    )
+    embedding = json.loads((out / "runtime.json").read_text())["graphs"]["embedding"]
+    assert made.passed and "decoder.onnx.data" in [data["file"] for data in embedding["data"]]
+    done = told(out, "--self-test", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    cases = json.loads((tmp_path / "result.json").read_text())["cases"]
+    assert cases and all(case["answer"] == case["answer_expected"] for case in cases)
+
+
 def test_answers_are_pythons(tiny: Any, tmp_path: Path):
     package, asked = open_package(tiny("int8"), threads=1), []
     questions = load_questions("gridworld", "test", limit=QUESTIONS)
