@@ -80,9 +80,9 @@ def bits_plan(asked: Mapping[str, int] | StrPath | None) -> Mapping[str, int] | 
     """
     if not isinstance(asked, str | Path):
         return asked or None
-    if asked in MIXES:
-        return str(asked)
     path = Path(asked)
+    if str(path) in MIXES:
+        return str(path)
     if not path.exists() and path.name == str(asked) and not path.suffix:
         raise UserError(
             f"there is no bits plan {path.name!r}{did_you_mean(path.name, MIXES)}: name a TOML file, or one of "

@@ -11,6 +11,7 @@ import pytest
 
 from scale_export.cli.fold import _way_on
 from scale_export.model.base import BaseModel
+from scale_export.plan.bits import MIXES
 from scale_export.plan.targets import load_target
 from tests.helpers.cli import last_json, run
 
@@ -25,6 +26,30 @@ def test_a_dry_run_says_what_the_package_will_take(
     assert "about" in size and "MB" in size and "about 30 s" in time
     assert run(*command) == 0
     assert size in " ".join(capsys.readouterr().out.replace("\n", " ").split())
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_mix_is_taken_by_its_name(
+    mix: str,
+    base_of: Callable[[str, str], BaseModel],
+    coefficient_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = str(base_of("llava", "llama").directory)
+    command = (
+        "fold",
+        "--coeffs",
+        str(coefficient_file),
+        "--target",
+        "cpu",
+        "--model",
+        model,
+        "--precision",
+        "int4",
+    )
+    assert run(*command, "--bits-plan", mix, "--dry-run", "--json") == 0
+    said = " ".join(last_json(capsys)["decisions"])
+    assert ("matrices have 8 bits" in said) == (mix != "uniform")
 
 
 @pytest.mark.parametrize(
