@@ -1,6 +1,8 @@
 /** The browser of the tests: a headless Chromium that comes from npm, or the one that CHROMIUM names. */
-import { mkdir } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { mkdir, rename, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 import { chromium } from "playwright-core";
@@ -21,13 +23,19 @@ export async function launch(args = []) {
 }
 
 async function unpacked() {
-    await mkdir(UNPACKED, { recursive: true });
+    const ready = join(UNPACKED, "chromium");
+    if (existsSync(ready)) return ready;
+    const part = `${UNPACKED}-${process.pid}`;
+    await mkdir(part, { recursive: true });
     const before = tmpdir();
-    process.env["TMPDIR"] = UNPACKED;
+    process.env["TMPDIR"] = part;
     try {
         const { default: packed } = await import("@sparticuz/chromium");
-        return await packed.executablePath();
+        await packed.executablePath();
     } finally {
         process.env["TMPDIR"] = before;
     }
+    // Whole or not at all, whoever else unpacks it.
+    await rename(part, UNPACKED).catch(() => rm(part, { recursive: true }));
+    return ready;
 }

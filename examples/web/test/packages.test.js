@@ -78,6 +78,19 @@ test("a kept package is opened, and removed", async () => {
     assert.equal(await page.locator("#kept li").count(), 1);
 });
 
+test("loading can be stopped, and begun again", async () => {
+    const { page } = site;
+    await page.evaluate(() => {
+        /** @type {HTMLElement} */ (document.querySelector("#kept li button")).click();
+        document.getElementById("loading-stop")?.click();
+    });
+    await page.locator("#loading").waitFor({ state: "hidden" });
+    assert.equal(await page.innerText("#opened"), "No package is open.");
+    assert.equal(await page.locator("#error:visible").count(), 0);
+    await page.getByRole("button", { name: "Open tiny" }).click();
+    await isOpen("tiny");
+});
+
 test("a device without the memory for a package says so", async () => {
     const { page } = site;
     await load(site, "memory");

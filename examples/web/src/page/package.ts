@@ -4,6 +4,7 @@ import { byId, make, megabytes } from "./dom.js";
 import { packageAmong, pickedFiles } from "./dropped.js";
 import type { Engine } from "./engine.js";
 import { clearError, showError } from "./errors.js";
+import { recall, remember } from "./memory.js";
 
 /** The package beside the page. */
 const SHIPPED = new URL("./package", document.baseURI).href;
@@ -17,7 +18,7 @@ export class PackageView {
     readonly #opened = byId("opened", HTMLParagraphElement);
     readonly #status = byId("status", HTMLParagraphElement);
     readonly #kept = byId("kept", HTMLUListElement);
-    #choice: Choice = localStorage.getItem(KERNELS) === "wasm" ? "wasm" : "auto";
+    #choice: Choice = recall(KERNELS) === "wasm" ? "wasm" : "auto";
     #place: Place | null = null;
 
     /** @param changed is told when a package was opened, and by null when one is no longer. */
@@ -46,7 +47,7 @@ export class PackageView {
 
     /** Opens the package of last time, or the one beside the page. */
     async start(): Promise<void> {
-        const last = localStorage.getItem(LAST);
+        const last = recall(LAST);
         const kept = last === null ? [] : await this.engine.call("list", null);
         const here = kept.some(({ id }) => id === last);
         await this.open(here ? { kind: "kept", id: last! } : { kind: "address", address: SHIPPED });
@@ -76,7 +77,7 @@ export class PackageView {
             this.#remember(place, opened);
             this.#show(opened);
         } catch (error) {
-            if (place.kind === "kept") localStorage.removeItem(LAST);
+            if (place.kind === "kept") remember(LAST, null);
             showError(error);
         }
         this.#loading.hidden = true;
@@ -90,8 +91,8 @@ export class PackageView {
 
     /** The package beside the page is looked for anew each time, so that a newer one is found. */
     #remember(place: Place, { id }: Opened): void {
-        if (place.kind === "address" && place.address === SHIPPED) localStorage.removeItem(LAST);
-        else localStorage.setItem(LAST, id);
+        const shipped = place.kind === "address" && place.address === SHIPPED;
+        remember(LAST, shipped ? null : id);
     }
 
     #progress({ what, bytes, total }: Loading): void {
@@ -119,7 +120,7 @@ export class PackageView {
 
     #choose(choice: Choice): void {
         this.#choice = choice;
-        localStorage.setItem(KERNELS, choice);
+        remember(KERNELS, choice);
         this.engine.restart();
         void this.openAgain();
     }

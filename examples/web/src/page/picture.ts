@@ -32,7 +32,10 @@ export class PictureChoice {
             const file = [...(clipboardData?.files ?? [])].find(({ type }) => type.startsWith("image/"));
             if (file) this.take(file);
         });
-        this.#clear.addEventListener("click", () => this.#show(null, "Drop a picture here, or choose one."));
+        this.#clear.addEventListener("click", () => {
+            this.#show(null, "Drop a picture here, or choose one.");
+            byId("pick", HTMLInputElement).focus();
+        });
         this.#shown.addEventListener("load", () => {
             const { naturalWidth, naturalHeight } = this.#shown;
             this.#shown.classList.toggle("small", Math.max(naturalWidth, naturalHeight) <= SMALL);
