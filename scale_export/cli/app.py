@@ -26,6 +26,7 @@ from .faults import drop_output, machine_fault, own_fault
 from .fold import fold
 from .importing import import_
 from .inspection import inspect
+from .interruption import leave_quietly, noted
 from .lists import families, targets
 from .push import push
 from .run import run
@@ -66,7 +67,10 @@ def root(
 
 def main(words: Sequence[str] | None = None) -> None:
     """``scale-export``: run the command line, on the process's own words by default, and exit."""
-    sys.exit(run_words(app, sys.argv[1:] if words is None else words))
+    code = run_words(app, sys.argv[1:] if words is None else words)
+    if words is None:  # the process is the command's own
+        leave_quietly()
+    sys.exit(code)
 
 
 def fold_in_optimum(words: Sequence[str]) -> int:
@@ -83,17 +87,18 @@ def run_words(commands: typer.Typer, words: Sequence[str], name: str | None = No
         words: as typed, without the program's name.
         name: what the help calls the program; the process's own name where None.
     """
-    try:
-        with may_end(lambda sentence: _end_at_once(sentence, words)):
-            code = commands(list(words), standalone_mode=False, prog_name=name)
-        sys.stdout.flush()
-    except typer.Exit as end:
-        code = end.exit_code
-    except BaseException as error:  # libraries in Rust raise what is no Exception
-        return _ended_by(error, words)
-    if code == EXIT_INTERRUPTED:  # how Typer returns it
-        return _ended_by(KeyboardInterrupt(), words)
-    return code if isinstance(code, int) else EXIT_OK
+    with noted() as interruption:
+        try:
+            with may_end(lambda sentence: _end_at_once(sentence, words)):
+                code = commands(list(words), standalone_mode=False, prog_name=name)
+            sys.stdout.flush()
+        except typer.Exit as end:
+            code = end.exit_code
+        except BaseException as error:  # libraries in Rust raise what is no Exception
+            return _ended_by(KeyboardInterrupt() if interruption.asked else error, words)
+        if code == EXIT_INTERRUPTED:  # how Typer returns it
+            return _ended_by(KeyboardInterrupt(), words)
+        return code if isinstance(code, int) else EXIT_OK
 
 
 def _ended_by(error: BaseException, words: Sequence[str]) -> int:

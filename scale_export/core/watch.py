@@ -13,6 +13,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -112,6 +113,22 @@ def may_end(end: Callable[[str], NoReturn]) -> Iterator[None]:
         _end.pop()
 
 
+def interrupt_main_thread() -> None:
+    """Raise ``KeyboardInterrupt`` there, out of sleep and waiting too, where Python handles the signal."""
+    if not callable(signal.getsignal(signal.SIGINT)):
+        return
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
+def is_interrupting() -> bool:
+    """Whether an interruption of the main thread may be this module's own, and not the user's."""
+    return any(watched.sentence is not None for watched in _work)
+
+
 @contextmanager
 def bounded(what: str, bound: Bound) -> Iterator[None]:
     """Hold what runs within to a bound; ``what`` begins the refusal. Inside another one, the outer one holds alone.
@@ -187,7 +204,7 @@ def _judge(watched: _Watched) -> None:
         why = watched.excess()
         if why is not None:
             watched.sentence, watched.told = _sentence(watched, why), time.process_time()
-            _thread.interrupt_main()
+            interrupt_main_thread()
     elif _end and (
         time.process_time() - watched.told > GRACE or _memory() - watched.size > 2 * watched.bound.memory
     ):

@@ -111,7 +111,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("target", nargs="*", choices=[[], *TARGETS], help="readers, by default all")
     parser.add_argument("--minutes", type=float, help="of each reader")
-    parser.add_argument("--inputs", type=int, help="of each reader, in place of minutes")
+    parser.add_argument(
+        "--inputs", type=int, help="of the quickest readers, in place of minutes; slower ones take a share"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a folder for inputs that broke something")
     parser.add_argument(
@@ -167,14 +169,15 @@ def main() -> None:
         return
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     seconds = None if arguments.minutes is None else 60 * arguments.minutes
-    inputs = arguments.inputs or (None if seconds else 1000)
+    inputs = arguments.inputs or (None if seconds else 78_000)
     if arguments.keep:
         arguments.keep.mkdir(parents=True, exist_ok=True)
     broken = 0
     for target in names(arguments.target):
         last = arguments.keep / f"last-{target}" if arguments.keep else None
+        share = None if inputs is None else -(-inputs // TARGETS[target].cost)
         with tempfile.TemporaryDirectory() as folder:
-            tally = fuzz(target, Path(folder), seed=arguments.seed, inputs=inputs, seconds=seconds, last=last)
+            tally = fuzz(target, Path(folder), seed=arguments.seed, inputs=share, seconds=seconds, last=last)
         if last is not None:
             last.unlink(missing_ok=True)
         _report(target, tally, arguments.keep)

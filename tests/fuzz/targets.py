@@ -41,11 +41,13 @@ class Target:
         seeds: makes whole files, name → bytes, in a folder of its own.
         damage: a changed copy of one of them.
         read: reads the file of that name with these bytes, in that folder; raises ``UserError`` or nothing.
+        cost: of so many inputs of the quickest readers it takes one, so that a run's time is shared.
     """
 
     seeds: Callable[[Path], dict[str, bytes]]
     damage: Callable[[Random, str, bytes], bytes]
     read: Callable[[Path, str, bytes], object]
+    cost: int = 1
 
 
 def _coefficient_seeds(_: Path) -> dict[str, bytes]:
@@ -227,21 +229,29 @@ def _read_package(folder: Path, name: str, data: bytes) -> object:
 
 
 TARGETS: dict[str, Target] = {
-    "coefficients": Target(seeds=_coefficient_seeds, damage=_damaged_coefficients, read=_read_coefficients),
-    "manifest": Target(seeds=_manifest_seeds, damage=_json_damage, read=_read_manifest),
-    "target": Target(seeds=_target_seeds, damage=_bytes_damage, read=_read_target),
-    "picture": Target(seeds=_picture_seeds, damage=_bytes_damage, read=_read_picture),
-    "package": Target(seeds=_package_seeds("cpu", "float32"), damage=_damaged_package, read=_read_package),
-    "phone": Target(seeds=_package_seeds("iphone"), damage=_damaged_package, read=_read_package),
-    "runtime": Target(seeds=small.runtime_seeds, damage=_json_damage, read=small.read_runtime),
-    "device-result": Target(seeds=small.result_seeds, damage=_json_damage, read=small.read_device_result),
-    "report": Target(seeds=small.report_seeds, damage=_json_damage, read=small.read_parity),
-    "questions": Target(seeds=small.question_seeds, damage=small.damaged_lines, read=small.read_questions),
-    "base": Target(seeds=small.base_seeds, damage=small.damaged_base, read=small.read_base),
-    "signature": Target(
-        seeds=small.signature_seeds, damage=small.damaged_signature, read=small.read_signature
+    "coefficients": Target(
+        seeds=_coefficient_seeds, damage=_damaged_coefficients, read=_read_coefficients, cost=4
     ),
-    "core-ml": Target(seeds=_core_ml_seeds, damage=_damaged_core_ml, read=_read_core_ml),
+    "manifest": Target(seeds=_manifest_seeds, damage=_json_damage, read=_read_manifest, cost=5),
+    "target": Target(seeds=_target_seeds, damage=_bytes_damage, read=_read_target, cost=2),
+    "picture": Target(seeds=_picture_seeds, damage=_bytes_damage, read=_read_picture),
+    "package": Target(
+        seeds=_package_seeds("cpu", "float32"), damage=_damaged_package, read=_read_package, cost=1500
+    ),
+    "phone": Target(seeds=_package_seeds("iphone"), damage=_damaged_package, read=_read_package, cost=3000),
+    "runtime": Target(seeds=small.runtime_seeds, damage=_json_damage, read=small.read_runtime, cost=2),
+    "device-result": Target(
+        seeds=small.result_seeds, damage=_json_damage, read=small.read_device_result, cost=3
+    ),
+    "report": Target(seeds=small.report_seeds, damage=_json_damage, read=small.read_parity, cost=60),
+    "questions": Target(
+        seeds=small.question_seeds, damage=small.damaged_lines, read=small.read_questions, cost=4
+    ),
+    "base": Target(seeds=small.base_seeds, damage=small.damaged_base, read=small.read_base, cost=60),
+    "signature": Target(
+        seeds=small.signature_seeds, damage=small.damaged_signature, read=small.read_signature, cost=4
+    ),
+    "core-ml": Target(seeds=_core_ml_seeds, damage=_damaged_core_ml, read=_read_core_ml, cost=600),
 }
 
 
