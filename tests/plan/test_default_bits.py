@@ -62,7 +62,7 @@ def test_a_package_is_planned_again_with_its_own_bits(
     """One of an earlier version, or with ``uniform``, records no bits: the default of today is not its own."""
     recorded = SimpleNamespace(
         base_model="m", precision=precision, fold="gate", block_size=32, quantizer="rtn", bits=bits,
-        calibration=None, target={},
+        calibration=None, target={}, decoder=SimpleNamespace(activation_dtype=None),
     )  # fmt: skip
     files: Any = SimpleNamespace(manifest=recorded, directory=None)
     monkeypatch.setattr(again, "open_base", lambda *args, **options: None)
