@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from scale_export import open_package
+from scale_export.core.pictures import load_picture
 from scale_export.device.certificate import device_leg, read_result
 from scale_export.questions import load_questions
 from tests.helpers.browser import WEB, needs_browser, visited
@@ -21,6 +22,7 @@ from tests.helpers.folds import fold_on, opened_once
 from tests.helpers.forged_graphs import beyond_memory, ignoring_the_gate, with_defaults
 from tests.helpers.javascript import EXAMPLES
 from tests.helpers.packages import reseal
+from tests.helpers.picture_files import picture_files
 
 TINY = EXAMPLES / "tiny_vlm"
 SCENES = WEB / "public/scenes"
@@ -46,6 +48,7 @@ def laid(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert fold_on(base, scalars, "web", **asked).passed
     lay_bad_packages(out)
     lay_pictures(out)
+    lay_decoded(out)
     lay_questions(out)
     return out
 
@@ -89,6 +92,24 @@ def lay_pictures(out: Path) -> None:
         names
     )
     (out / "pictures.json").write_text(json.dumps(names))
+
+
+def lay_decoded(out: Path) -> None:
+    """Pictures of every kind, each with its RGB as a processor sees it; browsers know no TIFF."""
+    (out / "pictures").mkdir()
+    files = picture_files(out / "pictures")
+    for file in files:
+        image = load_picture(file)
+        if "transparency" in image.info:  # of a palette; transformers puts white under it
+            image = Image.alpha_composite(
+                Image.new("RGBA", image.size, "white"), image.convert("RGBA")
+            ).convert("RGB")
+        Path(f"{file}.rgb").write_bytes(image.tobytes())
+    table = {
+        "pixels": [file.name for file in files if file.suffix != ".tiff"],
+        "refused": [file.name for file in files if file.suffix == ".tiff"],
+    }
+    (out / "decoded.json").write_text(json.dumps(table))
 
 
 def lay_questions(out: Path) -> None:
