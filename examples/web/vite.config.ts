@@ -13,6 +13,8 @@ const isolation = {
 
 export default defineConfig({
     base: "./",
+    // A file that is not there is an error, never the page in its place.
+    appType: "mpa",
     plugins: [precache()],
     resolve: { conditions: ["onnxruntime-web-use-extern-wasm", "module", "browser", "import", "default"] },
     worker: { format: "es" },
