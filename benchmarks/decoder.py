@@ -2,7 +2,7 @@
 
 A random Qwen2-shaped decoder of 386 M parameters (896 hidden, 24 layers, 14 heads over 2 KV heads, 4864 MLP,
 32k vocabulary), int4 block 32 at accuracy level 4. Both graphs run through the same loop: I/O binding, shared
-KV buffers. Run it on a quiet machine: ``make bench``.
+KV buffers. Run it on a quiet machine: ``make bench``. On a busy one, ``--layers 6`` takes minutes, and ratios hold.
 """
 
 from __future__ import annotations
@@ -75,6 +75,14 @@ def build_genai(source: Path, directory: Path) -> Path:
     return directory / "model.onnx"
 
 
+def scalars() -> Scalars:
+    """The scalars that the gate is fed, and that are folded."""
+    rng = np.random.default_rng(0)
+    layers, heads = SHAPE["num_hidden_layers"], SHAPE["num_attention_heads"]
+    attn = rng.uniform(0.5, 1.5, (layers, heads)).astype(np.float32)
+    return Scalars(attn=attn, mlp=rng.uniform(0.5, 1.5, layers).astype(np.float32))
+
+
 def build_ours(source: Path, directory: Path, variant: str) -> Path:
     """Our graph: without scalars, with the gate, or with folded block scales."""
     path = directory / variant / "decoder.onnx"
@@ -83,16 +91,14 @@ def build_ours(source: Path, directory: Path, variant: str) -> Path:
     path.parent.mkdir(parents=True)
     spec = text_spec(Qwen2Config(**SHAPE))
     weights = CheckpointWeights(checkpoint=Checkpoint(source), spec=spec, prefix="model")
-    rng = np.random.default_rng(0)
-    attn = rng.uniform(0.5, 1.5, (spec.num_layers, spec.num_heads)).astype(np.float32)
-    mlp = rng.uniform(0.5, 1.5, spec.num_layers).astype(np.float32)
+    drawn = scalars()
     factors = {}
     if variant == "folded":
         for layer in range(spec.num_layers):
-            heads = np.repeat(attn[layer], spec.head_dim)
-            columns = np.full(spec.intermediate_size, mlp[layer], np.float32)
+            heads = np.repeat(drawn.attn[layer], spec.head_dim)
+            columns = np.full(spec.intermediate_size, drawn.mlp[layer], np.float32)
             factors[f"layers.{layer}.o_proj"] = Factor(columns=heads, bias=1.0)
-            factors[f"layers.{layer}.down_proj"] = Factor(columns=columns, bias=float(mlp[layer]))
+            factors[f"layers.{layer}.down_proj"] = Factor(columns=columns, bias=float(drawn.mlp[layer]))
     emit_decoder(
         QuantizedWeights(
             base=weights, quantizer=load_quantizer("rtn"), bits=4, block_size=32, factors=factors
@@ -125,17 +131,17 @@ class GenaiSession(DecoderSession):
         binding = self.session.io_binding()
         for name in self.names & feeds.keys():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(feeds[name]))
-        for name, buffer in cache.buffers.items():
+        for name, buffer in cache.values.items():
             binding.bind_ortvalue_input(name, buffer)
             binding.bind_ortvalue_output(name.replace("past_key_values", "present"), buffer)
         binding.bind_output("logits")
         self.session.run_with_iobinding(binding)
-        cache.lengths = after
+        cache.lengths[:] = after
         return binding.get_outputs()[-1].numpy()[:, -1]
 
 
-def time_once(session: DecoderSession, past: int, steps: int) -> tuple[float, float]:
-    """Seconds of a prefill of ``past`` tokens, and per decode step after it."""
+def time_once(session: DecoderSession, past: int, steps: int) -> tuple[float, float, float]:
+    """Seconds of a prefill of ``past`` tokens, and per decode step after it; of a step the processor's seconds too."""
     rng = np.random.default_rng(0)
     width = SHAPE["hidden_size"]
     prompt = rng.standard_normal((1, past, width)).astype(np.float32)
@@ -144,13 +150,14 @@ def time_once(session: DecoderSession, past: int, steps: int) -> tuple[float, fl
     started = time.perf_counter()
     positions = np.arange(past, dtype=np.int64)[None]
     session.forward(cache, Step(inputs_embeds=prompt, lengths=np.array([past]), position_ids=positions), None)
-    prefilled = time.perf_counter()
+    prefilled, used = time.perf_counter(), time.process_time()
     for index in range(steps):
         positions = np.array([[past + index]], np.int64)
         session.forward(
             cache, Step(inputs_embeds=tokens[index], lengths=np.array([1]), position_ids=positions), None
         )
-    return prefilled - started, (time.perf_counter() - prefilled) / steps
+    decoded = (time.perf_counter() - prefilled) / steps
+    return prefilled - started, decoded, (time.process_time() - used) / steps
 
 
 @dataclasses.dataclass
@@ -159,6 +166,8 @@ class Timing:
 
     prefill: float
     decode: float
+    cpu: float
+    """Of a decode step, the processor's: other work on the machine adds little to it."""
 
 
 def run(work: Path, repeats: int, past: int, steps: int, threads: int) -> dict[str, Timing]:
@@ -170,8 +179,12 @@ def run(work: Path, repeats: int, past: int, steps: int, threads: int) -> dict[s
     sessions: dict[str, DecoderSession] = {}
     for name, path in paths.items():
         session = open_session(path, providers=["CPUExecutionProvider"], threads=threads)
-        sessions[name] = (GenaiSession if name == "genai" else DecoderSession)(session, CONTEXT)
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
+        sessions[name] = (
+            GenaiSession(session, CONTEXT)
+            if name == "genai"
+            else DecoderSession(session, CONTEXT, defaults=scalars())
+        )
+    samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in VARIANTS}
     for repeat in range(repeats + 1):
         order = VARIANTS if repeat % 2 else VARIANTS[::-1]
         for name in order:
@@ -179,9 +192,7 @@ def run(work: Path, repeats: int, past: int, steps: int, threads: int) -> dict[s
             if repeat:
                 samples[name].append(sample)
     return {
-        name: Timing(
-            prefill=statistics.median(p for p, _ in rows), decode=statistics.median(d for _, d in rows)
-        )
+        name: Timing(*(statistics.median(column) for column in zip(*rows, strict=True)))
         for name, rows in samples.items()
     }
 
@@ -198,12 +209,23 @@ def main() -> None:
     parser.add_argument("--past", type=int, default=128, help="prompt tokens")
     parser.add_argument("--steps", type=int, default=32, help="decode steps a repetition")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"], help="of the decoder")
     parser.add_argument("--clean", action="store_true", help="remove the built models afterwards")
     options = parser.parse_args()
+    SHAPE["num_hidden_layers"] = options.layers
     timings = run(options.work, options.repeats, options.past, options.steps, options.threads)
     peer, base = timings["genai"], timings["base"]
     table = Table(title=f"{options.threads} thread(s), past {options.past}, median of {options.repeats}")
-    for heading in ("graph", "decode ms/token", "to genai", "to base", "prefill tokens/s", "time to genai"):
+    for heading in (
+        "graph",
+        "decode ms/token",
+        "to genai",
+        "to base",
+        "CPU ms/token",
+        "to base",
+        "prefill tokens/s",
+        "time to genai",
+    ):
         table.add_column(heading, justify="right")
     for name, timing in timings.items():
         table.add_row(
@@ -211,6 +233,8 @@ def main() -> None:
             f"{timing.decode * 1e3:.2f}",
             f"{timing.decode / peer.decode:.3f}",
             f"{timing.decode / base.decode:.3f}",
+            f"{timing.cpu * 1e3:.2f}",
+            f"{timing.cpu / base.cpu:.3f}",
             f"{options.past / timing.prefill:.0f}",
             f"{timing.prefill / peer.prefill:.3f}",
         )

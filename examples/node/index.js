@@ -23,7 +23,12 @@ export function directorySource(folder) {
                 const bytes = await readFile(join(folder, file));
                 progress?.(bytes.length);
                 return bytes;
-            } catch {
+            } catch (error) {
+                if (/allocation failed|ENOMEM|greater than 2 GiB/i.test(reasonOf(error) ?? "")) {
+                    throw new UserError(
+                        `there is not enough memory to read ${file} of ${folder}: end other programs, or take a smaller package`,
+                    );
+                }
                 throw new UserError(
                     `${folder} has no readable file ${file}: give the folder that an export wrote`,
                 );

@@ -25,13 +25,20 @@ from scale_export.search.budget import BitsChoice
 
 
 def check_budget(plan: Plan, directory: Path) -> None:
-    """Refuse a package larger than its target allows.
+    """Refuse a package larger than its target allows, or one of its files.
 
     Raises:
-        UserError: the files together pass ``max_package_bytes``.
+        UserError: the files together pass ``max_package_bytes``, or one of them ``max_file_bytes``.
     """
-    limit = plan.target.max_package_bytes
-    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    sizes = {file: file.stat().st_size for file in sorted(directory.rglob("*")) if file.is_file()}
+    most = plan.target.max_file_bytes
+    for file, taken in sizes.items():
+        if most is not None and taken > most:
+            raise UserError(
+                f"{file.relative_to(directory).as_posix()} takes {taken:,} bytes, and target {plan.target.name} takes "
+                f"files of {most:,} at most: choose a smaller --precision, a smaller model or another target"
+            )
+    limit, size = plan.target.max_package_bytes, sum(sizes.values())
     if limit is not None and size > limit:
         raise UserError(
             f"the package takes {size:,} bytes, and target {plan.target.name} allows {limit:,}: "

@@ -107,6 +107,7 @@ def fold_package(request: FoldRequest, log: WorkLog, base: BaseModel | None = No
     evaluation = evaluation_set(request.evaluation, plan.coefficients)
     statistics = plan_statistics(plan, log)
     plan, choice = within_budget(plan, statistics, request.budget, log)
+    check_package_size(plan, under_budget=False)
     weights = PlannedWeights.of(plan, statistics)
     needed = backend.least_bytes(plan.base)
     with StagedPackage(request.destination, force=request.force, needed_bytes=needed) as staged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from scale_export.core.errors import UserError
@@ -108,10 +109,13 @@ def check_package_size(plan: Plan, *, under_budget: bool) -> None:
 
 
 def _check_files(plan: Plan, *, under_budget: bool) -> None:
-    """Refuse a file that is larger than the target takes; a search under a budget is judged by what it writes."""
+    """Refuse a file that is larger than the target takes, whatever bits a search under a budget may choose."""
     limit = plan.target.max_file_bytes
-    if limit is None or under_budget:
+    if limit is None:
         return
+    if under_budget:
+        fixed = fixed_bits(plan.target)
+        plan = replace(plan, other_bits={name: fixed.get(name, 4) for name in shapes_of(plan)})
     embedding = matrix_bytes(plan, ("embedding",))
     sizes = {
         "the decoder's matrices": matrix_bytes(plan) - embedding,

@@ -254,9 +254,13 @@ function gpuPlaces(files: PackageFiles): Record<string, Tensor.DataLocation> {
     return places;
 }
 
+/** How runtimes and hosts say that memory ran out: ONNX Runtime on every provider, WebAssembly, V8. */
+const NO_MEMORY =
+    /out of memory|bad_alloc|allocation failed|memory access|(could not|failed to|cannot) allocate|invalid (typed )?array( buffer)? length/i;
+
 function runtimeRefusal(error: unknown, what: string): UserError {
     const reason = String(error instanceof Error ? error.message : error).split("\n")[0]!;
-    if (/out of memory|bad_alloc|allocation failed|memory access|could not allocate/i.test(reason)) {
+    if (NO_MEMORY.test(reason)) {
         return new UserError(
             `${what}: there is not enough memory on this device; close other pages and apps, or take a smaller package`,
         );

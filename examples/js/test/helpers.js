@@ -221,9 +221,17 @@ const CACHE = [0, 1].flatMap((layer) => ["key", "value"].map((part) => `past_key
 
 /**
  * A runtime: the decoder says "left" after a prompt and then ends, or goes on for ever where `endless`; `dropped` are
- * inputs that it does not know.
+ * inputs that it does not know; `failing` names the graph that throws, `saying` what, as it is loaded or as it `runs`.
  */
-export function fakeOrt({ dropped = [], endless = false, ignoring = false, told = [] } = {}) {
+export function fakeOrt({
+    dropped = [],
+    endless = false,
+    ignoring = false,
+    told = [],
+    failing = null,
+    saying = "",
+    runs = false,
+} = {}) {
     const float = (shape) => ({ isTensor: true, type: "float32", shape });
     const run = {
         decoder(feeds) {
@@ -266,10 +274,14 @@ export function fakeOrt({ dropped = [], endless = false, ignoring = false, told 
         InferenceSession: {
             async create(bytes) {
                 const role = Buffer.from(bytes).toString();
+                const fail = () => {
+                    throw new Error(saying);
+                };
+                if (failing === role && !runs) fail();
                 return {
                     inputNames: inputs[role],
                     inputMetadata: inputs[role].map((name) => ({ name, ...float(["batch", 1, "past", 4]) })),
-                    run: async (feeds) => run[role](feeds),
+                    run: async (feeds) => (failing === role ? fail() : run[role](feeds)),
                     release: async () => {},
                 };
             },

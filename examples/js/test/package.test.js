@@ -122,6 +122,25 @@ test("a runtime that drops the gate is refused by name", async () => {
 
 const host = { runtime: "fake 1", provider: "cpu", threads: 1, device: "desk", system: "none" };
 
+test("no memory is one sentence, as a graph is loaded and as it runs", async () => {
+    const words = [
+        "std::bad_alloc",
+        "Can't create a session. ERROR_CODE: 6, ERROR_MESSAGE: Failed to allocate memory for requested buffer of size 8",
+        "RangeError: Array buffer allocation failed",
+        "RuntimeError: memory access out of bounds",
+        "Out of memory",
+    ];
+    const sentence =
+        /^[^\n]*: there is not enough memory on this device; close other pages[^\n]*smaller package$/;
+    for (const saying of words) {
+        assert.match(await refusal(() => opened({ failing: "decoder", saying })), sentence);
+        const pkg = await opened({ failing: "decoder", saying, runs: true });
+        assert.match(await refusal(() => pkg.ask("what", [picture]).text()), sentence);
+    }
+    const other = await refusal(() => opened({ failing: "vision", saying: "Protobuf parsing failed." }));
+    assert.match(other, /cannot load vision\.onnx of tiny \(Protobuf parsing failed\.\)/);
+});
+
 test("the self-test passes, and fails on a runtime that ignores the scalars", async () => {
     const right = await selfTest(await opened(), { host, decode: async () => picture });
     assert.deepEqual(right.failures, []);
