@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,21 @@ def fetch(name: HubName, what: str, *, files: Sequence[str]) -> Path:
 
     with refusals(name, what):
         return Path(snapshot_download(name.repo, revision=name.revision, allow_patterns=list(files)))
+
+
+def stored_sizes(name: HubName) -> Mapping[str, int] | None:
+    """Bytes of every file of a repository, by its path; None where the hub doesn't say.
+
+    Whoever fetches next is told why: the cache may have what the hub can't be asked for.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        with refusals(name, "repository"):
+            files = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True).siblings
+    except UserError:
+        return None
+    return {file.rfilename: file.size for file in files or () if file.size is not None}
 
 
 @contextmanager

@@ -41,7 +41,7 @@ STRANGERS: Final = frozenset(
 STRANGERS_ANYWHERE: Final = frozenset({".DS_Store"})
 """What a system puts into every folder."""
 MANIFESTS: Final = frozenset({MANIFEST_NAME, FAILED_MANIFEST_NAME})
-_MAX_MANIFEST_BYTES: Final = 4 << 20
+MAX_MANIFEST_BYTES: Final = 4 << 20
 _AGAIN: Final = "export it again"
 
 Count = Annotated[int, Field(ge=1)]
@@ -267,10 +267,8 @@ def read_manifest(path: Path, *, exact: bool = False) -> Manifest:
     if not os.path.lexists(path):
         raise UserError(f"{path.parent} has no {path.name}, so it is not a finished package: {_AGAIN}")
     size = _regular_size(path.parent, path.name, exact=exact)
-    if size > _MAX_MANIFEST_BYTES:
-        raise UserError(
-            f"{path} has {size:,} bytes, and a manifest {_MAX_MANIFEST_BYTES:,} at most: {_AGAIN}"
-        )
+    if size > MAX_MANIFEST_BYTES:
+        raise UserError(f"{path} has {size:,} bytes, and a manifest {MAX_MANIFEST_BYTES:,} at most: {_AGAIN}")
     try:
         manifest = Manifest.model_validate_json(_unseal(path.read_bytes()))
         manifest.check_references()

@@ -240,7 +240,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _info(self, body: bytes, name: str, revision: str = "main") -> None:
         repository, number = self._state(name, revision)
-        files = [{"rfilename": path} for path in repository.states[number]]
+        held = repository.states[number]
+        files = [{"rfilename": path, "size": len(content)} for path, content in held.items()]
         info = {"id": name, "modelId": name, "sha": repository.sha(number), "siblings": files, "tags": []}
         if repository.licence:
             info["cardData"] = {"license": repository.licence}

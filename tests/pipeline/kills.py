@@ -300,6 +300,7 @@ def largest(made: Made) -> int:
 def main() -> None:
     """Run the command line; an assertion ends it where a package was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.pipeline.kills", description=__doc__)
+    parser.add_argument("target", nargs="*", choices=[[], *BACKENDS], help="one of each backend by default")
     parser.add_argument("--kills", type=int, default=250, help="of commits of each backend")
     parser.add_argument("--full", type=int, default=25, help="commits of each backend on a full disk")
     parser.add_argument(
@@ -312,7 +313,7 @@ def main() -> None:
         folder = Path(place)
         FAMILIES["llava"]("llama", directory=folder / "base")
         base = opened_once(folder / "base")
-        for target in BACKENDS:
+        for target in arguments.target or BACKENDS:
             one = ordeal(target, folder, base)
             steps, seconds = timed(one)
             kills = Counter[str]()

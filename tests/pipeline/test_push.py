@@ -207,6 +207,16 @@ def test_what_the_hub_does_not_give_is_one_sentence(
     assert not any("safetensors" in asked for asked in hub.asked)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "decoder.onnx.data"])
+def test_what_is_larger_than_the_manifest_says_is_not_fetched(hub: Hub, package: Path, name: str) -> None:
+    assert pushed(package) == 0
+    hub.newest[name] += bytes(5 << 20)
+    hub.asked.clear()
+    with pytest.raises(UserError, match=f"{name} of .* bytes, and"):
+        open_package(REPO)
+    assert not any(asked.endswith(name) and asked.startswith("GET") for asked in hub.asked)
+
+
 def test_a_changed_file_on_the_hub_is_found(hub: Hub, package: Path) -> None:
     assert pushed(package) == 0
     hub.newest["config.json"] = hub.newest["config.json"].replace(b"llava", b"llavo")
