@@ -68,7 +68,7 @@ js: examples/node_modules/.package-lock.json
 	$(JS_TOOLS)/tsc --build examples/js
 	$(JS_TOOLS)/tsc --project examples/node
 	for part in tsconfig tsconfig.worker tsconfig.node; do $(JS_TOOLS)/tsc --project examples/web/$$part.json || exit 1; done
-	$(JS_TOOLS)/vite build --logLevel warn examples/web
+	$(JS_TOOLS)/vite build --logLevel error examples/web
 	node --test --test-reporter dot examples/js/test/
 else
 js:

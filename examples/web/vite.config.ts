@@ -24,7 +24,6 @@ export default defineConfig({
         assetsInlineLimit: 0,
         modulePreload: { polyfill: false },
         rolldownOptions: {
-            checks: { bundlerTimings: false },
             input: { page: here("index.html"), sw: here("src/sw.ts") },
             output: {
                 entryFileNames: ({ name }) => (name === "sw" ? "sw.js" : "assets/[name]-[hash].js"),
