@@ -20,7 +20,7 @@ from scale_export.quantize.method import Method, Moments
 
 from .mse import METHOD as MSE
 
-DAMPING = 0.01
+DAMPING = 0.05
 """What is added to the Hessian's diagonal, as a share of its mean."""
 
 
