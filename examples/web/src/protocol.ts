@@ -1,5 +1,5 @@
 /** What the page and its worker say to each other. */
-import type { Progress as FilesProgress, SelftestOutcome, Stopped } from "@scale-export/core";
+import type { SelftestOutcome, Stopped } from "@scale-export/core";
 
 /** Which kernels are asked for: WebGPU where the device has it, or the processor's. */
 export type Choice = "auto" | "wasm";
@@ -40,8 +40,8 @@ export interface Kept {
 /** How far an opening has come, in bytes; `total` is 0 where nobody says. */
 export interface Loading {
     readonly what: "runtime" | "package";
-    readonly bytes: FilesProgress["bytes"];
-    readonly total: FilesProgress["total"];
+    readonly bytes: number;
+    readonly total: number;
 }
 
 /** How an answer went. */
