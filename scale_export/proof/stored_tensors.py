@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,13 @@ from .rows import Row, holds, within
 Exact = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Some rows of a stored tensor in float64 → what the scalars make of them (``docs/scale.md``)."""
 
+EXPONENTS: Final[Mapping[str, tuple[str, int]]] = {
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F32": ("<u4", 0x7F80_0000),
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
+}
+"""Stored dtype → its bits as whole numbers, and those of the exponent, all set where a value is no finite number."""
 MAX_NAMED = 8
 """How many changed tensors ``parity.json`` names."""
 
@@ -45,6 +52,7 @@ class TensorsLeg:
         layout_identical: whether every file's header is the base's.
         untouched: how many tensors no scalar touches.
         changed: those of them whose dtype, shape or bytes are not the base's.
+        not_finite: those of the base's that hold a value that is no finite number.
     """
 
     name: ClassVar = "tensors"
@@ -56,11 +64,13 @@ class TensorsLeg:
     layout_identical: bool
     untouched: int
     changed: tuple[str, ...]
+    not_finite: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
         compared = self.cases + self.untouched > 0
-        return compared and self.layout_identical and not self.changed and not self.beyond
+        sound = self.layout_identical and not self.changed and not self.not_finite
+        return compared and sound and not self.beyond
 
     @property
     def counted(self) -> str:
@@ -72,6 +82,7 @@ class TensorsLeg:
             within(self.name, self.error),
             holds("headers identical to the base's", self.layout_identical),
             holds(label, not self.changed),
+            holds("every value a finite number", not self.not_finite),
         )
 
     def figures(self) -> Mapping[str, float | None]:
@@ -85,6 +96,7 @@ class TensorsLeg:
             "untouched": self.untouched,
             "untouched_identical": not self.changed,
             "changed": list(self.changed[:MAX_NAMED]),
+            "not_finite": list(self.not_finite[:MAX_NAMED]),
             "passed": self.passed,
         }
 
@@ -110,6 +122,7 @@ def tensors_leg(folded: FoldedDecoder, weights: CheckpointWeights, directory: Pa
         layout_identical=in_place,
         untouched=len(others),
         changed=tuple(changed_tensors(base, directory, others)),
+        not_finite=tuple(name for name in base.stored_names() if not is_finite(base.stored_as(name))),
     )
 
 
@@ -169,6 +182,19 @@ def changed_tensors(base: Checkpoint, directory: Path, names: list[str]) -> list
     except UserError:
         return names
     return [name for name in names if name not in found or found.sha256(name) != base.sha256(name)]
+
+
+def is_finite(tensor: StoredTensor) -> bool:
+    """Whether no value of a stored tensor is infinite or NaN, by its bits; True of dtypes that have neither."""
+    if tensor.dtype not in EXPONENTS:
+        return True
+    bits, exponent = EXPONENTS[tensor.dtype]
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.start)
+        for raw in pieces(file, tensor):
+            if np.any(np.frombuffer(raw, bits) & exponent == exponent):
+                return False
+    return True
 
 
 def tensor_error(tensor: StoredTensor, exact: Exact, directory: Path) -> float:

@@ -321,6 +321,21 @@ def test_a_folded_weight_one_unit_off_fails(base_in: Any, package: Path, tmp_pat
     assert failed(base_in(), copy) == ["tensors"]
 
 
+def test_a_weight_that_is_no_number_fails_where_no_model_runs(base_in: Any, tmp_path: Path):
+    directory = Path(shutil.copytree(base_in().directory, tmp_path / "base"))
+    base = open_base(str(directory))
+    embedding = base.checkpoint.stored("model.language_model.embed_tokens.weight")
+    with embedding.file.open("r+b") as file:
+        file.seek(embedding.start + 100)
+        file.write(b"\xc0\x7f")  # bfloat16's NaN
+    coefficients = saved(random_coefficients(base, "all"), tmp_path)
+    outcome = export(base, coefficients, tmp_path / "folded", parity="files")
+    assert outcome.report.failed == ["tensors"]
+    assert outcome.parity["legs"]["tensors"]["not_finite"] == [
+        base.checkpoint.resolve("model.language_model.embed_tokens.weight")
+    ]
+
+
 def test_a_missing_shard_fails(base_in: Any, package: Path, tmp_path: Path):
     from scale_export.proof.stored_tensors import tensors_leg
 

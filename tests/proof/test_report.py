@@ -35,7 +35,7 @@ KEYS = {
         "dataset", "questions_sha256", "scoring", "unscored", "accuracy", "difference", "difference_95", "mcnemar_p",
         "equivalence", "gain_retention", "gain_retention_95", "limits", "passed",
     },
-    "tensors": ERROR | {"layout_identical", "untouched", "untouched_identical", "changed"},
+    "tensors": ERROR | {"layout_identical", "untouched", "untouched_identical", "changed", "not_finite"},
     "storage": ERROR | {"dtypes"},
 }  # fmt: skip
 
