@@ -219,15 +219,15 @@ def chart(rows: Sequence[Row], path: Path) -> None:
     """Bytes against KL, ours and the others' told apart by shape and colour; nothing where nothing was measured."""
     from matplotlib.figure import Figure
 
-    groups: dict[str, tuple[str, str, int]] = {
-        "scale-export": ("o", SERIES[1], 4),
-        "llama.cpp": ("s", SERIES[2], -9),
-        "hqq": ("^", SERIES[3], 4),
+    groups: dict[str, tuple[str, str]] = {
+        "scale-export": ("o", SERIES[1]),
+        "llama.cpp": ("s", SERIES[2]),
+        "hqq": ("^", SERIES[3]),
     }
     with plot_style():
         figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
         ax = figure.subplots()
-        for group, (marker, colour, above) in groups.items():
+        for group, (marker, colour) in groups.items():
             found = [row for row in rows if row.name.startswith(group) and row.measured and row.weight_bytes]
             points = [(row.weight_bytes / 1e6, row.measured.kl) for row in found]  # type: ignore[operator,union-attr]
             if points:
@@ -236,7 +236,9 @@ def chart(rows: Sequence[Row], path: Path) -> None:
                 )
             for row, point in zip(found, points, strict=True):
                 words = row.name.removeprefix(group).lstrip(": ").removesuffix(", b32")
-                ax.annotate(words, point, (5, above), textcoords="offset points", fontsize=6, color=INK)
+                left = group == "llama.cpp" or f"{DEFAULT_MIX}, gptq" in row.name  # so that names keep clear
+                offset, side = ((-5, -8), "right") if left else ((5, 4), "left")
+                ax.annotate(words, point, offset, textcoords="offset points", fontsize=6, color=INK, ha=side)
         ax.set(xlabel="codes and scales, MB", ylabel="KL, nats", yscale="log")
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.margins(x=0.15, y=0.12)
