@@ -68,7 +68,7 @@ def build_checkpoint(directory: Path) -> None:
 def build_genai(source: Path, directory: Path) -> Path:
     """The peer: int4 block 32 symmetric, accuracy level 4, embeddings as inputs as in a vision-language model."""
     if not (directory / "model.onnx").exists():
-        options = ["int4_block_size=32", "int4_is_symmetric=true", "accuracy_level=4", "exclude_embeds=true"]
+        options = ["block_size=32", "is_symmetric=true", "accuracy_level=4", "exclude_embeds=true"]
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", source, "-o", directory]
         command += ["-p", "int4", "-e", "cpu", "-c", directory / "cache", "--extra_options", *options]
         subprocess.run(command, check=True, capture_output=True)

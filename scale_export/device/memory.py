@@ -77,14 +77,15 @@ class Memory:
         scalars = generator.scalars if every else None
         cache, held = self._taken(generator, prompt, scalars)
         start = generator.prefill_embedded(prompt, cache, held=held)
-        whole = True
+        whole = False
         try:
             yield start
-        except Exception:
-            whole = False  # half a step may lie in it
+            whole = True
+        except GeneratorExit:  # nobody wants more
+            whole = True
             raise
         finally:
-            if whole:
+            if whole:  # else half a step may lie in the cache
                 fed = with_answer(generator, prompt, start) if every else prompt
                 usable = fed.tokens if every else fed.tokens - 1
                 self._kept[:] = [Kept(cache=start.cache, fed=fed, usable=usable, scalars=scalars)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from scale_export.device.engine import Held, Phase, Scalars, Step, Tap, check_ro
 
 from .altered import altered_bytes, tap_names
 from .host import GATE, ROLE, SCALARS, read_runtime_config
+from .loop import MASK, Loop, bind_cache
 
 DEFAULT_THREADS: int | None = None
 """Threads of a session that was not told how many; None leaves it to ONNX Runtime."""
@@ -41,6 +42,8 @@ class SharedCache:
 
     buffers: dict[str, Array]
     lengths: NDArray[np.int64]
+    loops: dict[int, Loop] = field(default_factory=dict)
+    """By the session's ``id``: steps of one token over all rows."""
 
     @functools.cached_property
     def values(self) -> dict[str, ort.OrtValue]:
@@ -62,8 +65,12 @@ def open_session(
     strict: bool = False,
     tapped: bool = False,
     only: str | None = None,
+    growing: bool = False,
 ) -> ort.InferenceSession:
     """A session on one graph.
+
+    ``growing`` is for a graph whose inputs have other shapes at every run, as a decoder's mask has: ONNX Runtime would
+    plan its memory anew each time, and keep every plan.
 
     ``strict`` sets every accuracy level in it to 0 as it is loaded, and computes QuantizeLinear, DequantizeLinear and
     MatMul as they are written; ``tapped`` makes what goes into and comes out of
@@ -81,6 +88,7 @@ def open_session(
             )
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
+    options.enable_mem_pattern = not growing
     if threads or DEFAULT_THREADS:
         options.intra_op_num_threads = threads or DEFAULT_THREADS
     for setting, value in STATIC_SETTINGS[strict].items():
@@ -128,6 +136,9 @@ class DecoderSession:
         self.takes_groups = "attention_group" in inputs
         self.deepstack = [name for name in inputs if name.startswith("deepstack.")]
         self.context_length = context_length
+        logits = next(output for output in session.get_outputs() if output.name == "logits")
+        self._vocabulary, self._logits_dtype = int(logits.shape[-1]), NUMPY_TYPES[logits.type]
+        self._filled = np.ones((1, context_length), np.int64)
         self.can_override = SCALARS[0] in inputs
 
     def new_cache(self, rows: int) -> SharedCache:
@@ -180,13 +191,17 @@ class DecoderSession:
         total = int(cache.lengths.max()) + tokens
         check_room(total, self.context_length)
         after = cache.lengths + step.lengths
-        feeds = self._feeds(step, np.arange(total) < after[:, None], scalars)
+        alone = len(after) == 1 and tokens == 1  # a row alone has no gaps
+        mask = self._filled[:, :total] if alone else np.arange(total) < after[:, None]
+        feeds = self._feeds(step, mask, scalars)
+        if tokens == 1 and self.tap is None:
+            following = self._next(cache, feeds)
+            cache.lengths[:] = after
+            return following
         binding = self.session.io_binding()
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)))
-        for name, value in cache.values.items():
-            binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
+        bind_cache(binding, cache.values)
         wanted = ["logits", *(name for matrix in self.products for name in tap_names(matrix))]
         for name in wanted:
             binding.bind_output(name)
@@ -200,11 +215,22 @@ class DecoderSession:
         logits: Float32 = outputs["logits"].numpy()
         return logits[:, -1]
 
-    def _feeds(self, step: Step, mask: NDArray[np.bool_], scalars: Scalars | None) -> dict[str, Array]:
+    def _next(self, cache: SharedCache, feeds: Mapping[str, Array]) -> Float32:
+        """A step of one token, over what was bound at the first one."""
+        loop = cache.loops.get(id(self.session))
+        if loop is None:
+            logits = np.empty((len(cache.lengths), 1, self._vocabulary), self._logits_dtype)
+            loop = cache.loops[id(self.session)] = Loop(self.session, cache.values, feeds, logits)
+        last: Float32 = loop.run(feeds)[:, -1].copy()
+        return last
+
+    def _feeds(
+        self, step: Step, mask: NDArray[np.bool_] | NDArray[np.int64], scalars: Scalars | None
+    ) -> dict[str, Array]:
         """The inputs of a step but its cache; ``mask [B, P + T]`` says which slots hold a token."""
         feeds: dict[str, Array] = {
             "inputs_embeds": step.inputs_embeds.astype(self.dtype, copy=False),
-            "attention_mask": mask.astype(np.int64),
+            MASK: mask.astype(np.int64, copy=False),
             "position_ids": step.position_ids,
             GATE: gated_tokens(step, self.scope),
         }
@@ -253,7 +279,11 @@ class OnnxEngine:
         config = read_runtime_config(graphs[ROLE])
         opened = functools.partial(open_session, providers=providers, threads=threads, strict=strict)
         sessions = {
-            role: opened(path, tapped=tap is not None and role.startswith("decoder"))
+            role: opened(
+                path,
+                tapped=tap is not None and role.startswith("decoder"),
+                growing=role.startswith("decoder"),
+            )
             for role, path in graphs.items()
             if role != ROLE
         }
