@@ -106,8 +106,8 @@ class Backend(ABC):
         """Write what is no graph and no weights once more, into a ``directory`` where those lie."""
 
     @abstractmethod
-    def not_checked(self) -> Sequence[NotChecked]:
-        """What running its files here can't prove of the device."""
+    def not_checked(self, target: Target) -> Sequence[NotChecked]:
+        """What running its files here can't prove of the target's devices."""
 
 
 class GraphBackend(Backend):

@@ -223,13 +223,13 @@ def device_leg(files: PackageFiles, package: Package, result: DeviceResult) -> D
 def own_result(package: Package, found: SelftestResult) -> DeviceResult:
     """This machine's self-test as a result, with its speed."""
     manifest = package.files.manifest
-    providers = manifest.execution_providers or (manifest.backend,)
+    ran = [name for name in manifest.execution_providers if name in package.engine.executed_by]
     return DeviceResult(
         package=Subject(name=manifest.name, manifest_sha256=package_seal(package.files)),
         host=Host(
             app=f"scale-export {__version__}",
             runtime=package.engine.executed_by,
-            provider=providers[0].removesuffix("ExecutionProvider").lower(),
+            provider=(ran or [manifest.backend])[0].removesuffix("ExecutionProvider").lower(),
             threads=package.threads,
             device=platform.machine() or "unknown",
             system=platform.platform(),

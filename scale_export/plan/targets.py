@@ -2,7 +2,8 @@
 
 ``targets/<name>.toml`` becomes one frozen :class:`Target`; the file's name is its registration. Rules:
 
-1. A file states every setting; only the optional budgets and limits may be left out, which means "none".
+1. A file states every setting; only the optional budgets and limits, and ``counts_positions``, may be left out,
+   which means "none".
 2. Unknown keys, unknown words and values of another type are refused.
 3. Settings that contradict one another are refused, with the reason.
 4. A user's own file is read by the same rules as a shipped one.
@@ -152,6 +153,7 @@ class Target(_Record):
         block_size: weights per scale of int8 and int4, along the input dimension; None, as the rest of
             ``GRAPH_KEYS``, for a checkpoint.
         accuracy_level: of ONNX Runtime's block-wise products: 0 computes in float, 4 rounds activations to int8.
+        counts_positions: whether ONNX Runtime's attention counts positions itself, where its kernel takes none.
         prefill_tokens: how many tokens Core ML's function ``prefill`` takes at once.
         activations, kv_cache: what the decoder computes in and what it keeps.
         fold_modes: how the scalars may enter the graph (``docs/scale.md``).
@@ -174,6 +176,7 @@ class Target(_Record):
     default_precision: Precision
     block_size: Annotated[int, Field(ge=_MIN_BLOCK)] | None = None
     accuracy_level: Literal[0, 4] | None = None
+    counts_positions: bool | None = None
     prefill_tokens: Annotated[int, Field(ge=2)] | None = None
     activations: FloatType | None = None
     kv_cache: FloatType | None = None
@@ -220,6 +223,8 @@ def _backend_contradictions(target: Target) -> Iterable[str]:
                 yield f"the key {key!r} is missing, which backend {backend!r} needs: add it"
             if backend != target.backend and getattr(target, key) is not None:
                 yield f"{key} is a setting of backend {backend!r}, not of {target.backend!r}: drop it"
+    if target.counts_positions and target.backend != "onnxruntime":
+        yield f"counts_positions is a setting of backend 'onnxruntime', not of {target.backend!r}: drop it"
     if target.max_part_bytes is not None and target.backend != "coreml":
         yield f"max_part_bytes splits decoders of backend 'coreml', not of {target.backend!r}: drop it"
     computes = BACKEND_ACTIVATIONS[target.backend]

@@ -9,7 +9,7 @@ from scale_export.plan.record import Plan
 
 def unproved(plan: Plan) -> list[NotChecked]:
     """What running the package here can't prove of the device, and of programs that aren't ours."""
-    found = [*load_backend(plan.target.backend).not_checked()]
+    found = [*load_backend(plan.target.backend).not_checked(plan.target)]
     if rules := plan.base.rules.acting:
         reason = (
             f"{', '.join(rules)} of the model's generation config act on answers here; a program that is not "

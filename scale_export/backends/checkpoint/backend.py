@@ -10,6 +10,7 @@ from scale_export.core.records import NotChecked
 from scale_export.model.base import BaseModel
 from scale_export.model.folding import fold
 from scale_export.plan.record import Plan
+from scale_export.plan.targets import Target
 
 from .writer import copy_other_files, edits_of, refuse_unfoldable, weight_bytes, write_weights
 
@@ -42,7 +43,7 @@ class FoldedCheckpoint(Backend):
         """Copy what the base model has beside its weights."""
         copy_other_files(emission.base.directory, directory)
 
-    def not_checked(self) -> Sequence[NotChecked]:
+    def not_checked(self, target: Target) -> Sequence[NotChecked]:
         """What transformers on this machine can't prove of the runtimes that take the checkpoint."""
         reason = (
             "llama.cpp, MLX, vLLM and the rest convert and quantize the checkpoint by themselves, and none of "

@@ -96,7 +96,7 @@ class CoreAI(GraphBackend):
         """As they lie in the decoder."""
         return decoder_codes(graphs["decoder"], names)
 
-    def not_checked(self) -> Sequence[NotChecked]:
+    def not_checked(self, target: Target) -> Sequence[NotChecked]:
         return (
             NotChecked(
                 "device",

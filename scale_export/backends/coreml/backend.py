@@ -89,7 +89,7 @@ class CoreML(GraphBackend):
         parts = [path for role, path in graphs.items() if role.startswith("decoder")]
         return decoder_codes(parts, names)
 
-    def not_checked(self) -> Sequence[NotChecked]:
+    def not_checked(self, target: Target) -> Sequence[NotChecked]:
         if on_device():
             return (NotChecked("placement", "Core ML chose the compute units, and none was asked which"),)
         reason = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import onnxruntime as ort
@@ -30,6 +31,7 @@ from .host import runtime_config
 from .kernels import HEAD_DIM, GraphOptions
 
 ADAPTER = "scale.onnx_adapter"
+CUDA: Final = "CUDAExecutionProvider"
 
 
 class OnnxRuntime(GraphBackend):
@@ -42,8 +44,15 @@ class OnnxRuntime(GraphBackend):
         """Every refusal, before a weight is loaded.
 
         Raises:
-            UserError: heads of a width that ONNX Runtime's attention has no kernel for.
+            UserError: heads of a width that ONNX Runtime's attention has no kernel for, or tokens that see their group
+                where it has none for them.
         """
+        spec, target = plan.base.spec, plan.target
+        if spec.grouped_attention and (CUDA in (target.execution_providers or ()) or target.counts_positions):
+            raise UserError(
+                f"target {target.name} can't run {plan.base.family.model_type}, whose pictures' tokens see one "
+                f"another: that takes attention_bias, which ONNX Runtime's attention on CUDA refuses; choose target cpu"
+            )
         if plan.base.spec.head_dim % HEAD_DIM:
             raise UserError(
                 f"head_dim {plan.base.spec.head_dim} is not a multiple of {HEAD_DIM}, and ONNX Runtime's attention "
@@ -56,6 +65,7 @@ class OnnxRuntime(GraphBackend):
             block_size=emission.block_size,
             accuracy_level=emission.target.accuracy_level or 0,
             activations=emission.float_types[0],
+            counts_positions=bool(emission.target.counts_positions),
         )
         plan = GraphPlan(
             options=options,
@@ -116,7 +126,7 @@ class OnnxRuntime(GraphBackend):
         strict: bool = False,
         tap: Tap | None = None,
     ) -> Engine:
-        """Sessions on this machine; ``strict`` runs the same graphs at accuracy level 0."""
+        """Sessions on this machine, on those of the target's providers that it has; ``strict`` at accuracy level 0."""
         return OnnxEngine(graphs, context_length=context_length, providers=providers, strict=strict, tap=tap)
 
     def not_timed(self, target: Target) -> str | None:
@@ -132,9 +142,16 @@ class OnnxRuntime(GraphBackend):
         """As they lie in the decoder that holds the folded scales."""
         return decoder_codes(graphs.get("decoder_folded", graphs["decoder"]), names)
 
-    def not_checked(self) -> Sequence[NotChecked]:
-        """Nothing, since the target's providers ran."""
-        return ()
+    def not_checked(self, target: Target) -> Sequence[NotChecked]:
+        """Providers that this machine's build lacks; nothing where all of the target's ran."""
+        missing = [p for p in target.execution_providers or () if p not in ort.get_available_providers()]
+        if not missing:
+            return ()
+        reason = (
+            f"ONNX Runtime here has no {', '.join(missing)}, so that the CPU ran the graphs; kernels, placement and "
+            f"speed on target {target.name} were not seen"
+        )
+        return (NotChecked("device", reason),)
 
 
 BACKEND = OnnxRuntime()

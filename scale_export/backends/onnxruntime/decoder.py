@@ -256,6 +256,8 @@ def _trace(
         output_names=["logits", *(f"present.{n}" for n in cache_names)],
         dynamic_shapes=shapes,
     )
+    if options.counts_positions and not turns_apart(spec):
+        model.graph.inputs.remove(next(v for v in model.graph.inputs if v.name == "position_ids"))
     _name_dimensions(model, spec, last_only)
     return model
 

@@ -31,13 +31,15 @@ class GraphOptions:
     """How a decoder graph computes.
 
     ``accuracy_level`` 0 multiplies by dequantized float weights; 4 rounds activations to int8 per block.
-    ``activations`` is what block scales, norms, biases and the KV cache are kept in, too.
+    ``activations`` is what block scales, norms, biases and the KV cache are kept in, too. Where attention turns by
+    position, ``counts_positions`` lets it count them: a row's new token stands behind what the row holds.
     """
 
     precision: Precision
     block_size: int
     accuracy_level: int
     activations: FloatType
+    counts_positions: bool = False
 
     @property
     def bits(self) -> int | None:
@@ -201,8 +203,10 @@ class OnnxKernels(nn.Module):
             q, k = (self._turn(x, shared.turned[rotary]) for x in (q, k))
             placed: list[Tensor | None] = [None, None, None]
         else:
-            placed = [*(self.weights[name] for name in table_names(rotary)), shared.position_ids]
+            tables = (self.weights[name] for name in table_names(rotary))
+            placed = [*tables, *(() if self.options.counts_positions else (shared.position_ids,))]
         bias = shared.biases.get(window)
+        assert bias is None or len(placed) == 3, "the operator's inputs go by place"
         grown = (past[0].shape[0], spec.num_kv_heads, past[0].shape[2] + q.shape[1], spec.head_dim)
         z, keys, values = symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",

@@ -23,6 +23,7 @@ from .loop import MASK, Loop, bind_cache
 DEFAULT_THREADS: int | None = None
 """Threads of a session that was not told how many; None leaves it to ONNX Runtime."""
 
+CPU = "CPUExecutionProvider"
 QUIET = 3  # errors only
 STATIC_SETTINGS = {False: {"session.qdqisint8allowed": "1"}, True: {"session.disable_quant_qdq": "1"}}
 """How rounded products run, by ``strict``: in integers (x86's default is to leave them in floats), or as written."""
@@ -57,6 +58,21 @@ class SharedCache:
         return SharedCache(buffers=buffers, lengths=self.lengths[one])
 
 
+def usable_providers(wanted: Sequence[str]) -> list[str]:
+    """Those that this build of ONNX Runtime has; the others' nodes fall to the CPU, where that is wanted too.
+
+    Raises:
+        UserError: one is missing, and ``CPUExecutionProvider`` is not among the wanted.
+    """
+    available = ort.get_available_providers()
+    missing = [provider for provider in wanted if provider not in available]
+    if missing and CPU not in wanted:
+        raise UserError(
+            f"ONNX Runtime here has no {missing[0]}; it has {', '.join(available)}: install a build that has it"
+        )
+    return [provider for provider in wanted if provider in available]
+
+
 def open_session(
     path: Path,
     *,
@@ -66,6 +82,7 @@ def open_session(
     tapped: bool = False,
     only: str | None = None,
     growing: bool = False,
+    profile: Path | None = None,
 ) -> ort.InferenceSession:
     """A session on one graph.
 
@@ -75,22 +92,21 @@ def open_session(
     ``strict`` sets every accuracy level in it to 0 as it is loaded, and computes QuantizeLinear, DequantizeLinear and
     MatMul as they are written; ``tapped`` makes what goes into and comes out of
     each matrix outputs of the graph, as ``tap_names`` calls them; ``only`` leaves nothing but what one output is made
-    of (sessions run a whole graph, whatever is fetched of it).
+    of (sessions run a whole graph, whatever is fetched of it). ``profile`` is what the name of the runtime's own
+    record of its runs begins with, which ``end_profiling`` writes.
 
     Raises:
         UserError: this build of ONNX Runtime lacks a provider, or refuses the graph.
     """
-    available = ort.get_available_providers()
-    for provider in providers:
-        if provider not in available:
-            raise UserError(
-                f"ONNX Runtime here has no {provider}; it has {', '.join(available)}: install a build that has it"
-            )
+    usable = usable_providers(providers)
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
     options.enable_mem_pattern = not growing
     if threads or DEFAULT_THREADS:
         options.intra_op_num_threads = threads or DEFAULT_THREADS
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     for setting, value in STATIC_SETTINGS[strict].items():
         options.add_session_config_entry(setting, value)
     model: Path | bytes = path
@@ -98,7 +114,7 @@ def open_session(
         model, folder = altered_bytes(path, strict=strict, tapped=tapped, only=only)
         options.add_session_config_entry(DATA_FOLDER, str(folder))
     try:
-        return ort.InferenceSession(model, options, providers=list(providers))
+        return ort.InferenceSession(model, options, providers=usable)
     except Exception as error:  # ONNX Runtime raises one class per status code, with no common base
         raise UserError(f"ONNX Runtime cannot load {path.name}: {str(error).splitlines()[0]}") from error
 
@@ -132,7 +148,8 @@ class DecoderSession:
         inputs = {i.name: i for i in session.get_inputs()}
         self.dtype = NUMPY_TYPES[inputs["inputs_embeds"].type]
         self.cache_shapes = {n: tuple(i.shape) for n, i in inputs.items() if n.startswith("past_key_values.")}
-        self.several_axes = len(inputs["position_ids"].shape) > 2
+        self.takes_positions = "position_ids" in inputs
+        self.several_axes = self.takes_positions and len(inputs["position_ids"].shape) > 2
         self.takes_groups = "attention_group" in inputs
         self.deepstack = [name for name in inputs if name.startswith("deepstack.")]
         self.context_length = context_length
@@ -159,18 +176,23 @@ class DecoderSession:
         return cache
 
     def keys(self, layer: int, step: Step) -> Float32 | None:
-        """See ``Engine.keys``; graphs work the turns of several axes out, and look those of one up."""
-        if self.several_axes:
+        """See ``Engine.keys``; graphs work the turns of several axes out, and look those of one up.
+
+        A graph that counts positions has as many empty slots before the step, which the first layer's keys don't see.
+        """
+        if self.several_axes or not (self.takes_positions or layer == 0):
             return None
         rows, tokens = step.inputs_embeds.shape[:2]
-        feeds = self._feeds(step, np.arange(tokens) < step.lengths[:, None], None)
+        before = 0 if self.takes_positions else int(step.position_ids[0, 0])
+        ends = (before + step.lengths)[:, None]
+        feeds = self._feeds(step, np.arange(before + tokens) < ends, None)
         for name, shape in self.cache_shapes.items():
-            feeds[name] = np.zeros((rows, shape[1], 0, shape[3]), self.dtype)
+            feeds[name] = np.zeros((rows, shape[1], before, shape[3]), self.dtype)
         wanted = f"present.{layer}.key"
         session = self.only(wanted)
         taken = {given.name: feeds[given.name] for given in session.get_inputs()}
         keys: Array = session.run([wanted], taken)[0]
-        return keys.astype(np.float32)
+        return keys[:, :, before:].astype(np.float32)
 
     def forward(self, cache: SharedCache, step: Step, scalars: Scalars | None) -> Float32:
         """See ``Engine.forward``.
@@ -231,9 +253,10 @@ class DecoderSession:
         feeds: dict[str, Array] = {
             "inputs_embeds": step.inputs_embeds.astype(self.dtype, copy=False),
             MASK: mask.astype(np.int64, copy=False),
-            "position_ids": step.position_ids,
             GATE: gated_tokens(step, self.scope),
         }
+        if self.takes_positions:  # else attention counts them itself
+            feeds["position_ids"] = step.position_ids
         chosen = self.defaults if scalars is None else scalars
         if self.can_override and chosen is not None:
             feeds |= dict(zip(SCALARS, (chosen.attn, chosen.mlp), strict=True))
@@ -264,6 +287,7 @@ class OnnxEngine:
             ``decoder_folded`` for two phases.
         strict: run on kernels that round nothing, to measure against.
         tap: told of every matrix product of the decoders, in their order.
+        profile: an empty folder for the runtime's own record of every graph's runs; see ``profiles``.
     """
 
     def __init__(
@@ -275,6 +299,7 @@ class OnnxEngine:
         threads: int | None = None,
         strict: bool = False,
         tap: Tap | None = None,
+        profile: Path | None = None,
     ) -> None:
         config = read_runtime_config(graphs[ROLE])
         opened = functools.partial(open_session, providers=providers, threads=threads, strict=strict)
@@ -283,10 +308,12 @@ class OnnxEngine:
                 path,
                 tapped=tap is not None and role.startswith("decoder"),
                 growing=role.startswith("decoder"),
+                profile=None if profile is None else profile / role,
             )
             for role, path in graphs.items()
             if role != ROLE
         }
+        self._profiled = sessions if profile is not None else {}
         self._vision = sessions["vision"]
         self._embedding = sessions["embedding"]
         self._hidden_size = int(self._embedding.get_outputs()[0].shape[2])
@@ -311,6 +338,10 @@ class OnnxEngine:
     @property
     def executed_by(self) -> str:
         return f"ONNX Runtime {ort.__version__}, {', '.join(self._vision.get_providers())}"
+
+    def profiles(self) -> dict[str, Path]:
+        """Role → the runtime's record of what ran, which ends here."""
+        return {role: Path(session.end_profiling()) for role, session in self._profiled.items()}
 
     @property
     def can_override(self) -> bool:
