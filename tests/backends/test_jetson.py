@@ -25,7 +25,7 @@ from scale_export.plan.make import make_plan
 from scale_export.plan.options import ExportOptions
 from scale_export.plan.record import Plan
 from scale_export.plan.targets import load_target
-from scale_export.proof.shipped_values import as_stored
+from scale_export.proof.shipped_values import Grafted, as_stored
 from tests.helpers.coefficients import random_coefficients
 from tests.helpers.emission import TOKENS, emission_of, generator, prompt, reference, stored
 from tests.helpers.folds import fold_on, opened_once
@@ -91,7 +91,13 @@ def test_every_family_that_is_not_refused(emitted: Any, family: str):
     inputs = prompt(plan.base)
     engine = OnnxEngine(graphs, context_length=512, providers=plan.target.execution_providers or ())
     oracle = reference(plan, as_stored(decoder, "float16"))
-    expected = oracle.forced_logits(inputs, TOKENS)
+    tower = plan.base.family.tower_inputs(inputs, oracle.runtime_config)
+    features = [one.vision(tower)["image_features"] for one in (oracle.engine, engine)]
+    assert relative_error(*features) <= HALF
+    grafted = Grafted(
+        front=engine, decoder=oracle.engine
+    )  # behind the same float16 tower, as the lowering leg has it
+    expected = generator(grafted, plan.base, plan.fold).forced_logits(inputs, TOKENS)
     found = generator(engine, plan.base, plan.fold).forced_logits(inputs, TOKENS)
     assert relative_error(expected, found) <= HALF
     graph = onnx.load(graphs["decoder"], load_external_data=False).graph
