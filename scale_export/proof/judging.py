@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from scale_export.core.limits import DECIDED_ODDS
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
 from scale_export.device.generation import Generator
 from scale_export.plan.record import Plan
 
 from .cases import ROUNDS, Case, more_cases
-from .distributions import QuantizationLeg, RuntimeLeg, quantization_leg, runtime_leg
+from .distributions import quantization_leg, runtime_leg
 from .paths import Room, path_logits
+from .report import ParityReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +50,22 @@ class Sides:
         )
 
 
-def judged(
-    plan: Plan, sides: Sides, codes: Mapping[str, tuple[str, str]], log: WorkLog, *, by_value: bool
-) -> tuple[QuantizationLeg, RuntimeLeg]:
-    """Both legs; while one of them is undecided, more questions are asked, ``ROUNDS`` times at the most.
+def judge(
+    report: ParityReport,
+    plan: Plan,
+    sides: Sides,
+    codes: Mapping[str, tuple[str, str]],
+    log: WorkLog,
+    *,
+    streamed: str | None,
+) -> None:
+    """Both legs into the report; while one is undecided, more questions are asked, ``ROUNDS`` times at the most.
 
-    ``codes`` and ``by_value`` are as in their records.
+    Args:
+        codes: as in ``QuantizationLeg``.
+        streamed: why the model is streamed from disk; it is asked nothing more, since it would be read for every token.
     """
-    base, limits = plan.base, plan.target.parity.of(plan.precision)
+    base, limits, by_value = plan.base, plan.target.parity.of(plan.precision), streamed is not None
     for number in range(len(ROUNDS) + 1):
         cases, strict = sides.cases, sides.strict.logits
         quantization = quantization_leg(
@@ -66,4 +76,10 @@ def judged(
             break
         with log.stage(f"more questions, round {number + 1}"):
             sides = sides.grown(more_cases(base.model, base.processor, plan.coefficients, number, base.rules))
-    return quantization, runtime
+    report.quantization, report.runtime = quantization, runtime
+    if streamed is not None:
+        reason = f"the model would be read for every token: {streamed}; values alone were judged"
+        report.skip("intervals of the quantization and runtime legs", reason)
+    if not quantization.divergence.decided_positions:
+        reason = f"the model nowhere gives a token {DECIDED_ODDS:g} times the next one's probability"
+        report.skip("top-1 agreement at decided positions", reason)

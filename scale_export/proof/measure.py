@@ -11,7 +11,6 @@ from pathlib import Path
 from scale_export.backends.interface import Emission, graph_backend, open_planned
 from scale_export.core.defaults import PARITY, SCORING
 from scale_export.core.huggingface import Processor
-from scale_export.core.limits import DECIDED_ODDS
 from scale_export.core.progress import WorkLog
 from scale_export.core.records import Float32
 from scale_export.core.words import FloatType, ParityMode, Scoring
@@ -45,7 +44,7 @@ from .cases import (
     parity_questions,
     reference_cases,
 )
-from .judging import Side, Sides, judged
+from .judging import Side, Sides, judge
 from .last_slots import end_of_context
 from .legs import fold_leg, lowering_leg
 from .paths import ALONE, Room, path_logits
@@ -227,11 +226,10 @@ class Measurement:
     ) -> Steps:
         """The legs of graphs: lowering, quantization and runtime."""
         plan = self.plan
+        assert isinstance(candidate, GraphCandidate), "others have legs of their own"
+        own, oracle = candidate.responder.generator, self._oracle(self.weights.folded)
         if not plan.quantized:
-            assert isinstance(candidate, GraphCandidate), "others have legs of their own"
-            context = end_of_context(
-                report, plan, self._oracle(self.weights.folded), candidate.responder.generator, plan.precision
-            )
+            context = end_of_context(report, plan, oracle, own, plan.precision)
             report.lowering = lowering_leg(portable, shipped, plan.precision, context=context)
             report.skip("quantization", f"weights are {plan.precision}, nothing is quantized")
             report.skip(
@@ -243,39 +241,14 @@ class Measurement:
             strict = path_logits(package, cases, self._strict_room)
         with self.log.stage("lowering leg"):
             steps = self._lowering(report, cases, package, strict)
-        self._judge(report, cases, candidate, (portable, strict, shipped), package)
-        return [*steps, ("runtime", shipped)]
-
-    def _judge(
-        self,
-        report: ParityReport,
-        cases: Sequence[Case],
-        candidate: Candidate,
-        logits: tuple[Sequence[Float32], Sequence[Float32], Sequence[Float32]],
-        package: Generator,
-    ) -> None:
-        """Both legs of distributions, from the ``logits`` of the portable decoder, of strict and of shipped kernels.
-
-        A model that is streamed from disk is asked nothing more, since it would be read for every token.
-        """
-        assert isinstance(candidate, GraphCandidate), "others have legs of their own"
-        portable, strict, shipped = logits
-        oracle, own = self._oracle(self.weights.folded), candidate.responder.generator
         sides = Sides(
             cases=cases,
             portable=Side(generator=oracle, room=self._room, logits=portable),
             strict=Side(generator=package, room=self._strict_room, logits=strict),
             shipped=Side(generator=own, room=ALONE, logits=shipped),
         )
-        if self._streamed is not None:
-            reason = f"the model would be read for every token: {self._streamed}; values alone were judged"
-            report.skip("intervals of the quantization and runtime legs", reason)
-        report.quantization, report.runtime = judged(
-            self.plan, sides, self.codes_kept(report), self.log, by_value=self._streamed is not None
-        )
-        if not report.quantization.divergence.decided_positions:
-            reason = f"the model nowhere gives a token {DECIDED_ODDS:g} times the next one's probability"
-            report.skip("top-1 agreement at decided positions", reason)
+        judge(report, plan, sides, self.codes_kept(report), self.log, streamed=self._streamed)
+        return [*steps, ("runtime", shipped)]
 
     def _lowering(
         self, report: ParityReport, cases: Sequence[Case], package: Generator, strict: list[Float32]
