@@ -18,9 +18,10 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from scale_export.core.inside import check_regular
 from scale_export.core.records import Array, Json
 
 from .rules import SAVE_AGAIN, Fields
+
+if TYPE_CHECKING:
+    from torch import Tensor, dtype
 
 MAX_BYTES = 64 * 2**20
 
@@ -236,32 +240,54 @@ def _safe_torch(path: Path) -> ModuleType:
 
 def _read_pt(path: Path, content: bytes) -> dict[object, object]:
     raw = tensors_of_pickle(path, content)
+    import torch  # which is there now
+
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds a {type(raw).__name__}, not a record of fields; {SAVE_AGAIN}")
+    taken = DenseTensors(path, len(content), (torch.float32, torch.int64))
+
+    def array(name: object, value: object) -> object:
+        return taken.plain(name, value).numpy() if isinstance(value, torch.Tensor) else value
 
     def arrays(name: object, value: object) -> object:
         if isinstance(value, list | tuple) and name == "head_scale":
-            return [_from_torch(path, f"head_scale[{i}]", row, len(content)) for i, row in enumerate(value)]
-        return _from_torch(path, name, value, len(content))
+            return [array(f"head_scale[{i}]", row) for i, row in enumerate(value)]
+        return array(name, value)
 
     return {name: arrays(name, value) for name, value in raw.items()}
 
 
-def _from_torch(path: Path, name: object, value: object, limit: int) -> object:
-    """A tensor as an array, anything else as it is; strides may make a tensor look larger than the file."""
-    import torch
+@dataclass(slots=True)
+class DenseTensors:
+    """Takes tensors out of what an unpickler made, where strides and shared storage may claim more than a file holds.
 
-    if not isinstance(value, torch.Tensor):
-        return value
-    dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_nested
-    if not dense or value.dtype not in (torch.float32, torch.int64):
-        raise UserError(
-            f"{path}: {name} is {value.dtype}; convert it to a dense float32 tensor and save again"
-        )
-    if value.numel() * value.itemsize > limit:
-        raise UserError(f"{path}: {name} claims to be larger than the file; {SAVE_AGAIN}")
-    array: Array = value.detach().resolve_neg().numpy()
-    return array
+    Attributes:
+        path: the file, for refusals.
+        left: bytes that the tensors that are still to come may take together; the file's size at first.
+        dtypes: what is taken.
+    """
+
+    path: Path
+    left: int
+    dtypes: tuple[dtype, ...]
+
+    def plain(self, name: object, tensor: Tensor) -> Tensor:
+        """The tensor without what makes it more than its values.
+
+        Raises:
+            UserError: it is not dense, of another dtype, or claims more than is left.
+        """
+        import torch
+
+        dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+        if not dense or tensor.dtype not in self.dtypes:
+            raise UserError(
+                f"{self.path}: {name} is {tensor.dtype}; convert it to a dense float32 tensor and save again"
+            )
+        self.left -= tensor.numel() * tensor.itemsize
+        if self.left < 0:
+            raise UserError(f"{self.path}: {name} claims to be larger than the file; {SAVE_AGAIN}")
+        return tensor.detach().resolve_neg()
 
 
 def _pt_bytes(fields: Fields) -> bytes:

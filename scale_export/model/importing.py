@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scale_export.coefficients.file import Coefficients
-from scale_export.coefficients.formats import MAX_BYTES, read_capped, tensors_of_pickle
+from scale_export.coefficients.formats import MAX_BYTES, DenseTensors, read_capped, tensors_of_pickle
 from scale_export.coefficients.rules import Bound
 from scale_export.core.errors import UserError
 from scale_export.core.huggingface import ScaledModel
 from scale_export.core.records import Float32, Json
+from scale_export.core.terminal import printable
 from scale_export.core.words import ScalarValues, Scope
 
 from .identity import make_coefficients
@@ -27,6 +28,8 @@ __all__ = ["import_state_dict"]
 PLACE = "{layer}"
 SHOWN = 5
 """How many keys a refusal lists."""
+MOST_SHOWN = 80
+"""How many characters of a key a refusal shows."""
 
 
 def import_state_dict(
@@ -44,8 +47,8 @@ def import_state_dict(
     """Another trainer's plain state dict (``.safetensors``, or a pickle of tensors) as coefficients.
 
     A pattern is a key with ``{layer}`` for the layer's number, such as ``layers.{layer}.head_scale``; every
-    key must match one. A key holds ``[H]`` values for a layer's heads or one for its MLP, in any float dtype; a
-    site without a key is not scaled (s = 1).
+    key must match one. A key holds ``[H]`` values for a layer's heads or one for its MLP, in a float dtype of 16 bits
+    or more; a site without a key is not scaled (s = 1).
 
     Args:
         path: the state dict.
@@ -101,6 +104,8 @@ def _checked_bound(values: ScalarValues | None, bound: float | None) -> float:
 
 def _state_dict(path: Path) -> dict[str, Float32]:
     """Every tensor of a plain state dict, flat, as float32."""
+    import torch
+
     content = read_capped(path, MAX_BYTES)
     raw = (
         _load_safetensors(path, content)
@@ -109,12 +114,15 @@ def _state_dict(path: Path) -> dict[str, Float32]:
     )
     if isinstance(raw, dict) and "format" in raw and "head_scale" in raw:
         raise UserError(f"{path} is a coefficient file already: give it to fold as it is")
-    if not isinstance(raw, dict) or not all(hasattr(value, "detach") for value in raw.values()):
+    if not isinstance(raw, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in raw.items()
+    ):
         raise UserError(
             f"{path} is not a plain state dict of tensors (such as a whole checkpoint of a trainer): save the "
             f"scalars alone, a tensor for each key"
         )
-    return {str(name): value.detach().cpu().float().numpy().reshape(-1) for name, value in raw.items()}
+    taken = DenseTensors(path, len(content), (torch.float16, torch.bfloat16, torch.float32, torch.float64))
+    return {name: taken.plain(_short(name), value).float().numpy().reshape(-1) for name, value in raw.items()}
 
 
 def _load_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
@@ -128,6 +136,12 @@ def _load_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged ({error}): copy it again") from error
 
 
+def _short(name: str) -> str:
+    """A key as a refusal shows it."""
+    shown = printable(name[: MOST_SHOWN + 1])
+    return shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}…"
+
+
 def _matching(state: Mapping[str, Float32], pattern: str | None) -> dict[int, str]:
     """Layer → key, for the keys that fit the pattern."""
     if pattern is None:
@@ -138,7 +152,7 @@ def _matching(state: Mapping[str, Float32], pattern: str | None) -> dict[int, st
             f"layers must be saved as one tensor for each"
         )
     before, after = map(re.escape, pattern.split(PLACE))
-    matches = {name: re.fullmatch(f"{before}(0|[1-9][0-9]*){after}", name) for name in state}
+    matches = {name: re.fullmatch(f"{before}(0|[1-9][0-9]{{0,8}}){after}", name) for name in state}
     return {int(match[1]): name for name, match in matches.items() if match}
 
 
@@ -149,7 +163,9 @@ def _check_keys(
     if not state:
         raise UserError(f"{path} holds no tensor: save the scalars into it, a tensor for each key")
     names = sorted(state)
-    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    shown = ", ".join(map(_short, names[:SHOWN])) + (
+        f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    )
     if all(pattern is None for pattern, _ in patterns):
         raise UserError(
             f"no pattern was given for the keys of {path}, which are {shown}: give --head-pattern or --mlp-pattern"
@@ -162,11 +178,11 @@ def _check_keys(
             )
     matched = [set(found.values()) for _, found in patterns]
     if both := sorted(matched[0] & matched[1]):
-        raise UserError(f"the key {both[0]!r} of {path} matches both patterns: give each its own")
+        raise UserError(f"the key {_short(both[0])!r} of {path} matches both patterns: give each its own")
     if unmatched := sorted(state.keys() - matched[0] - matched[1]):
         raise UserError(
-            f"the key {unmatched[0]!r} of {path} matches no pattern, and nothing is left out silently: give a pattern "
-            f"that it matches too, or save the scalars without it"
+            f"the key {_short(unmatched[0])!r} of {path} matches no pattern, and nothing is left out silently: "
+            f"give a pattern that it matches too, or save the scalars without it"
         )
 
 
@@ -176,7 +192,7 @@ def _check_sizes(
     for key in found.values():
         if state[key].size != size:
             raise UserError(
-                f"the key {key!r} of {path} holds {state[key].size} values, and a layer has {size} {what}: "
+                f"the key {_short(key)!r} of {path} holds {state[key].size} values, and a layer has {size} {what}: "
                 f"give one value for each, and the model that the scalars were trained on"
             )
 
@@ -185,8 +201,9 @@ def _check_layers(path: Path, found: Mapping[int, str], layers: int) -> None:
     last = max(found)
     if last >= layers:
         raise UserError(
-            f"the key {found[last]!r} of {path} is for layer {last}, and the model's last layer is {layers - 1} (they "
-            f"count from 0): give the model that the scalars were trained on, or save keys with its numbers"
+            f"the key {_short(found[last])!r} of {path} is for layer {last}, and the model's last layer is "
+            f"{layers - 1} (they count from 0): give the model that the scalars were trained on, or save keys with "
+            f"its numbers"
         )
 
 

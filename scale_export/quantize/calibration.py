@@ -25,7 +25,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from scale_export.coefficients.file import Coefficients
@@ -47,7 +46,7 @@ from .method import CalibrationOptions, Moments
 from .plain_text import text_examples
 from .self_written import self_examples
 from .sources import QuestionSource, SelfSource, TextSource, parse_source
-from .stored import add_inputs, make_entry, model_facts, recorded_sha256, write_whole
+from .stored import add_inputs, make_entry, model_facts, read_recorded, recorded_sha256, write_whole
 
 SCHEMA = 2
 """Part of every cache entry's name; to be raised where the same inputs would give other statistics."""
@@ -70,7 +69,11 @@ class StoredStatistics:
     digests: tuple[tuple[str, str], ...]
 
     def moments(self, name: str) -> Moments | None:
-        """Of a matrix's inputs, by its portable name; None for the embedding."""
+        """Of a matrix's inputs, by its portable name; None for the embedding.
+
+        Raises:
+            UserError: the file was changed since it was checked, or lacks them.
+        """
         return None if name == "embedding" else Moments(self._stored(name, ""))
 
     def peaks(self, name: str) -> Float32 | None:
@@ -81,7 +84,10 @@ class StoredStatistics:
         prefix, _, part = name.rpartition(".")
         site = f"{prefix}.{REPRESENTATIVE.get(part, part)}" if prefix else name
         file = _file_of(name)
-        return _read(self.directory / file, dict(self.digests)[file])[f"{site}{kind}"]
+        found = _read(self.directory / file, dict(self.digests)[file]).get(f"{site}{kind}")
+        if found is None or found.dtype != np.float32 or found.ndim != (1 if kind else 2):
+            raise UserError(f"{self.directory / file} lacks the statistics of {name}: remove it")
+        return found
 
     @property
     def sha256(self) -> str:
@@ -94,7 +100,7 @@ class StoredStatistics:
 
 @functools.lru_cache(maxsize=1)
 def _read(file: Path, sha256: str) -> dict[str, Array]:
-    return load_file(file)
+    return read_recorded(file, sha256)
 
 
 def _file_of(name: str) -> str:

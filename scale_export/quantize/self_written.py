@@ -124,7 +124,7 @@ def self_examples(
     count = min(limit, source.sequences)
     frames = _frames(base, source, count, pictures=pictures)
     entry = cache / WRITTEN / f"{_key(base, coefficients, source, frames)}.json"
-    chats = _stored(entry)
+    chats = read_chats(entry, count, base.spec.vocab_size)
     if chats is None:
         with log.stage("writing what to calibrate on"), torch.no_grad():
             written = _Writer(base, coefficients).write(frames, source.seed, log)
@@ -183,15 +183,17 @@ def _key(base: BaseModel, coefficients: Coefficients, source: SelfSource, frames
     return digest.hexdigest()[:32]
 
 
-def _stored(entry: Path) -> list[Written] | None:
-    """The chats of an entry; None where it is not there, or not what its own hash says."""
+def read_chats(entry: Path, count: int, words: int) -> list[Written] | None:
+    """The chats of an entry; None where it is not there, not what its own hash says, or not ``count`` of such words."""
     try:
-        found = json.loads(entry.read_text(encoding="utf-8"))
+        found = json.loads(entry.read_text(encoding="utf-8")) if entry.is_file() else {}
         chats = [(list(question), list(answer)) for question, answer in found["chats"]]
-        whole = found["sha256"] == _sha256(chats)
+        whole = found["sha256"] == _sha256(chats) and len(chats) == count
     except (OSError, ValueError, RecursionError, TypeError, KeyError):
         return None
-    return chats if whole else None
+    tokens = [token for chat in chats for part in chat for token in part]
+    known = all(type(token) is int and 0 <= token < words for token in tokens)
+    return chats if whole and known and all(part for chat in chats for part in chat) else None
 
 
 def _sha256(chats: Sequence[Written]) -> str:

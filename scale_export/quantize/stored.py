@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load, save_file
 
 from scale_export.coefficients.file import Coefficients
 from scale_export.core.errors import UserError
@@ -97,6 +98,21 @@ def recorded_sha256(file: Path) -> str | None:
     except (OSError, ValueError, RecursionError):
         return None
     return found if record == {"schema": RECORD_SCHEMA, "sha256": found} else None
+
+
+def read_recorded(file: Path, sha256: str) -> dict[str, Array]:
+    """The arrays of a cache's file, read once: of the bytes that have the hash.
+
+    Raises:
+        UserError: it is not there any more, changed since it was checked, or holds no arrays.
+    """
+    try:
+        content = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise UserError(f"{file} was changed while it was in use: export again, alone in its --cache")
+        return load(content)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{file} is damaged, and its record is of the damaged file: remove it") from error
 
 
 def _sha256(file: Path) -> str:

@@ -251,6 +251,8 @@ TARGETS: dict[str, Target] = {
     "signature": Target(
         seeds=small.signature_seeds, damage=small.damaged_signature, read=small.read_signature, cost=4
     ),
+    "calibration": Target(seeds=small.cache_seeds, damage=_damaged_package, read=small.read_cache, cost=4),
+    "import": Target(seeds=small.state_seeds, damage=_damaged_coefficients, read=small.read_state, cost=10),
     "core-ml": Target(seeds=_core_ml_seeds, damage=_damaged_core_ml, read=_read_core_ml, cost=600),
 }
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
+import hashlib
+import io
 import json
 import shutil
 import tempfile
 from pathlib import Path
 from random import Random
 
+import numpy as np
+import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from safetensors.torch import save
 
+from scale_export.core.errors import UserError
+from scale_export.core.huggingface import ScaledModel
 from scale_export.device.certificate import device_leg, own_result, read_result
 from scale_export.device.coreml.host import read_host_config
 from scale_export.device.onnxruntime.host import read_runtime_config
@@ -20,9 +28,13 @@ from scale_export.device.package import Package, open_package
 from scale_export.device.rules import GENERATION_CONFIG, read_rules
 from scale_export.device.selftest import run_selftest
 from scale_export.model.base import open_base
+from scale_export.model.importing import import_state_dict
 from scale_export.package.manifest import open_package_files
 from scale_export.package.signing import check_signature, sign_package
 from scale_export.package.stored_report import failed_checks, read_report
+from scale_export.quantize.calibration import StoredStatistics
+from scale_export.quantize.self_written import read_chats
+from scale_export.quantize.stored import RECORD_SCHEMA, recorded_sha256, write_whole
 from scale_export.questions import load_questions
 from tests.helpers.coefficients import random_coefficients, saved
 from tests.helpers.folds import fold_on, opened_once
@@ -224,3 +236,87 @@ def read_signature(folder: Path, name: str, data: bytes) -> object:
         return check_signature(folder / "package", folder / "signer.pub", folder / "package.sig")
     finally:
         (folder / name).write_bytes(whole)
+
+
+SEALED = "sealed/"
+"""Before the names of files of a cache whose own hashes are made to fit again, as who can write them can do."""
+MOMENTS, CHATS = "layers.0.safetensors", "chats.json"
+WORDS = 320
+
+
+def cache_seeds(folder: Path) -> dict[str, bytes]:
+    """What a cache keeps of calibration: moments with their record, and chats."""
+    rows = np.random.default_rng(0).random((8, 4), np.float32)
+    sites = {"layers.0.q_proj": rows.T @ rows / 8, "layers.0.q_proj.peaks": rows.max(axis=0)}
+    write_whole(sites, folder / MOMENTS)
+    chats = [[[5, 6, 7], [8, 9]], [[WORDS - 1], [2]]]
+    (folder / CHATS).write_text(json.dumps(_sealed_chats(chats)))
+    names = (MOMENTS, f"{Path(MOMENTS).stem}.json", CHATS)
+    whole = {name: (folder / name).read_bytes() for name in names}
+    return {**whole, **{f"{SEALED}{name}": whole[name] for name in (MOMENTS, CHATS)}}
+
+
+def _sealed_chats(chats: object) -> dict[str, object]:
+    return {"sha256": hashlib.sha256(json.dumps(chats).encode()).hexdigest(), "chats": chats}
+
+
+def read_cache(folder: Path, name: str, data: bytes) -> object:
+    """As calibration reads it; what it does not believe, and would collect again, counts as refused."""
+    plain = name.removeprefix(SEALED)
+    file, record = folder / plain, folder / f"{Path(MOMENTS).stem}.json"
+    kept = {path: path.read_bytes() for path in {file, record}}
+    try:
+        file.write_bytes(data)
+        if plain == CHATS:
+            return _read_chats(file, sealed=plain != name)
+        if plain != name:
+            found = {"schema": RECORD_SCHEMA, "sha256": hashlib.sha256(data).hexdigest()}
+            record.write_text(json.dumps(found))
+        digest = recorded_sha256(folder / MOMENTS)
+        if digest is None:
+            raise UserError("collected again")
+        statistics = StoredStatistics(folder, ((MOMENTS, digest),))
+        return statistics.moments("layers.0.k_proj"), statistics.peaks("layers.0.k_proj")
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+
+
+def _read_chats(file: Path, *, sealed: bool) -> object:
+    if sealed:
+        with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
+            file.write_text(json.dumps(_sealed_chats(json.loads(file.read_bytes())["chats"])))
+    chats = read_chats(file, 2, WORDS)
+    if chats is None:
+        raise UserError("written again")
+    return np.array([token for chat in chats for part in chat for token in part], np.int64)
+
+
+HEADS, MLP = "net.{layer}.heads", "net.{layer}.mlp"
+
+
+def state_seeds(folder: Path) -> dict[str, bytes]:
+    """State dicts of scalars of two layers, in both formats and two dtypes."""
+    FAMILIES["llava"]("llama", directory=folder / "base")
+    seeds = {}
+    for kind, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        state = {f"net.{layer}.heads": torch.linspace(0.5, 1.5, 4).to(dtype) for layer in (0, 2)}
+        state["net.1.mlp"] = torch.tensor(0.75, dtype=dtype)
+        content = io.BytesIO()
+        torch.save(state, content)
+        seeds[f"{kind}.pt"] = content.getvalue()
+        seeds[f"{kind}.safetensors"] = save(state)
+    return seeds
+
+
+@functools.cache
+def _model(directory: Path) -> ScaledModel:
+    return opened_once(directory).streamed_model
+
+
+def read_state(folder: Path, name: str, data: bytes) -> object:
+    """As ``import`` reads it, every hash of the base model included."""
+    (folder / name).write_bytes(data)
+    base = folder / "base"
+    asked = {"head_pattern": HEADS, "mlp_pattern": MLP, "scope": "last", "values": "s"}
+    return import_state_dict(folder / name, model=_model(base), base_dir=base, **asked)  # type: ignore[arg-type]

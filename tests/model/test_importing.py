@@ -99,6 +99,14 @@ ONES, ONE = torch.ones(4), torch.ones(1)
         ({"net.0.heads": ONES * -3}, {"mlp_pattern": None}, r"lie around -3.*--values a"),
         ({"net.0.heads": [1.0]}, {}, "not a plain state dict"),
         ([ONES], {}, "not a plain state dict"),
+        ({0: ONES}, {}, "not a plain state dict"),
+        ({"net.0.heads": ONES[:1].bfloat16().expand(1 << 40)}, {}, "claims to be larger than the file"),
+        ({f"net.{n}.heads": ONES[:1].expand(500) for n in range(3)}, {}, "claims to be larger than the file"),
+        ({"net.0.heads": ONES.to_sparse()}, {}, "convert it to a dense"),
+        ({"net.0.heads": ONES.to(torch.complex64)}, {}, "is torch.complex64; convert it"),
+        ({f"net.{'9' * 5000}.heads": ONES}, {"mlp_pattern": None}, "no key of .* matches the pattern"),
+        ({"net\n.0": ONES}, {}, r"its keys are net\\n\.0: write"),
+        ({"n" * 5000: ONES}, {}, "its keys are n{80}…: write"),
         ({"format": "scale-coefficients", "head_scale": ONES}, {}, "a coefficient file already"),
     ],
 )
@@ -108,6 +116,7 @@ def test_state_dicts_that_are_refused(
     torch.save(state, tmp_path / "state.pt")
     with pytest.raises(UserError, match=message) as refused:
         import_from(trained, tmp_path / "state.pt", **changes)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
     assert "layer_indices" not in str(refused.value) and "coefficients name" not in str(refused.value)
 
 

@@ -196,6 +196,30 @@ def test_a_file_in_doubt_is_collected_again(damage: Callable[[Path], None], base
         assert {name: (again.directory / name).read_bytes() for name in names} == whole
 
 
+def lose(file: Path) -> None:
+    """A site, with a record that fits what is left."""
+    left = load_file(file)
+    del left["layers.1.o_proj"]
+    write_whole(left, file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"), [(cut, "was changed while"), (make_a_pipe, "was changed while"), (lose, "lacks")]
+)
+def test_a_file_that_changed_after_it_was_checked_is_refused(
+    damage: Callable[[Path], None], words: str, base_of: Any, tmp_path: Path
+):
+    base = base_of("llava", "llama")
+    coefficients = random_coefficients(base)
+    found = calibrate(base, coefficients, OPTIONS, QUIET, tmp_path)
+    damage(found.directory / "layers.1.safetensors")
+    if damage is lose:  # and was checked again
+        found = calibrate(base, coefficients, OPTIONS, QUIET, tmp_path)
+    calibration._read.cache_clear()
+    with pytest.raises(UserError, match=words):
+        found.moments("layers.1.o_proj")
+
+
 def test_a_cache_that_cannot_be_written_is_one_sentence(base_of: Any, tmp_path: Path):
     base = base_of("llava", "llama")
     (tmp_path / "calibration").write_bytes(b"")
