@@ -9,7 +9,7 @@ import sys
 
 def _end(_: int, __: object) -> None:
     """Nothing is under way yet while modules are imported."""
-    os.write(sys.stderr.fileno(), b"scale-export: interrupted; nothing was written\n")
+    os.write(sys.stderr.fileno(), b"scale-export: interrupted; nothing is left half-written\n")
     os._exit(130)
 
 

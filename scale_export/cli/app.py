@@ -89,16 +89,26 @@ def run_words(commands: typer.Typer, words: Sequence[str], name: str | None = No
     """
     with noted() as interruption:
         try:
-            with may_end(lambda sentence: _end_at_once(sentence, words)):
-                code = commands(list(words), standalone_mode=False, prog_name=name)
-            sys.stdout.flush()
-        except typer.Exit as end:
-            code = end.exit_code
+            try:
+                code = _called(commands, words, name)
+            finally:
+                interruption.over = True
         except BaseException as error:  # libraries in Rust raise what is no Exception
             return _ended_by(KeyboardInterrupt() if interruption.asked else error, words)
         if code == EXIT_INTERRUPTED:  # how Typer returns it
             return _ended_by(KeyboardInterrupt(), words)
-        return code if isinstance(code, int) else EXIT_OK
+        return code
+
+
+def _called(commands: typer.Typer, words: Sequence[str], name: str | None) -> int:
+    """The exit code of a command that ends by itself; raises what ended it otherwise."""
+    try:
+        with may_end(lambda sentence: _end_at_once(sentence, words)):
+            code = commands(list(words), standalone_mode=False, prog_name=name)
+        sys.stdout.flush()
+    except typer.Exit as end:
+        code = end.exit_code
+    return code if isinstance(code, int) else EXIT_OK
 
 
 def _ended_by(error: BaseException, words: Sequence[str]) -> int:
@@ -120,7 +130,7 @@ def _said_of(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
     if isinstance(error, UserError):
         return EXIT_USER_ERROR, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED, "interrupted; nothing was written"
+        return EXIT_INTERRUPTED, "interrupted; nothing is left half-written"
     refused = machine_fault(error) if isinstance(error, OSError) else None
     if refused is None:
         return EXIT_OWN_FAULT, own_fault(error, words)

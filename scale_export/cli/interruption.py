@@ -22,22 +22,26 @@ SOON: Final = 0.01
 
 
 class Interruption:
-    """Whether the user asked for the command to end."""
+    """Whether the user asked for the command to end; where it is ``over``, nothing interrupts what is said of it."""
 
     def __init__(self) -> None:
         self.asked = False
+        self.over = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Take the signal: note it, and raise ``KeyboardInterrupt``."""
+        if self.over:
+            return
         self.asked = self.asked or not is_interrupting()
         signal.default_int_handler(number, frame)
 
 
 @contextmanager
 def noted() -> Iterator[Interruption]:
-    """Within, interruptions are noted; handlers are as they were afterwards.
+    """Within, interruptions are noted; a program's handlers are as they were afterwards.
 
-    A program that handles them in its own way, or another thread than the main one, keeps its way.
+    A program that handles them in its own way, or another thread than the main one, keeps its way. Where the process is
+    the command's own, its handler stays, so that no interruption comes between the end of a command and the process's.
     """
     found = Interruption()
     before = signal.getsignal(signal.SIGINT)
@@ -58,7 +62,8 @@ def noted() -> Iterator[Interruption]:
         yield found
     finally:
         sys.unraisablehook = unraisable
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
 
 
 def _is_pythons(handler: object) -> bool:

@@ -11,7 +11,6 @@ Processor seconds count, of all threads: a machine that is busy with other thing
 from __future__ import annotations
 
 import _thread
-import contextlib
 import os
 import signal
 import threading
@@ -174,13 +173,18 @@ def _watch(watched: _Watched) -> None:
 
 
 def _unwatch(watched: _Watched) -> None:
-    """No more interruption comes after this; one that is under way is taken here."""
+    """No more interruption comes after this; one that is under way is taken here, but a user's is handed on."""
+    taken = False
     for _ in range(2):  # the interruption may come right here
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             with _changed:
                 _work[:] = [other for other in _work if other is not watched]
             if watched.sentence is not None:
                 time.sleep(POLL)
+        except KeyboardInterrupt:
+            taken = True
+    if taken and watched.sentence is None:
+        raise KeyboardInterrupt
 
 
 def _look() -> None:

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 
+from scale_export.cli import app
 from scale_export.cli.interruption import noted
+from scale_export.core.errors import UserError
 from scale_export.core.progress import WorkLog
+from tests.cli.interruptions import Stage
 from tests.helpers.cli import run
-from tests.helpers.packages import names
+from tests.helpers.packages import names, write
 
-SAID = "scale-export: interrupted; nothing was written"
+SAID = "scale-export: interrupted; nothing is left half-written"
 PLANTED = {
     "the import of the commands": "sys.meta_path.insert(0, Finder('scale_export.cli.app'))",
     "the import of a library": "sys.meta_path.insert(0, Finder('rich.progress'))",
@@ -123,3 +126,27 @@ def test_an_interruption_amid_an_export_leaves_nothing(
     assert SAID in capsys.readouterr().err
     assert len(seen) == STAGE
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "step"), [("inspect", 40), ("inspect", 900), ("fold", 2000), ("fold", 9000)]
+)
+def test_an_interruption_at_a_step_of_a_process_is_a_sentence(
+    command: str, step: int, tmp_path: Path
+) -> None:
+    """``python -m tests.cli.interruptions`` draws more of them, and other commands."""
+    stage = Stage.beside(write(tmp_path / "package"))
+    assert stage.interrupted(command, step=step) == "interrupted"
+
+
+def test_no_interruption_comes_between_a_command_and_its_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UserError("the picture is missing")
+
+    said = app._complain
+    monkeypatch.setattr("typer.core.TyperGroup.invoke", refuse)
+    monkeypatch.setattr(app, "_complain", lambda *words, **more: (interrupt(), said(*words, **more))[1])
+    assert run("targets") == 2
+    assert capsys.readouterr().err.strip() == "scale-export: the picture is missing"

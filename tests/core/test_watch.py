@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -72,6 +72,25 @@ def test_work_that_ends_as_it_is_interrupted_leaves_no_interruption_behind() -> 
 def test_an_interruption_of_the_users_is_the_users() -> None:
     with pytest.raises(KeyboardInterrupt), bounded("this", SHORT):
         raise KeyboardInterrupt
+
+
+def test_one_that_comes_as_the_watch_ends_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(list[object]):
+        """The work under way; the interruption comes as it is first taken off."""
+
+        taken = 0
+
+        def __setitem__(self, *change: Any) -> None:
+            self.taken += 1
+            if self.taken == 1:
+                raise KeyboardInterrupt
+            super().__setitem__(*change)
+
+    work = Interrupted()
+    monkeypatch.setattr(watch, "_work", work)
+    with pytest.raises(KeyboardInterrupt), bounded("this", SHORT):
+        pass
+    assert work.taken == 2 and work == []
 
 
 def test_other_threads_and_lifted_bounds_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
