@@ -50,6 +50,12 @@ up like √width, to 2^-24 · √28,000 = 1e-5 in the widest layers. A range tha
 PIXEL_LEVELS = 1.0
 """Largest difference of a preprocessed pixel from Hugging Face's, in 8-bit levels."""
 
+FACT_LEVELS = 0.01
+"""The same of a picture that ``runtime.json``'s facts prepare, where both sides resample to whole levels by Pillow.
+
+Float32 arithmetic differs by less than 1e-4 levels; a mean that is off by one level, by one.
+"""
+
 NEAR_TIE_MARGIN = 1e-3
 """A reference step is a near-tie when its two best logits differ by less than this share of max |logit|."""
 

@@ -42,6 +42,7 @@ from scale_export.plan.portable import generator_of, reference_engine
 from scale_export.plan.record import Plan
 from scale_export.plan.weights import PlannedWeights, plan_statistics
 from scale_export.proof.cases import Case, parity_prompts, parity_questions, reference_cases
+from scale_export.proof.image_facts import facts_error
 from scale_export.proof.lockstep import Lockstep
 from scale_export.proof.preprocessing import preprocessing_leg
 from scale_export.proof.products import (
@@ -54,6 +55,7 @@ from scale_export.proof.products import (
     follow,
     largest_error,
 )
+from scale_export.proof.report import ParityReport
 from scale_export.proof.shipped_values import Grafted
 from scale_export.quantize import CalibrationOptions, QuantizedWeights, StaticWeights
 from scale_export.quantize.sources import QuestionSource, parse_source
@@ -125,9 +127,15 @@ class Examination:
             for case in self.cases
         ]
         expected = [case.inputs for case in self.cases]
-        leg = preprocessing_leg(expected, inputs, levels_per_unit(base.processor))
+        report = ParityReport(executed_by="the doctor")
+        facts = facts_error(report, self.plan, self.graphs, processor)
+        leg = preprocessing_leg(expected, inputs, levels_per_unit(base.processor), facts=facts)
         words = "the package's processor prepares what the base model's does"
-        if not leg.passed:
+        if facts is not None and not facts.passed:
+            words = (
+                "the image facts in runtime.json give other pixels than the package's processor: export again"
+            )
+        elif not leg.passed:
             what = "pixels" if leg.ids_identical else "token ids"
             words = (
                 f"the package's processor files give other {what} than the base model's: compare the files"

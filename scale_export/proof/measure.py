@@ -44,6 +44,7 @@ from .cases import (
     parity_questions,
     reference_cases,
 )
+from .image_facts import facts_error
 from .judging import Side, Sides, judge
 from .last_slots import end_of_context
 from .legs import fold_leg, lowering_leg
@@ -178,7 +179,8 @@ class Measurement:
             packaged = inputs + [self._encoded(processor, prompt)[1] for prompt in large]
             shrunk = self._shrinking(large)
             levels = levels_per_unit(base.own_processor)
-            report.preprocessing = preprocessing_leg(expected, packaged, levels, shrunk)
+            facts = facts_error(report, self.plan, self.graphs, processor)
+            report.preprocessing = preprocessing_leg(expected, packaged, levels, shrunk, facts)
         if shrunk is not None:
             report.skip("pictures of the base model's own size", str(shrunk))
         return inputs

@@ -24,7 +24,8 @@ class PreprocessingLeg:
 
     The error is infinite where one side prepares other arrays, or arrays of other shapes, and where there is no prompt.
     Pictures that the package shrinks are held to the base's processor at the package's size; ``shrunk`` says what that
-    size costs, None where no picture is shrunk.
+    size costs, None where no picture is shrunk. ``facts`` is how far a picture prepared by the image facts of
+    ``runtime.json`` alone is from the package's processor, None where no file states any, or none can be read.
     """
 
     name: ClassVar = "preprocessing"
@@ -34,17 +35,23 @@ class PreprocessingLeg:
     ids_identical: bool
     cases: int
     shrunk: Shrinking | None = None
+    facts: LargestError | None = None
 
     @property
     def passed(self) -> bool:
-        return self.ids_identical and self.error.passed
+        return self.ids_identical and self.error.passed and (self.facts is None or self.facts.passed)
 
     @property
     def counted(self) -> str:
         return f"{number(self.cases)} cases"
 
     def rows(self) -> Sequence[Row]:
-        rows = (within(self.name, self.error), holds("token ids identical", self.ids_identical))
+        rows: tuple[Row, ...] = (
+            within(self.name, self.error),
+            holds("token ids identical", self.ids_identical),
+        )
+        if self.facts is not None:
+            rows = (*rows, within(self.name, self.facts))
         return rows if self.shrunk is None else (*rows, *self.shrunk.rows(self.name))
 
     def figures(self) -> Mapping[str, float | None]:
@@ -55,6 +62,8 @@ class PreprocessingLeg:
         found = {**self.error.to_json(), "ids_identical": self.ids_identical, "cases": self.cases}
         if self.shrunk is not None:
             found["shrunk"] = self.shrunk.to_json()
+        if self.facts is not None:
+            found["facts"] = {**self.facts.to_json(), "passed": self.facts.passed}
         return {**found, "passed": self.passed}
 
 
@@ -63,12 +72,14 @@ def preprocessing_leg(
     packaged: Sequence[Inputs],
     levels_per_unit: float,
     shrunk: Shrinking | None = None,
+    facts: LargestError | None = None,
 ) -> PreprocessingLeg:
     """What two processors prepared of the same prompts.
 
     Args:
         levels_per_unit: how many 8-bit levels one unit of ``pixel_values`` is: 255 · image_std.
         shrunk: what the package's size costs, where it shrinks pictures.
+        facts: what ``image_facts.facts_error`` found.
     """
     pairs = list(zip(reference, packaged, strict=True))
     worst = worst_of([_difference(left, right) * levels_per_unit for left, right in pairs])
@@ -77,6 +88,7 @@ def preprocessing_leg(
         ids_identical=all(_same(left["input_ids"], right["input_ids"]) for left, right in pairs),
         cases=len(reference),
         shrunk=shrunk,
+        facts=facts,
     )
 
 

@@ -129,6 +129,21 @@ def test_a_flipped_head_is_found_at_its_head(export: Export, diagnose: Any, monk
     assert "factor of -1" in found.fault.words and "last token only" in found.fault.words
 
 
+def test_a_mean_off_by_one_level_in_runtime_json_is_found_before_the_graphs(
+    export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """A host's pictures alone would be wrong: no other leg reads the file's image facts."""
+    true = onnx_host._normalize
+
+    def normalize(processor: Any) -> Any:
+        found = true(processor)
+        return found.model_copy(update={"mean": (found.mean[0] + 1 / 255, *found.mean[1:])})
+
+    found = diagnose(with_fault(monkeypatch, export, onnx_host, "_normalize", normalize))
+    assert found.failed_legs == ("preprocessing",)
+    assert found.fault.name == "preprocessing" and "runtime.json" in found.fault.words
+
+
 def test_the_same_in_a_core_ml_package(export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch):
     true = coreml_graphs.scalar_defaults
 

@@ -160,13 +160,21 @@ def image_facts(base: BaseModel) -> host.ImageFacts:
 
 
 class _settings:
-    """An image processor's settings by name, as JSON; None where it has none of the name."""
+    """An image processor's settings by name, as JSON, as the processor around it calls it; None of a name it lacks.
+
+    That one may have settings of its own, which it passes with every picture: InternVL's cuts tiles whatever the image
+    processor's file says, and Pixtral's rounds to the square that becomes a token.
+    """
 
     def __init__(self, processor: Processor) -> None:
         self._processor = processor.image_processor
+        self._passed: dict[str, object] = dict(getattr(processor, "images_kwargs", None) or {})
+        if hasattr(processor, "image_break_token"):
+            side = processor.patch_size * processor.spatial_merge_size
+            self._passed["patch_size"] = {"height": side, "width": side}
 
     def __call__(self, name: str) -> JsonValue:
-        return _plain(getattr(self._processor, name, None))
+        return _plain(self._passed.get(name, getattr(self._processor, name, None)))
 
 
 def _named(settings: _settings, names: tuple[str, ...]) -> dict[str, JsonValue]:
