@@ -6,6 +6,7 @@ import atexit
 import functools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ if "SCALE_EXPORT_CACHE" not in os.environ:
     os.environ["SCALE_EXPORT_CACHE"] = tempfile.mkdtemp(prefix="scale-export-tests-")
     atexit.register(shutil.rmtree, os.environ["SCALE_EXPORT_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a shell's background jobs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 engine.DEFAULT_THREADS = 1  # test processes run side by side; spinning threads would only be in their way
 
 
