@@ -11,6 +11,7 @@ Processor seconds count, of all threads: a machine that is busy with other thing
 from __future__ import annotations
 
 import _thread
+import ctypes
 import os
 import signal
 import threading
@@ -113,11 +114,15 @@ def may_end(end: Callable[[str], NoReturn]) -> Iterator[None]:
 
 
 def interrupt_main_thread() -> None:
-    """Raise ``KeyboardInterrupt`` there, out of sleep and waiting too, where Python handles the signal."""
-    if not callable(signal.getsignal(signal.SIGINT)):
-        return
+    """Raise ``KeyboardInterrupt`` there, out of sleep and waiting too, where Python handles the signal.
+
+    Where the process ignores it, as a shell's background job does, it is raised between two steps of Python.
+    """
     main = threading.main_thread().ident
-    if hasattr(signal, "pthread_kill") and main is not None:
+    assert main is not None, "it has begun"
+    if not callable(signal.getsignal(signal.SIGINT)):
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(main), ctypes.py_object(KeyboardInterrupt))
+    elif hasattr(signal, "pthread_kill"):
         signal.pthread_kill(main, signal.SIGINT)
     else:
         _thread.interrupt_main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -50,6 +51,18 @@ def test_what_grows_further_is_interrupted() -> None:
             held.append(bytearray(b"x") * (10 << 20))
             turn(0.01)
     assert len(held) < 500
+
+
+def test_a_background_job_of_a_shell_is_bounded_too() -> None:
+    """It ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for _ in range(3):
+            with pytest.raises(UserError, match="processor seconds"), bounded("this", SHORT):
+                turn(60)
+            turn(0.1)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_waiting_costs_nothing() -> None:
