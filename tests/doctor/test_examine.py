@@ -115,7 +115,7 @@ def test_halved_scales_are_found_at_their_matrix(
     found = diagnose(path)
     assert (found.fault.name, found.fault.place) == ("decoder", "layers.1.down_proj")
     assert "0.5 times" in found.fault.words
-    assert "quantization" in found.failed_legs
+    assert "lowering" in found.failed_legs
 
 
 def test_a_flipped_head_is_found_at_its_head(export: Export, diagnose: Any, monkeypatch: pytest.MonkeyPatch):
