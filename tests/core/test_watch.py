@@ -31,6 +31,7 @@ def test_work_within_its_bound_is_left_alone() -> None:
     with bounded("this", SHORT):
         turn(0.05)
     turn(0.4)
+    assert not watch.is_interrupting()
 
 
 def test_what_takes_longer_is_interrupted() -> None:
@@ -68,11 +69,13 @@ def test_a_background_job_of_a_shell_is_bounded_too() -> None:
 def test_waiting_costs_nothing() -> None:
     with bounded("this", SHORT):
         time.sleep(0.5)
+    assert not watch.is_interrupting()
 
 
 def test_the_outer_bound_holds_alone() -> None:
     with bounded("outer", Bound(seconds=30, memory=1 << 30)), bounded("inner", SHORT):
         turn(0.5)
+    assert not watch.is_interrupting()
 
 
 def test_work_that_ends_as_it_is_interrupted_leaves_no_interruption_behind() -> None:
